@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all a fresh machine needs: both build the virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.installed
+
+.PHONY: install demo test check up down clean help
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(DONE)  ## make the virtual environment with the tested versions
+
+$(DONE): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Anneal needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $(DONE)
+
+demo: $(DONE)  ## the whole job on the built-in data: train, evaluate, register, deploy, ask
+	$(BIN)/python -m deployments.demo
+
+test: $(DONE)  ## the checks and every test that this machine can run
+	$(MAKE) check
+	$(BIN)/pytest
+
+check: $(DONE)  ## ruff, types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+up: $(DONE)  ## start the local stack: Prefect, worker, MLflow, predictor
+	$(BIN)/anneal up
+
+down: $(DONE)  ## stop exactly what `make up` started
+	$(BIN)/anneal down
+
+clean:  ## remove the virtual environment and caches, not .anneal/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build

@@ -1,0 +1,1 @@
+"""What runs for long: Prefect deployments, the predictor, the command line."""

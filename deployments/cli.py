@@ -1,0 +1,224 @@
+"""The `anneal` command.
+
+In:   a command line                Out: the answer on stdout, logs on stderr; with --json one JSON object
+Exit: 0 done | 1 a fault that is not the user's | 2 the user can mend it | 130 Ctrl-C
+Dies half-way: run the same command again; finished steps of a training are kept.
+Nothing heavy is imported before a command needs it, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deployments.options import Parser, add_input_options, add_spec_options, spec_from
+from infra.errors import AnnealError, UserError
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+
+EXIT_FAULT = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints: `data` with --json, `text` without."""
+
+    data: dict[str, Any]
+    text: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in arguments
+    try:
+        options = parser().parse_args(arguments)
+        # Whatever a library prints is a log; the answer alone goes to stdout.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            answer: Answer = options.run(options)
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except AnnealError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _print_error(error, as_json)
+        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT
+    except Exception as error:
+        _print_error(error, as_json)
+        raise
+    print(json.dumps(answer.data) if as_json else answer.text)
+    return 0
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    root = Parser(prog="anneal", description="Fine-tune language models on your own GPUs.", allow_abbrev=False)
+    root.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, run, about in (
+        ("train", train, "train, evaluate, register and deploy a model"),
+        ("estimate", estimate, "say what a training would take, without training"),
+        ("predict", predict, "ask a deployed model"),
+        ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
+        ("down", down, "stop what `anneal up` started"),
+        ("status", status, "show what runs"),
+    ):
+        command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+        if name in ("train", "estimate"):
+            add_spec_options(command)
+        if name == "predict":
+            add_input_options(command)
+    return root
+
+
+def train(options: argparse.Namespace) -> Answer:
+    """Run the pipeline in this process, seen by the Prefect server if there is one."""
+    spec, settings = spec_from(options), _settings()
+    _check_server(settings)
+    _set_environment(settings)
+    if settings.prefect_api:
+        os.environ["PREFECT_API_URL"] = settings.prefect_api
+    from flows.finetune import finetune
+    from flows.parameters import Parameters
+
+    version = finetune(Parameters(**dataclasses.asdict(spec)))
+    links = _links(settings)
+    if "mlflow" in links:
+        name, number = version.uri.removeprefix("models:/").rsplit("/", 1)
+        links["mlflow"] += f"/#/models/{name}/versions/{number}"
+    text = f"{version.destination} version {version.number}\n{version.id}"
+    return Answer({**version.to_json(), "links": links}, "\n".join([text, *_table(links)]))
+
+
+def estimate(options: argparse.Namespace) -> Answer:
+    """What the training would take."""
+    spec, settings = spec_from(options), _settings()
+    _set_environment(settings)
+    from flows.finetune import estimate as forecast
+
+    values = forecast(spec)
+    return Answer(values, "\n".join(_table(values)))
+
+
+def predict(options: argparse.Namespace) -> Answer:
+    """Ask the predictor; on a terminal the answer appears as it is written."""
+    from deployments import ask
+
+    settings = _settings()
+    _set_environment(settings)
+    if not settings.predictor:
+        raise UserError("no predictor is known", fix="Start one with `anneal up`, or set ANNEAL_PREDICTOR_URL.")
+    return Answer(*ask.ask(settings, options, stream=sys.stdout.isatty() and not options.json))
+
+
+def up(_: argparse.Namespace) -> Answer:
+    """Start the stack, print its links."""
+    settings = _settings()
+    _set_environment(settings)
+    from infra import stack
+
+    def deploy(settings: Settings) -> None:
+        from deployments.pipelines import deploy
+
+        deploy(settings)
+
+    print(f"Starting Prefect, MLflow and the predictor; logs in {settings.home_path / 'logs'}", file=sys.stderr)
+    running = stack.up(settings, prepare=deploy)
+    services = {name: dataclasses.asdict(service) for name, service in running.items()}
+    links = _links(settings)
+    return Answer({"services": services, "links": links}, "\n".join(_table(links)))
+
+
+def down(_: argparse.Namespace) -> Answer:
+    """Stop the stack."""
+    from infra import stack
+
+    stopped = stack.down(_settings())
+    return Answer({"stopped": stopped}, "Stopped " + ", ".join(stopped) if stopped else "Nothing was running.")
+
+
+def status(_: argparse.Namespace) -> Answer:
+    """State and address of each service."""
+    from infra import stack
+
+    settings = _settings()
+    states, links = stack.status(settings), _links(settings)
+    lines = {name: f"{state:16}{links.get(name, '')}".rstrip() for name, state in states.items()}
+    services = {name: {"state": state, "url": links.get(name, "")} for name, state in states.items()}
+    return Answer({"services": services}, "\n".join(_table(lines)))
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        with contextlib.suppress(PackageNotFoundError):
+            print(f"anneal {version('anneal')}")
+            raise SystemExit(0)
+        print("anneal, not installed (running from a checkout)")
+        raise SystemExit(0)
+
+
+def _settings() -> Settings:
+    from pydantic import ValidationError
+
+    from infra.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{first['msg']} (found {first['input']!r})", where="ANNEAL_" + str(first["loc"][0]).upper(),
+            fix="Correct this environment variable, or unset it.") from error
+
+
+def _set_environment(settings: Settings) -> None:
+    """Set the environment of Prefect, which is read at its import, and keep proxies out of the way."""
+    from infra import services
+
+    os.environ.update(services.for_runs(settings))
+
+
+def _check_server(settings: Settings) -> None:
+    """Raise UserError if the stack's Prefect server should answer and does not: Prefect tries for minutes."""
+    from infra import stack
+
+    server = stack.read(settings).get("prefect")
+    if server and server.url == settings.prefect_api and not stack.answers(server.health):
+        raise UserError(
+            "the Prefect server of the local stack does not answer", where=server.url,
+            fix="Run `anneal down` and `anneal up`.")
+
+
+def _links(settings: Settings) -> dict[str, str]:
+    """Addresses for people: user interfaces and the predictor."""
+    mlflow = settings.tracking_uri if settings.tracking_uri.startswith("http") else ""
+    links = {"prefect": settings.prefect_api.removesuffix("/api"), "mlflow": mlflow, "predictor": settings.predictor}
+    return {name: link for name, link in links.items() if link}
+
+
+def _table(values: dict[str, Any]) -> list[str]:
+    width = max(map(len, values), default=0)
+    return [f"{name:{width}}  {value}" for name, value in values.items()]
+
+
+def _print_error(error: Exception, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": str(error), "type": type(error).__name__}))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""Command-line options made from the fields of `TrainingSpec`, and errors instead of argparse's exits.
+
+In:   an argparse parser           Out: one option a field, and a spec from the parsed values
+Every value is checked in one place, `TrainingSpec`, so that the command line, the form and the API
+answer a wrong value with the same sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from infra.errors import UserError
+from infra.spec import FIELD_TYPES, TrainingSpec
+
+INPUTS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "system_prompt": (str, "fills {system_prompt} of the template"),
+    "max_new_tokens": (int, "longest answer, in tokens"),
+    "temperature": (float, "0: always the likeliest token"),
+    "top_p": (float, "keep the likeliest tokens up to this probability"),
+    "top_k": (int, "keep this many of the likeliest tokens"),
+    "stop_sequences": (str, "texts that end the answer, separated by commas"),
+    "seed": (int, "same seed, same answer"),
+    "prompt_template": (str, "text around {prompt}; empty: the version's own"),
+}
+"""What the predictor takes beside the prompt; it checks the values and has the defaults."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError for a wrong command line, so that --json can report it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(message, fix=f"`{self.prog} --help` lists the options.")
+
+
+def add_spec_options(parser: argparse.ArgumentParser) -> None:
+    """One `--train-data`-like option for every field of the spec."""
+    for field in dataclasses.fields(TrainingSpec):
+        kind, is_required = FIELD_TYPES[field.name], field.default is dataclasses.MISSING
+        about = "" if is_required or field.default == "" else f" (default: {_written(field.default)})"
+        help_text = (field.metadata["help"] + about).replace("%", "%%")
+        flag = "--" + field.name.replace("_", "-")
+        if kind is bool:
+            parser.add_argument(
+                flag, dest=field.name, action=argparse.BooleanOptionalAction, help=help_text,
+                default=argparse.SUPPRESS)
+        else:
+            parser.add_argument(
+                flag, dest=field.name, type=_converter(kind), help=help_text, required=is_required,
+                default=argparse.SUPPRESS, metavar=_metavar(kind))
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    """The model to ask, the prompt, and the predictor's inputs."""
+    parser.add_argument("target", metavar="MODEL", help="owner/name, or the 64 hex digits of a version")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to ask; read from stdin if left out or -")
+    for name, (kind, about) in INPUTS.items():
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, help=about, metavar=_metavar(kind))
+
+
+def spec_from(options: argparse.Namespace) -> TrainingSpec:
+    """The spec that the options ask for. Raises UserError, naming the field, for a wrong value."""
+    names = {field.name for field in dataclasses.fields(TrainingSpec)}
+    return TrainingSpec.of({name: value for name, value in vars(options).items() if name in names})
+
+
+def _converter(kind: Any) -> Callable[[str], Any]:
+    """Read a number if it is one; the spec names the field of a text that is not."""
+    def convert(text: str) -> Any:
+        try:
+            return kind(text) if kind in (int, float) else text
+        except ValueError:
+            return text
+    return convert
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _written(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""The predictor: an HTTP service that answers with the deployed versions."""

@@ -1,0 +1,80 @@
+"""Run the predictor: python -m deployments.predictor
+
+In:   ANNEAL_* settings (host, predictor_port, api_key, home, store)     Out: HTTP until SIGTERM
+Off the loopback address it asks for a key before it listens. Exit 2: a setting is wrong.
+SIGTERM: answers under way end first. After a kill the records on disk are served again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import sys
+
+import torch
+import uvicorn
+from pydantic import ValidationError
+
+from deployments.predictor.app import DRAIN_S, create_app
+from infra.errors import UserError, shown
+from infra.settings import Settings
+
+PROCESSES = 2
+"""The predictor leaves half of the cores to a training on the same machine."""
+
+
+def main() -> int:
+    """Listen until told to stop. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = _settings()
+        check_exposure(settings.host, settings.api_key)
+        torch.set_num_threads(settings.threads_for(PROCESSES))
+        listener = _bind(settings.host, settings.predictor_port)
+        app = create_app(settings)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S + 5)
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def check_exposure(host: str, api_key: str) -> None:
+    """Raise UserError for an address that others can reach without a key."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not api_key:
+        raise UserError(f"ANNEAL_HOST is {shown(host)} and there is no API key",
+                        allowed="a loopback address, or a key",
+                        fix="Set ANNEAL_API_KEY to a long random text, or ANNEAL_HOST to 127.0.0.1.")
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "ANNEAL_" + ".".join(map(str, first["loc"])).upper()
+        raise UserError(f"{name} is {shown(first['input'])}: {first['msg']}", fix="Correct the variable.") from error
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port before anything is loaded. Raises UserError when it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"port {port} of {host} cannot be used ({error.strerror})",
+                        fix="Stop what listens there, or set ANNEAL_PREDICTOR_PORT.") from error
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The predictor's routes.
+
+    POST   /predictions                  answer a prompt: JSON, or SSE with Accept: text/event-stream
+    GET    /models                       what is served
+    PUT    /deployments/{owner}/{name}   load a version beside the current one, try it, switch
+    DELETE /deployments/{owner}/{name}   stop serving a model
+    GET    /health/live, /health/ready   no key needed
+
+Every error is {"detail": sentence}; a refused deployment also has it under "error".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from deployments.predictor.guard import Guard
+from deployments.predictor.predictions import Prediction
+from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, sentence_of
+from deployments.predictor.served import Conflict, NotServed, Order
+from deployments.predictor.versions import Shelf
+from infra.errors import AnnealError, Transient, UserError
+from infra.settings import Settings
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+DRAIN_S = 25
+"""Time that answers under way have when the process is told to stop."""
+RETRY_AFTER_S = 5
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service. What was served before is loaded in the background once it has started."""
+    shelf = Shelf(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=shelf.restore, name="restore", daemon=True).start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(shelf.close)
+
+    app = FastAPI(title="Anneal predictor", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.shelf = shelf
+    app.include_router(router)
+    app.add_middleware(Guard, api_key=settings.api_key)
+    app.add_exception_handler(RequestValidationError, _refuse)
+    app.add_exception_handler(AnnealError, _refuse)
+    app.add_exception_handler(Exception, _apologise)
+    return app
+
+
+def _shelf(request: Request) -> Shelf:
+    shelf: Shelf = request.app.state.shelf
+    return shelf
+
+
+Shelved = Annotated[Shelf, Depends(_shelf)]
+
+
+@router.post("/predictions")
+async def predict(body: PredictionRequest, request: Request, shelf: Shelved) -> Response:
+    """Answer a prompt."""
+    prediction = await asyncio.to_thread(Prediction, shelf, body, asyncio.get_running_loop())
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return EventSourceResponse(_stream(prediction), shutdown_grace_period=DRAIN_S)
+    watcher = asyncio.create_task(_watch(request, prediction))
+    try:
+        async for _ in prediction.chunks():
+            continue
+    finally:
+        prediction.cancel()
+        watcher.cancel()
+    return JSONResponse(prediction.view())
+
+
+@router.get("/models")
+def models(shelf: Shelved) -> dict[str, Any]:
+    """Every model's current and previous version, all versions in memory, and what failed to load."""
+    served = {
+        name: {"version": one.current.version, "previous": one.previous.version if one.previous else None,
+               "deployed_at": one.deployed_at}
+        for name, one in sorted(shelf.served.items())}
+    versions = [
+        {"version": v.id, "method": v.card.method, "base": v.card.base_name, "base_digest": v.card.base_digest,
+         "context_tokens": v.card.context_tokens, "in_flight": v.in_flight} for v in shelf.versions()]
+    return {"models": served, "versions": versions, "failed": dict(shelf.failed)}
+
+
+@router.put("/deployments/{owner}/{name}")
+def deploy(owner: str, name: str, body: DeploymentRequest, shelf: Shelved) -> JSONResponse:
+    """Load a version beside the current one, try it, switch. 409 or 422: the old one answers on."""
+    model = f"{owner}/{name}"
+    try:
+        served = shelf.deploy(model, Order(**body.model_dump()))
+    except Exception as error:
+        status = 422 if isinstance(error, UserError) and not isinstance(error, Conflict) else 409
+        sentence = str(error) if isinstance(error, AnnealError) else (
+            f"The version could not be loaded ({type(error).__name__}); see the predictor's log.")
+        log.warning("not deployed model=%s version=%s", model, body.version, exc_info=error)
+        return JSONResponse({"error": sentence, "detail": sentence}, status)
+    previous = served.previous.version if served.previous else None
+    return JSONResponse({
+        "model": model, "version": served.current.version, "status": "serving", "smoke": served.smoke,
+        "previous": previous})
+
+
+@router.delete("/deployments/{owner}/{name}")
+def remove(owner: str, name: str, shelf: Shelved) -> dict[str, str]:
+    """Stop serving a model; answers under way end first."""
+    shelf.remove(f"{owner}/{name}")
+    return {"model": f"{owner}/{name}", "status": "removed"}
+
+
+@router.get("/health/live")
+def live(shelf: Shelved) -> JSONResponse:
+    """500: restart the process."""
+    return JSONResponse({"status": "live"}) if shelf.alive else JSONResponse({"status": "dead"}, 500)
+
+
+@router.get("/health/ready")
+def ready(shelf: Shelved) -> JSONResponse:
+    """503 until everything that was served before has been loaded or has failed to."""
+    if not shelf.restored or not shelf.alive:
+        return JSONResponse({"status": "starting" if shelf.alive else "dead"}, 503)
+    return JSONResponse({
+        "status": "ready", "models": {name: one.current.version for name, one in sorted(shelf.served.items())}})
+
+
+async def _stream(prediction: Prediction) -> AsyncIterator[ServerSentEvent]:
+    """start, output..., then completed or error; the last carries the whole object."""
+    try:
+        yield _event("start", prediction.view())
+        index = 0
+        async for chunk in prediction.chunks():
+            yield _event("output", {"chunk": chunk, "index": index})
+            index += 1
+        view = prediction.view()
+        yield _event("completed" if view["status"] == "succeeded" else "error", view)
+    finally:
+        prediction.cancel()
+
+
+def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(data, ensure_ascii=False), event=name)
+
+
+async def _watch(request: Request, prediction: Prediction) -> None:
+    """Cancel the row when the client goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+    prediction.cancel()
+
+
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
+    sentence = sentence_of(error) if isinstance(error, RequestValidationError) else str(error)
+    body = {"detail": sentence}
+    if request.url.path.startswith("/deployments/"):
+        body["error"] = sentence
+    if isinstance(error, Transient):
+        return JSONResponse(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
+    if isinstance(error, NotServed):
+        return JSONResponse(body, 404)
+    return JSONResponse(body, 422 if isinstance(error, (UserError, RequestValidationError)) else 500)
+
+
+async def _apologise(request: Request, error: Exception) -> JSONResponse:
+    fault = secrets.token_hex(4)
+    log.error("fault=%s path=%s", fault, request.url.path, exc_info=error)
+    return JSONResponse({"detail": f"The predictor failed; look for fault {fault} in its log."}, 500)

@@ -1,0 +1,197 @@
+"""Read a version's folder and put it into memory, beside what is there.
+
+In:   the verified folder of a version, the base model's folder for an adapter     Out: a `Loaded`
+Bases are shared: all adapters on one base (by digest and number format) live in one engine, each
+under the name of its version. A full fine-tune is an engine of its own. Only safetensors are
+read; a folder with anything that could hold code is refused. Leaves nothing on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from deployments.predictor.engine import Engine
+from infra.errors import AnnealError, UserError, shown
+from tasks.distributed.model import Precision, device_of, dtype_of, load_base, load_tokenizer
+from tasks.distributed.text import Codec
+
+ADAPTER = "adapter_model.safetensors"
+CODE_SUFFIXES = frozenset(
+    {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".py", ".pyc", ".so"})
+PRECISIONS: dict[str, Precision] = {
+    "fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "auto": "auto"}
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+"""What torch, transformers, peft and safetensors raise for weights that do not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What base.json and serve.json of a version say."""
+
+    method: Literal["lora", "full"]
+    base_name: str
+    base_digest: str
+    precision: Precision
+    prompt_template: str
+    context_tokens: int
+    stop_ids: frozenset[int]
+    smoke_prompt: str
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Loaded:
+    """A version in memory."""
+
+    id: str
+    folder: str
+    """Its name in the store."""
+    card: Card
+    engine: Engine
+    adapter: str | None
+    """PEFT's name of the adapter; None: full weights."""
+    encoder: Codec
+    """Behind `encoding`: the fast tokenizers cannot be shared between threads."""
+    decoder: Codec
+    """The engine's thread only."""
+    encoding: threading.Lock = field(default_factory=threading.Lock)
+    in_flight: int = 0
+    """Rows that have not ended; changed under the shelf's lock."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        return self.card.stop_ids or self.encoder.stop_ids
+
+
+def read_card(folder: Path, version: str) -> Card:
+    """Check a version's files by name and read what they say. Raises UserError, naming the file."""
+    where = f"version {version[:12]}"
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in CODE_SUFFIXES or path.is_symlink():
+            raise UserError(f"{shown(path.name)} is in the folder", where=where,
+                            allowed="safetensors, JSON and tokenizer files", fix="Register the version again.")
+    base, serve = _read(folder / "base.json", where), _read(folder / "serve.json", where)
+    try:
+        card = Card(
+            method=base["method"], base_name=str(base["name"]), base_digest=str(base["digest"]),
+            precision=PRECISIONS[str(base["dtype"]).removeprefix("torch.")],
+            prompt_template=str(serve["prompt_template"]), context_tokens=int(serve["context_tokens"]),
+            stop_ids=frozenset(map(int, serve["stop_ids"])), smoke_prompt=str(serve.get("smoke_prompt", "")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"base.json or serve.json lacks or mistypes {error}", where=where,
+                        fix="Register the version again.") from error
+    if card.method not in ("lora", "full") or "{prompt}" not in card.prompt_template:
+        raise UserError(
+            f"method {shown(card.method)} with template {shown(card.prompt_template)}", where=where,
+            allowed="method lora or full and a template with {prompt}", fix="Register the version again.")
+    if not (folder / ADAPTER).exists() if card.method == "lora" else not any(folder.glob("*.safetensors")):
+        raise UserError("it has no safetensors weights", where=where, fix="Register the version again.")
+    return card
+
+
+def open_engine(card: Card, folder: Path, base_path: str | None, version: str) -> Engine:
+    """Load a base with its first adapter, or full weights, and start their engine."""
+    device = device_of()
+    dtype = dtype_of(card.precision, device)
+    if card.method == "full":
+        return Engine(load_base(folder, dtype=dtype, device=device), version)
+    if not base_path or not Path(base_path).is_dir():
+        raise UserError(f"the base model's folder is {shown(base_path)}", where=f"version {version[:12]}",
+                        allowed="a folder on the predictor's machine", fix=f"Put {card.base_name} there.")
+    base = load_base(Path(base_path), dtype=dtype, device=device)
+    return Engine(_guarded(version, lambda: _first_adapter(base, folder, version, device)), card.base_digest)
+
+
+def add_adapter(engine: Engine, folder: Path, version: str) -> None:
+    """Load one more adapter into an engine, between two steps of what it is answering."""
+    engine.call(lambda: _guarded(version, lambda: _next_adapter(engine, folder, version))).result()
+
+
+def drop_adapter(engine: Engine, version: str) -> None:
+    """Unload an adapter that is not the last one, between two steps."""
+    engine.call(lambda: _delete(engine.model, version))
+
+
+def load_codecs(folder: Path) -> tuple[Codec, Codec]:
+    """Two tokenizers: one for requests, one for the engine's thread."""
+    return Codec(load_tokenizer(folder)), Codec(load_tokenizer(folder))
+
+
+def _first_adapter(base: PreTrainedModel, folder: Path, version: str, device: torch.device) -> PeftModel:
+    _check_adapter(folder, version)
+    model = PeftModel.from_pretrained(
+        base, str(folder), adapter_name=version, local_files_only=True, torch_device=str(device))
+    _check_complete(model, folder, version)
+    return model.eval()
+
+
+def _next_adapter(engine: Engine, folder: Path, version: str) -> None:
+    model = engine.model
+    assert isinstance(model, PeftModel), "an adapter goes onto a base with adapters"
+    _check_adapter(folder, version)
+    try:
+        model.load_adapter(str(folder), version, local_files_only=True, torch_device=str(model.device))
+        _check_complete(model, folder, version)
+    except Exception:
+        if version in model.peft_config:
+            _delete(model, version)
+        raise
+
+
+def _delete(model: PreTrainedModel | PeftModel, version: str) -> None:
+    assert isinstance(model, PeftModel)
+    others = [name for name in model.peft_config if name != version]
+    if version in model.active_adapters and others:
+        # Rows name their adapters, so the active one answers nobody; PEFT only needs one that exists.
+        model.set_adapter(others[0], inference_mode=True)
+    model.delete_adapter(version)
+
+
+def _check_adapter(folder: Path, version: str) -> None:
+    config = _read(folder / "adapter_config.json", f"version {version[:12]}")
+    if config.get("peft_type") != "LORA" or config.get("auto_mapping"):
+        raise UserError(f"peft_type is {shown(config.get('peft_type'))}", where=f"version {version[:12]}",
+                        allowed="LORA", fix="Train the version with peft_method lora or full.")
+
+
+def _check_complete(model: PeftModel, folder: Path, version: str) -> None:
+    """PEFT only warns about weights that are missing or fit nowhere; such a version answers nonsense."""
+    wanted = set(get_peft_model_state_dict(model, adapter_name=version, save_embedding_layers=False))
+    with safe_open(str(folder / ADAPTER), framework="pt") as file:
+        found = set(file.keys())
+    if wanted != found:
+        raise UserError(
+            f"the adapter has {len(found - wanted)} weights that fit nowhere and lacks {len(wanted - found)}",
+            where=f"version {version[:12]}", fix="Check that it was trained on this base model.")
+
+
+def _guarded(version: str, load: Any) -> Any:
+    """Whatever the libraries raise for bad weights, as one sentence."""
+    try:
+        return load()
+    except AnnealError:
+        raise
+    except LOAD_ERRORS as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"its weights cannot be loaded ({type(error).__name__}: {text[:200]})",
+                        where=f"version {version[:12]}", fix="Check that it belongs to this base model.") from error
+
+
+def _read(path: Path, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} cannot be read ({error})", where=where,
+                        fix="Register the version again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name} is not a JSON object", where=where, fix="Register the version again.")
+    return values

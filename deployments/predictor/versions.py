@@ -1,0 +1,223 @@
+"""Which version each model answers with: deploy beside, check, switch, unload later.
+
+In:   deploy orders (model, version, store folder)     Out: the version for each request
+Each model keeps its current and its previous version. A switch changes where new requests go;
+rows under way end on the version they began with. A version that no model names is unloaded
+when its last row has ended.
+On disk: <home>/predictor/<owner>--<name>.json, written atomically after the smoke test and
+before the switch. Dies half-way: after a restart the record on disk is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from deployments.predictor import loading
+from deployments.predictor.engine import Engine
+from deployments.predictor.loading import Loaded
+from deployments.predictor.served import Conflict, NotServed, Order, Served, path_of
+from deployments.predictor.smoke import smoke_answer
+from infra.errors import AnnealError, UserError, shown
+from infra.settings import Settings
+from infra.spec import check_destination
+from infra.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Shelf:
+    """All versions in memory and the pointers of the models."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._records = settings.home_path / "predictor"
+        self._deploying = threading.Lock()
+        self._lock = threading.Lock()
+        self._loaded: dict[str, Loaded] = {}
+        self._engines: dict[str, Engine] = {}
+        self.served: dict[str, Served] = {}
+        self.failed: dict[str, str] = {}
+        """Models whose record could not be restored, and why."""
+        self.restored = False
+
+    @property
+    def alive(self) -> bool:
+        """False when an engine's thread is gone: only a restart helps."""
+        return all(engine.alive for engine in list(self._engines.values()))
+
+    def model_of(self, version: str) -> str | None:
+        """A model that keeps this version."""
+        return next((served.model for served in list(self.served.values()) if version in served.ids), None)
+
+    def versions(self) -> list[Loaded]:
+        """Everything in memory."""
+        with self._lock:
+            return list(self._loaded.values())
+
+    def claim(self, version: str | None, model: str | None) -> Loaded:
+        """The version that a request is answered with; give it back with `release`. Raises NotServed."""
+        with self._lock:
+            if version is None:
+                version = self._current(model)
+            elif model is not None and not self._keeps(model, version):
+                raise NotServed(f"version {version[:12]} of {shown(model)} is not served here",
+                                fix="GET /models lists what is.")
+            if version not in self._loaded:
+                raise NotServed(f"version {shown(version)} is not served here", fix="GET /models lists what is.")
+            loaded = self._loaded[version]
+            loaded.in_flight += 1
+            return loaded
+
+    def release(self, loaded: Loaded) -> None:
+        """A row has ended."""
+        with self._lock:
+            loaded.in_flight -= 1
+        self.sweep()
+
+    def deploy(self, model: str, order: Order) -> Served:
+        """Load, check, try, then switch. On any error what was served before is served on."""
+        check_destination(model)
+        try:
+            with self._deploying:
+                now = self.served.get(model)
+                if now and (now.current.version, now.current.folder) == (order.version, order.folder):
+                    return now
+                smoke = self._prepare(order)
+                served = Served(
+                    model=model, current=order, previous=now.current if now else None, smoke=smoke,
+                    deployed_at=datetime.now(UTC).isoformat(timespec="seconds"))
+                served.write(self._records)
+                self._switch(served)
+                return served
+        finally:
+            self.sweep()
+
+    def remove(self, model: str) -> None:
+        """Stop serving a model. Raises NotServed."""
+        with self._deploying:
+            if model not in self.served and model not in self.failed:
+                raise NotServed(f"{shown(model)} is not served here", fix="GET /models lists what is.")
+            path_of(self._records, model).unlink(missing_ok=True)
+            with self._lock:
+                self.served.pop(model, None)
+                self.failed.pop(model, None)
+        self.sweep()
+
+    def restore(self) -> None:
+        """Serve what was served before the restart. One bad record does not stop the others."""
+        with self._deploying:
+            for path in sorted(self._records.glob("*.json")):
+                model = path.stem.replace("--", "/", 1)
+                try:
+                    self._restore_one(Served.read(path))
+                except AnnealError as error:
+                    log.error("not restored model=%s error=%s", model, error)
+                    self.failed[model] = str(error)
+                except Exception as error:
+                    log.exception("not restored model=%s", model)
+                    self.failed[model] = f"{type(error).__name__} while loading; see the predictor's log."
+        self.restored = True
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Unload what no model names and no row uses. Does nothing while a deploy runs: it sweeps itself."""
+        if not self._deploying.acquire(blocking=False):
+            return
+        try:
+            with self._lock:
+                named = {version for served in self.served.values() for version in served.ids}
+                gone = [v for v in self._loaded.values() if v.id not in named and not v.in_flight]
+                for loaded in gone:
+                    del self._loaded[loaded.id]
+            for loaded in gone:
+                self._unload(loaded)
+        finally:
+            self._deploying.release()
+
+    def close(self) -> None:
+        """End all engines."""
+        engines = list(self._engines.values())
+        for engine in engines:
+            engine.close()
+        for engine in engines:
+            engine.join()
+
+    def _current(self, model: str | None) -> str:
+        if model is None and len(self.served) == 1:
+            return next(iter(self.served.values())).current.version
+        if model is None:
+            raise UserError(f"neither version nor model is given and {len(self.served)} models are served",
+                            allowed="one of " + (", ".join(sorted(self.served)) or "none yet"),
+                            fix="Name the model." if self.served else "Deploy a version first.")
+        if model not in self.served:
+            raise NotServed(f"model {shown(model)} is not served here", fix="GET /models lists what is.")
+        return self.served[model].current.version
+
+    def _keeps(self, model: str, version: str) -> bool:
+        return model in self.served and version in self.served[model].ids
+
+    def _restore_one(self, served: Served) -> None:
+        previous = served.previous
+        if previous is not None:
+            try:
+                self._load(previous)
+            except AnnealError as error:
+                log.warning("previous version not restored model=%s error=%s", served.model, error)
+                previous = None
+        self._prepare(served.current)
+        self._switch(replace(served, previous=previous))
+
+    def _prepare(self, order: Order) -> str:
+        """Load a version and let it answer its smoke prompt."""
+        loaded = self._load(order)
+        with self._lock:
+            loaded.in_flight += 1
+        try:
+            return smoke_answer(loaded, order.smoke_prompt or loaded.card.smoke_prompt)
+        finally:
+            with self._lock:
+                loaded.in_flight -= 1
+
+    def _load(self, order: Order) -> Loaded:
+        there = self._loaded.get(order.version)
+        if there is not None:
+            if there.folder != order.folder:
+                raise Conflict(f"version {order.version[:12]} is served from {there.folder}, not {order.folder}",
+                               fix="A version id names one set of files for ever; register a new version.")
+            return there
+        folder = Store(self._settings).fetch(order.folder)
+        card = loading.read_card(folder, order.version)
+        if order.base_digest and order.base_digest != card.base_digest:
+            raise UserError(
+                f"it was trained on base {card.base_digest[:12]}, not on {order.base_digest[:12]}",
+                where=f"version {order.version[:12]}", fix="Name the base model that it was trained on.")
+        lora = card.method == "lora"
+        key = f"{card.base_digest} {card.precision}" if lora else order.version
+        encoder, decoder = loading.load_codecs(folder)
+        if key in self._engines:
+            loading.add_adapter(self._engines[key], folder, order.version)
+        else:
+            self._engines[key] = loading.open_engine(card, folder, order.base_path, order.version)
+        loaded = Loaded(
+            id=order.version, folder=order.folder, card=card, engine=self._engines[key],
+            adapter=order.version if lora else None, encoder=encoder, decoder=decoder)
+        with self._lock:
+            self._loaded[order.version] = loaded
+        return loaded
+
+    def _unload(self, loaded: Loaded) -> None:
+        log.info("unload version=%s", loaded.id)
+        if any(other.engine is loaded.engine for other in self._loaded.values()):
+            loading.drop_adapter(loaded.engine, loaded.id)
+            return
+        loaded.engine.close()
+        self._engines = {key: engine for key, engine in self._engines.items() if engine is not loaded.engine}
+
+    def _switch(self, served: Served) -> None:
+        with self._lock:
+            self.served[served.model] = served
+            self.failed.pop(served.model, None)
+        log.info("serving model=%s version=%s", served.model, served.current.version)

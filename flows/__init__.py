@@ -1,0 +1,1 @@
+"""The DAGs: the only place that knows the order of the steps."""

@@ -1,0 +1,73 @@
+"""Fine-tune a language model: the whole pipeline on one screen.
+
+In:   Parameters (infra/spec.py)     Out: the registered Version; the predictor answers with it
+Dies half-way: start it again with the same parameters. Finished steps return at once, training
+goes on at its last checkpoint, and one training gives one version however often it is started.
+Run alone:
+    from flows.finetune import finetune
+    finetune({"train_data": "data.jsonl", "base_model": "models/llama", "destination": "acme/summarizer"})
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.parameters import Parameters
+from infra.records import Version
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from tasks import report
+from tasks.base import base_task
+from tasks.deploy import deploy_task
+from tasks.evaluate import evaluate_task
+from tasks.forecast import forecast
+from tasks.ingest import ingest_task
+from tasks.pack import pack_task
+from tasks.register import register_task
+from tasks.train import train_task
+from tasks.validate import validate_task
+
+
+@flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
+def finetune(training: Parameters) -> Version:  # type: ignore[valid-type]
+    """Ingest, validate, pack, train, evaluate, register, deploy."""
+    settings, spec = Settings(), training.spec()  # type: ignore[attr-defined]
+    name = spec.destination
+
+    data = ingest_task(spec.train_data, subject="training data")
+    held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
+    split = validate_task(data, held_out, spec.num_validation_samples, subject=name)
+    base = base_task(spec.base_model, subject=name)
+    pack = pack_task(split, base, spec, subject=name)
+    report.show("data", report.data_report(split, pack))
+
+    expected = forecast(settings, spec, pack, base)
+    report.show("forecast", report.forecast_report(expected))
+    trained = train_task(spec, pack, base, subject=name)
+    report.show("forecast", report.forecast_report(expected, trained))
+
+    evaluation = evaluate_task(spec, trained, split, pack, base, subject=name)
+    report.show("rouge", report.rouge_report(evaluation))
+
+    version = register_task(spec, trained, evaluation, split, pack, base, subject=name)
+    deployment = deploy_task(spec, version, evaluation, base, subject=name)
+    report.show_links(settings, version, deployment)
+    return version
+
+
+def estimate(spec: TrainingSpec) -> dict[str, object]:
+    """The forecast of a training without starting it: only ingest, validate and pack are done."""
+    from infra.store import Store
+    from tasks.base import find_base
+    from tasks.ingest import ingest
+    from tasks.pack import find_pack, pack
+    from tasks.validate import validate
+
+    settings = Settings()
+    store = Store(settings)
+    data = ingest(settings, store, spec.train_data)
+    held_out = ingest(settings, store, spec.validation_data) if spec.validation_data else None
+    split = validate(store, data, held_out, spec.num_validation_samples)
+    base = find_base(settings, spec.base_model)
+    packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)
+    return forecast(settings, spec, packed, base).to_json()

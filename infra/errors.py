@@ -1,0 +1,134 @@
+"""Every error Anneal raises on purpose, and the exit codes of its child processes.
+
+    AnnealError
+    |- UserError        the user can mend it; shown as it is (CLI exit 2, HTTP 422); never retried
+    |  |- DataError        the training data
+    |  |- BaseModelError   the base model's folder or name
+    |  |- GateError        the trained version is not good enough to be deployed
+    |- Transient        may pass by itself; retried with backoff
+    |  |- Preempted        training stopped after a checkpoint
+    |- Broken           our fault or the machine's; shown as one sentence
+       |- Diverged         loss or gradient stopped being finite
+       |- OutOfMemory      does not fit even with the smallest micro-batch
+
+A message says where, what was found, what is allowed, and what to do:
+
+    data.jsonl line 4811: "completion" is a number (17); expected a string. Quote it.
+
+Standard library only: ranks import this file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 3
+EXIT_PREEMPTED = 4
+EXIT_NON_FINITE = 5
+EXIT_OUT_OF_MEMORY = 6
+
+SHOWN_CHARACTERS = 80
+
+
+class AnnealError(Exception):
+    """Root of the tree. `fix` is a full sentence; the other parts are clauses."""
+
+    def __init__(self, found: str, *, where: str = "", allowed: str = "", fix: str = "") -> None:
+        self.found, self.where, self.allowed, self.fix = found, where, allowed, fix
+        head = f"{where}: {found}" if where else found
+        body = f"{head}; expected {allowed}" if allowed else head
+        super().__init__(f"{body}. {fix}" if fix else body)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by keyword, so that Prefect can carry the error between processes."""
+        return (_rebuild, (type(self), self.found, self.where, self.allowed, self.fix))
+
+
+class UserError(AnnealError):
+    """The user can mend it."""
+
+
+class DataError(UserError):
+    """The training or validation data cannot be used."""
+
+
+class BaseModelError(UserError):
+    """The base model cannot be found, read or trained."""
+
+
+class GateError(UserError):
+    """The version was registered, but is not good enough to be deployed."""
+
+
+class Transient(AnnealError):
+    """A service, a disk or a process failed in a way that may pass."""
+
+
+class Preempted(Transient):
+    """Training was told to stop and saved a checkpoint first."""
+
+
+class Broken(AnnealError):
+    """Nothing the user did explains it."""
+
+
+class Diverged(Broken):
+    """The loss or the gradient norm was not finite; the update was not applied."""
+
+
+class OutOfMemory(Broken):
+    """The smallest micro-batch does not fit."""
+
+
+BY_EXIT_CODE: dict[int, type[AnnealError]] = {
+    EXIT_USER_ERROR: UserError,
+    EXIT_PREEMPTED: Preempted,
+    EXIT_NON_FINITE: Diverged,
+    EXIT_OUT_OF_MEMORY: OutOfMemory,
+}
+
+
+def shown(value: object) -> str:
+    """A value as it may stand in a message: quoted, escaped, shortened."""
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def from_os_error(error: OSError, where: str) -> AnnealError:
+    """What a failed read or write means to the user."""
+    found = f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            "the disk is full", where=where,
+            fix="Free some space and run the same command again; finished steps are kept.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(found, where=where, fix="Choose a folder that can be written.")
+    return Transient(found, where=where)
+
+
+def write_error(path: Path, error: AnnealError) -> None:
+    """Leave the error of a child process where its parent looks for it."""
+    parts = {"found": error.found, "where": error.where, "allowed": error.allowed, "fix": error.fix}
+    path.write_text(json.dumps({"type": type(error).__name__, **parts}), encoding="utf-8")
+
+
+def read_error(path: Path, exit_code: int) -> AnnealError | None:
+    """The error that a child process left, or None when it left none."""
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kinds = {kind.__name__: kind for kind in _subclasses(AnnealError)}
+    kind = kinds.get(parts.pop("type", ""), BY_EXIT_CODE.get(exit_code, Broken))
+    return _rebuild(kind, parts["found"], parts["where"], parts["allowed"], parts["fix"])
+
+
+def _rebuild(kind: type[AnnealError], found: str, where: str, allowed: str, fix: str) -> AnnealError:
+    return kind(found, where=where, allowed=allowed, fix=fix)
+
+
+def _subclasses(kind: type[AnnealError]) -> list[type[AnnealError]]:
+    return [kind, *(found for child in kind.__subclasses__() for found in _subclasses(child))]

@@ -1,0 +1,132 @@
+"""Atomic files and manifests: the one rule that says when a step is done.
+
+A folder is done if and only if its `manifest.json` verifies. The manifest is written last and
+lists every file with its size and sha256; whoever dies before that has written nothing.
+
+In:   a folder of finished files, a JSON record      Out: the same folder with manifest.json
+Dies half-way: no manifest (a `.tmp` file at most); the folder counts as absent.
+Standard library only: ranks import this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a manifest."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a finished folder holds. `record` is the step's result, as plain JSON."""
+
+    files: Mapping[str, FileEntry]
+    record: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (64 hex) over the names and contents of the files."""
+        return digest_of({name: entry.sha256 for name, entry in self.files.items()})
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        files = {name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in sorted(self.files.items())}
+        return json.dumps({"format": FORMAT, "record": self.record, "files": files}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read `manifest.json`. Raises ValueError for anything that is not one of ours."""
+        try:
+            raw = json.loads(text)
+            if raw["format"] != FORMAT:
+                raise ValueError(f"manifest format {raw['format']} is not {FORMAT}")
+            files = {str(name): FileEntry(f["bytes"], f["sha256"]) for name, f in raw["files"].items()}
+            if any(name.startswith("/") or ".." in name.split("/") for name in files):
+                raise ValueError("a manifest names a file outside its folder")
+            return cls(files, raw["record"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a manifest: {error!r}") from error
+
+
+def digest_of(value: object) -> str:
+    """sha256 (64 hex) of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (64 hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a whole file or none: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(folder: Path, record: Mapping[str, Any]) -> Manifest:
+    """Hash and fsync every file below `folder`, then write its manifest last."""
+    files: dict[str, FileEntry] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; a manifest lists plain files only")
+        if path.is_dir() or name == MANIFEST:
+            continue
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[name] = FileEntry(path.stat().st_size, sha256_of(path))
+    manifest = Manifest(files, record)
+    write_atomic(folder / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def verify(folder: Path) -> Manifest | None:
+    """The folder's manifest if every file is there with the right bytes, else None."""
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
+        for name, entry in manifest.files.items():
+            path = folder / name
+            if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+                return None
+    except (OSError, ValueError):
+        return None
+    return manifest

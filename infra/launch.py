@@ -1,0 +1,124 @@
+"""Run a child process group that cannot outlive us, hang unseen, or lose its output.
+
+In:   a command, a log file     Out: the exit code; the child's stdout and stderr in the log
+Dies half-way: the kernel kills the child when this process dies (PR_SET_PDEATHSIG); ranks do
+the same towards torchrun. The child is its own session, so that a terminal's Ctrl-C reaches
+only us, and we decide: SIGTERM, a grace period to save a checkpoint, then SIGKILL to the tree.
+Run alone: python -m infra.launch PARENT_PID COMMAND...   (the wrapper the child starts as)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from infra.errors import Transient
+from infra.orphan import die_with_parent
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_S = 0.25
+LOG_TAIL_BYTES = 4000
+
+
+def run_group(
+    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None,
+    on_poll: Callable[[], None] | None = None, progress: Path | None = None,
+    stall_timeout_s: float = 900, grace_s: float = 25,
+) -> int:
+    """Run `command` to its end and return its exit code (negative: killed by that signal).
+
+    Args:
+        on_poll: called about four times a second while the child runs; may raise to stop it.
+        progress: a file that grows while the child gets on; without it nothing counts as a stall.
+
+    Raises:
+        Transient: `progress` did not change for `stall_timeout_s` seconds.
+    """
+    child = spawn(command, log=log, env=env)
+    members: set[psutil.Process] = set()
+    last_change, last_size = time.monotonic(), -1
+    try:
+        while child.poll() is None:
+            members |= _descendants(child.pid)
+            if on_poll is not None:
+                on_poll()
+            size = progress.stat().st_size if progress and progress.exists() else -1
+            if size != last_size:
+                last_change, last_size = time.monotonic(), size
+            if progress is not None and time.monotonic() - last_change > stall_timeout_s:
+                raise Transient(
+                    f"no progress for {stall_timeout_s:.0f} s", where=str(command[-1]),
+                    fix="The processes were stopped; the next try resumes at the last checkpoint.")
+            _wait(child, POLL_S)
+        return child.returncode
+    finally:
+        stop_tree(child, members, grace_s)
+
+
+def spawn(
+    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, tied: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, output to `log`; `tied`: it dies with us."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    wrapper = [sys.executable, "-m", "infra.launch", str(os.getpid())] if tied else []
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*wrapper, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True, env={**os.environ, "PYTHONPATH": path, **(env or {})})
+
+
+def stop_tree(child: subprocess.Popen[bytes], members: set[psutil.Process], grace_s: float) -> None:
+    """SIGTERM the child, wait, then SIGKILL it and every process it ever had.
+
+    torchrun passes SIGTERM on to its ranks, which live in sessions of their own.
+    """
+    members |= _descendants(child.pid)
+    if child.poll() is None:
+        child.terminate()
+        _wait(child, grace_s)
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+    for process in members:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(members, timeout=5)
+
+
+def tail(log: Path, lines: int = 12) -> str:
+    """The last lines of a log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _descendants(pid: int) -> set[psutil.Process]:
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

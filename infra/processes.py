@@ -1,0 +1,122 @@
+"""Processes of the local stack: started detached, known again later, stopped with all they started.
+
+In:   a Plan                       Out: a `Service` (pid and creation time), which goes into stack.json
+A process is ours only if pid and creation time match: a reused pid is never stopped. What a dead
+service left behind is known by a mark in its environment.
+Dies half-way: a service that was started but not yet noted is found by its mark.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from infra.launch import spawn
+from infra.services import MARK, Plan
+
+STOP_ORDER = ("worker", "predictor", "mlflow", "prefect")
+TERM_GRACE_S = 5
+KILL_WAIT_S = 5
+POLL_S = 0.2
+CLOCK_S = 60  # creation times move with the system clock; no pid comes round within this time
+
+# Popen objects of services that outlive this process on purpose; kept so that Python does not complain.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A process of the stack, as it stands in stack.json."""
+
+    url: str
+    pid: int
+    started: float
+    """Creation time of the process, seconds since 1970."""
+    health: str = ""
+    """Answers 200 when the service works; empty for the worker."""
+
+
+def start(plan: Plan, log: Path) -> Service:
+    """Start a process that outlives this one; the log of its predecessor becomes <service>.log.1."""
+    with suppress(FileNotFoundError):
+        log.replace(log.with_suffix(".log.1"))
+    child = spawn(plan.command, log=log, env=plan.env, tied=False)
+    _children[child.pid] = child
+    return Service(
+        url=plan.url, pid=child.pid, started=psutil.Process(child.pid).create_time(), health=plan.health)
+
+
+def process_of(service: Service) -> psutil.Process | None:
+    """The service's process if it lives and is the one that was started."""
+    try:
+        process = psutil.Process(service.pid)
+        is_ours = abs(process.create_time() - service.started) < CLOCK_S
+        return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def stop_all(running: Mapping[str, Service], grace_s: float) -> list[str]:
+    """Stop services, the Prefect server last, so that runs can still report. Returns their names.
+
+    Args:
+        grace_s: time that trainings have to save a checkpoint and the predictor to end its answers.
+    """
+    names = [name for name in STOP_ORDER if name in running]
+    for name in names:
+        process = process_of(running[name])
+        if process and name == "worker":
+            _end_runs(process, grace_s)
+        if process:
+            _stop(process, TERM_GRACE_S + (grace_s if name == "predictor" else 0))
+        if child := _children.pop(running[name].pid, None):
+            child.poll()
+    return names
+
+
+def left_over(home: Path) -> set[psutil.Process]:
+    """Processes of the stack whose service died before them, such as the runs of a killed worker."""
+    ourselves = {psutil.Process(), *psutil.Process().parents()}
+    found = set()
+    for process in set(psutil.process_iter()) - ourselves:
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(home):
+                found.add(process)
+    return found
+
+
+def kill(processes: set[psutil.Process]) -> None:
+    """SIGKILL, and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=KILL_WAIT_S)
+
+
+def _end_runs(worker: psutil.Process, grace_s: float) -> None:
+    """SIGTERM to the worker's runs, so that they save a checkpoint and tell the server how they ended.
+
+    A worker that is told to stop kills its runs at once, and the server shows them as running for ever.
+    """
+    told: set[psutil.Process] = set()
+    deadline = time.monotonic() + grace_s + TERM_GRACE_S
+    while (runs := set(worker.children())) and time.monotonic() < deadline:
+        for run in runs - told:
+            with suppress(psutil.NoSuchProcess):
+                run.terminate()
+        told |= runs
+        time.sleep(POLL_S)
+
+
+def _stop(process: psutil.Process, grace_s: float) -> None:
+    """SIGTERM to the process, SIGKILL to what is left of its tree."""
+    tree = {process, *process.children(recursive=True)}
+    process.terminate()
+    psutil.wait_procs([process], timeout=grace_s)
+    kill(tree)

@@ -1,0 +1,187 @@
+"""What the steps hand over: small frozen records that name folders in the store.
+
+Rows, packs and weights stay in the store; a record is a few hundred bytes of JSON with a
+`folder` (a name in the store), digests and counts. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+RowKind = Literal["prompt", "text", "messages"]
+METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of all records: JSON in and out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Read back `to_json`; keys of a newer release are ignored."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Record):
+    """A base model on this machine."""
+
+    name: str
+    """What the user called it."""
+    path: str
+    """Folder on this machine in Hugging Face format."""
+    digest: str
+    """sha256 over config, tokenizer and weight files."""
+    context_tokens: int
+    """Longest sequence the model was made for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Record):
+    """An immutable JSONL file in the store: `folder`/data.jsonl."""
+
+    folder: str
+    sha256: str
+    bytes: int
+    source: str
+    """Where it came from, without credentials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Record):
+    """Clean rows in the store: `folder`/train.jsonl and `folder`/validation.jsonl."""
+
+    folder: str
+    digest: str
+    kind: RowKind
+    separator: str
+    """Put between prompt and completion: a line break when neither brings its own space."""
+    train_rows: int
+    validation_rows: int
+    duplicates: int = 0
+    leaks: int = 0
+    """Validation prompts that also stand in the training rows."""
+    longest_characters: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackCounts(Record):
+    """One packed split. All counts but `rows` and `examples` are in tokens."""
+
+    rows: int
+    examples: int
+    tokens: int
+    labelled: int
+    truncated: int
+    """Examples cut to chunk_size."""
+    lost: int
+    """Tokens cut off."""
+    split: int
+    """Examples continued in further rows."""
+    longest: int
+    fill: float
+    """tokens / (rows x chunk_size)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack(Record):
+    """Token rows in the store: `folder`/train/*.npy and `folder`/validation/*.npy."""
+
+    folder: str
+    digest: str
+    chunk_tokens: int
+    train: PackCounts
+    validation: PackCounts
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Read back `to_json`."""
+        counts = {name: PackCounts.of(values[name]) for name in ("train", "validation")}
+        return cls(**{**values, **counts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Record):
+    """Trained weights in the store: `folder`/model."""
+
+    folder: str
+    training_id: str
+    digest: str
+    method: str
+    steps: int
+    ranks: int
+    seconds: float
+    """Training time over all launches, warm-up included."""
+    tokens_per_s: float
+    """Real tokens, no padding, over all ranks."""
+    trainable: int
+    """Trained parameters."""
+    loss_first: float
+    loss_last: float
+    peak_memory_bytes: int
+    resumed_from: int = 0
+    """Step of the checkpoint that the last launch started from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Record):
+    """One row of the ROUGE table: F-measures with 95 % bootstrap intervals, 0..1."""
+
+    rouge1: tuple[float, float, float]
+    """(low, mean, high)"""
+    rouge2: tuple[float, float, float]
+    rougeL: tuple[float, float, float]
+    rougeLsum: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """How good the tuned model is, beside its base and LEAD-3."""
+
+    folder: str
+    samples: int
+    rouge: dict[str, dict[str, list[float]]]
+    """{"tuned" | "base" | "lead3": {"rougeL": [low, mean, high], ...}}; empty for text rows."""
+    loss: dict[str, float]
+    """{"tuned", "base"}: mean cross-entropy in nats at labelled held-out tokens."""
+    passed: bool
+    verdict: str
+    """One sentence: why the gate passed or failed."""
+    examples: list[dict[str, str]] = field(default_factory=list)
+    """The first few rows: prompt, reference, tuned, base."""
+    validation_answer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version(Record):
+    """A registered version of a destination."""
+
+    destination: str
+    id: str
+    """sha256 over the version's content."""
+    number: int
+    """MLflow's version number."""
+    folder: str
+    """The same files in the store."""
+    uri: str
+    """models:/name/number"""
+    training_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment(Record):
+    """What the predictor serves after the deploy step."""
+
+    version: str
+    status: Literal["serving", "skipped"]
+    url: str = ""
+    reason: str = ""
+    smoke: str = ""
+    """The answer to the smoke prompt."""

@@ -1,0 +1,131 @@
+"""What the local stack consists of: command, environment and health check of each service.
+
+In:   Settings                          Out: one `Plan` for each service, in the order of their start
+On disk (made by the services themselves, below <home>): prefect/prefect.db, prefect/storage,
+      mlflow.db, mlflow-artifacts/, logs/<service>.log
+Nothing is started here: infra/stack.py does that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infra.settings import Settings
+
+POOL = "gpu-pool"
+MARK = "ANNEAL_STACK"  # stands in the environment of every process of a stack, with the stack's home
+WORKER_QUERY_S = 3
+CLIENT_RETRIES = 8  # a run that ends inside an 83 s outage of the server is still recorded; 5 was too few
+EVERYWHERE = ("0.0.0.0", "::")
+OWN_SERVER_START_S = 120  # the default of 20 s is too short for a new database on a busy machine
+# The default keeps leases in memory, and a restart of the server then leaks GPU slots for good.
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+OFFLINE = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One service that is to run."""
+
+    name: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str = ""
+    """What people and clients open; empty for a service that listens nowhere."""
+    health: str = ""
+    """Answers 200 when the service works."""
+    ready_line: str = ""
+    """Stands in the log when the service works; for services without `health`."""
+    port: int = 0
+    port_variable: str = ""
+
+
+def servers(settings: Settings) -> list[Plan]:
+    """The servers to run here. One that the environment says runs elsewhere is left out."""
+    elsewhere = {
+        "prefect": settings.prefect_url or os.environ.get("PREFECT_API_URL", ""),
+        "mlflow": settings.mlflow_uri, "predictor": settings.predictor_url,
+    }
+    plans = [_prefect(settings), _mlflow(settings), _predictor(settings)]
+    return [plan for plan in plans if elsewhere[plan.name].rstrip("/") in ("", plan.url)]
+
+
+def worker(settings: Settings, prefect_api: str) -> Plan:
+    """The process worker, which runs the trainings that are started from the UI or by a schedule."""
+    return Plan(
+        name="worker",
+        command=(sys.executable, "-m", "prefect", "--no-prompt", "worker", "start",
+                 "--pool", POOL, "--type", "process", "--name", "anneal"),
+        env={**_common(settings), **for_runs(settings), "PREFECT_API_URL": prefect_api,
+             "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_QUERY_S),
+             "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false"},
+        ready_line="started!")
+
+
+def for_runs(settings: Settings) -> dict[str, str]:
+    """What a process that runs flows needs beside PREFECT_API_URL, before it imports prefect."""
+    return {
+        **OFFLINE, **LEASES, **_no_proxy(settings),
+        "PREFECT_HOME": str(settings.home_path / "prefect"),
+        "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", str(CLIENT_RETRIES)),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(OWN_SERVER_START_S),
+    }
+
+
+def _prefect(settings: Settings) -> Plan:
+    port = settings.prefect_port
+    url = f"http://{_reachable(settings)}:{port}/api"
+    return Plan(
+        name="prefect",
+        command=(sys.executable, "-m", "prefect", "--no-prompt", "server", "start",
+                 "--host", settings.host, "--port", str(port)),
+        env={**_common(settings),
+             "PREFECT_API_URL": url,  # else the UI in the browser asks port 4200, whatever --port says
+             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", **LEASES},
+        url=url, health=f"{url}/health", port=port, port_variable="ANNEAL_PREFECT_PORT")
+
+
+def _mlflow(settings: Settings) -> Plan:
+    home, port = settings.home_path, settings.mlflow_port
+    url = f"http://{_reachable(settings)}:{port}"
+    return Plan(
+        name="mlflow",
+        command=(sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(port),
+                 "--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
+                 "--artifacts-destination", str(home / "mlflow-artifacts")),
+        # Job execution costs 8 processes and 1.4 GB, and has been an unauthenticated way in (CVE-2026-0545).
+        env={**_common(settings), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "GIT_PYTHON_REFRESH": "quiet"},
+        url=url, health=f"{url}/health", port=port, port_variable="ANNEAL_MLFLOW_PORT")
+
+
+def _predictor(settings: Settings) -> Plan:
+    url = f"http://{_reachable(settings)}:{settings.predictor_port}"
+    return Plan(
+        name="predictor", command=(sys.executable, "-m", "deployments.predictor"),
+        env=_common(settings), url=url, health=f"{url}/health/live",
+        port=settings.predictor_port, port_variable="ANNEAL_PREDICTOR_PORT")
+
+
+def _common(settings: Settings) -> dict[str, str]:
+    """Absolute addresses, so that a service and the runs that it starts do not depend on their cwd."""
+    return {
+        **OFFLINE, **_no_proxy(settings), MARK: str(settings.home_path),
+        "ANNEAL_HOME": str(settings.home_path), "ANNEAL_STORE": settings.store_root,
+        "PREFECT_HOME": str(settings.home_path / "prefect"), "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # else `python -m` prefers a folder named flows/ or tasks/ in the user's cwd
+    }
+
+
+def _no_proxy(settings: Settings) -> dict[str, str]:
+    """A company's proxy must not be asked for services on this machine."""
+    direct = [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), "localhost", _reachable(settings)]
+    value = ",".join(filter(None, direct))
+    return {"NO_PROXY": value, "no_proxy": value}
+
+
+def _reachable(settings: Settings) -> str:
+    """The host name for clients on this machine."""
+    return "127.0.0.1" if settings.host in EVERYWHERE else settings.host

@@ -1,0 +1,88 @@
+"""Process settings, read from the environment (`ANNEAL_*`) once.
+
+Where a service runs and which secrets it needs is a setting; what a training does is a
+parameter (infra/spec.py). While `anneal up` runs, its services' addresses stand in
+`<home>/stack.json` and fill the addresses that the environment leaves empty.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.errors import UserError, shown
+
+
+class Settings(BaseSettings):
+    """All settings. The README's table is made from these descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix="ANNEAL_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path(".anneal"), description="Folder for everything Anneal keeps on this machine.")
+    store: str = Field("", description="Object store: a folder or s3://bucket/prefix; empty: <home>/store.")
+    s3_endpoint_url: str = Field(
+        "", description="S3 endpoint, for servers other than Amazon's. Keys come from the AWS_* variables.")
+    mlflow_uri: str = Field("", description="MLflow server; empty: the running stack's, else <home>/mlflow.db.")
+    predictor_url: str = Field("", description="Predictor; empty: the running stack's, else versions stay undeployed.")
+    prefect_url: str = Field("", description="Prefect API; empty: PREFECT_API_URL, else the running stack's.")
+    host: str = Field("127.0.0.1", description="Address on which `anneal up` listens.")
+    prefect_port: int = Field(4200, description="Port of the Prefect server.", ge=1, le=65535)
+    mlflow_port: int = Field(5000, description="Port of the MLflow server.", ge=1, le=65535)
+    predictor_port: int = Field(5001, description="Port of the predictor.", ge=1, le=65535)
+    api_key: str = Field("", description="Bearer key that the predictor asks for; needed off the loopback address.")
+    allow_private_hosts: bool = Field(
+        False, description="Let https:// data come from private addresses, and over http://.")
+    max_data_bytes: int = Field(20_000_000_000, description="Largest training file after unpacking, in bytes.", ge=1)
+    stall_timeout_s: float = Field(900, description="A training without a new step for this long is stopped.", gt=0)
+    stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
+    threads: int = Field(0, description="CPU threads of each process; 0: the cores shared out evenly.", ge=0)
+
+    @cached_property
+    def home_path(self) -> Path:
+        """The home folder, made if need be. Raises UserError when it cannot be."""
+        path = self.home.expanduser().absolute()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"ANNEAL_HOME is {shown(str(path))}, which cannot be made ({error.strerror})",
+                allowed="a folder that can be written", fix="Set ANNEAL_HOME to one.") from error
+        return path
+
+    @property
+    def store_root(self) -> str:
+        """Absolute folder or s3:// address of the store."""
+        if self.store.startswith("s3://"):
+            return self.store.rstrip("/")
+        return str(Path(self.store).expanduser().absolute() if self.store else self.home_path / "store")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking and registry address."""
+        return self.mlflow_uri or self._stack("mlflow") or f"sqlite:///{self.home_path / 'mlflow.db'}"
+
+    @property
+    def predictor(self) -> str:
+        """The predictor's address, or an empty string."""
+        return self.predictor_url or self._stack("predictor")
+
+    @property
+    def prefect_api(self) -> str:
+        """The Prefect API's address, or an empty string: Prefect then starts a private server."""
+        return self.prefect_url or os.environ.get("PREFECT_API_URL", "") or self._stack("prefect")
+
+    def threads_for(self, processes: int) -> int:
+        """CPU threads for each of `processes`; two threads on one busy core are far slower than one."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // max(1, processes))
+
+    def _stack(self, service: str) -> str:
+        try:
+            state = json.loads((self.home_path / "stack.json").read_text(encoding="utf-8"))
+            return str(state["services"][service]["url"])
+        except (OSError, ValueError, KeyError):
+            return ""

@@ -1,0 +1,156 @@
+"""The training spec: every knob once, with its meaning, unit and range.
+
+`TrainingSpec` is what a user asks for. The Prefect form, the command line, the README's table
+and the ranks all read the fields below; the checks run wherever a spec is made.
+Names are those of the Replicate Llama-2 trainer, with meanings that hold.
+Standard library only: ranks import this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from infra.errors import UserError, shown
+
+DESTINATION = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9]+)*")
+DESTINATION_CHARACTERS = 120
+
+
+def knob(
+    help: str, default: Any = dataclasses.MISSING, *, ge: float | None = None, le: float | None = None,
+    shapes: Literal["weights", "scores", "place"] = "weights",
+) -> Any:
+    """One field of the spec. `shapes` says what it can change: the trained weights, only how they
+    are scored and judged, or only where and how fast the work is done."""
+    metadata = {"help": help, "ge": ge, "le": le, "shapes": shapes}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """What a user asks for. Raises UserError, naming the field, for a value out of range."""
+
+    train_data: str = knob(
+        "Training data: a JSONL file of {prompt, completion}, {text} or {messages} rows. "
+        "A path, https:// or s3:// address; .gz is unpacked.")
+    base_model: str = knob("Base model: a folder in Hugging Face format (path or s3://) or a hub name owner/name.")
+    destination: str = knob("Model that gets the trained version: owner/name, lower case.", shapes="place")
+    validation_data: str = knob("Held-out data in the same format; empty: split off the training data.", "")
+    num_validation_samples: int = knob(
+        "Held-out rows: split off train_data (at most a tenth of it), or the first rows of "
+        "validation_data.", 50, ge=1)
+    num_train_epochs: int = knob("Passes over the training data.", 1, ge=1)
+    max_steps: int = knob("Stop after this many optimizer steps; 0: no limit.", 0, ge=0)
+    train_batch_size: int = knob(
+        "Rows per optimizer step, over all GPUs together. A row is an example, or a pack of "
+        "examples with pack_sequences.", 4, ge=1)
+    learning_rate: float = knob("Peak learning rate of AdamW.", 1e-4, ge=0)
+    lr_schedule: Literal["linear", "cosine", "constant"] = knob(
+        "How the learning rate falls to 0 after the warm-up.", "linear")
+    warmup_ratio: float = knob("Share of the steps in which the learning rate rises from 0.", 0.03, ge=0, le=1)
+    weight_decay: float = knob("Decoupled weight decay of AdamW.", 0.0, ge=0)
+    max_grad_norm: float = knob("Gradients are scaled down to this norm; 0: not clipped.", 1.0, ge=0)
+    peft_method: Literal["lora", "full"] = knob(
+        "lora: train small adapters beside the frozen base. full: train every weight.", "lora")
+    lora_rank: int = knob("Rank of the adapters.", 8, ge=1, le=1024)
+    lora_alpha: int = knob("Scale of the adapters; they are multiplied by alpha / rank.", 16, ge=1)
+    lora_dropout: float = knob("Dropout in front of the adapters.", 0.05, ge=0, le=1)
+    lora_targets: str = knob("Layers with adapters: all-linear, or names such as q_proj,v_proj.", "all-linear")
+    pack_sequences: bool = knob("Put several examples into one row of chunk_size tokens, isolated.", False)
+    wrap_packed_sequences: bool = knob(
+        "Split an example longer than chunk_size over several rows, losing nothing; otherwise its "
+        "prompt is cut on the left, then its completion on the right, and the report counts it.", False)
+    chunk_size: int = knob("Longest row in tokens; the base model's context is the upper limit.", 2048, ge=8)
+    train_on_prompt: bool = knob("Also compute the loss on prompts, not only on completions.", False)
+    seed: int = knob("Seed of the sample order, the dropout and the adapters.", 42, ge=0, le=2**31 - 1)
+    run_validation: bool = knob("Compute the validation loss after every epoch.", True, shapes="scores")
+    validation_batch_size: int = knob("Held-out rows per forward pass on each GPU.", 1, ge=1, shapes="place")
+    validation_prompt: str = knob(
+        "A prompt answered after training; the answer is in the evaluation.", "", shapes="scores")
+    num_evaluation_samples: int = knob("Held-out rows answered and scored with ROUGE.", 50, ge=1, shapes="scores")
+    max_new_tokens: int = knob("Longest answer in the evaluation, in tokens.", 128, ge=1, shapes="scores")
+    gate: Literal["not_worse_than_base", "off"] = knob(
+        "Deploy only a version that is not significantly worse than its base model, or always.",
+        "not_worse_than_base", shapes="scores")
+    deploy: bool = knob("Switch the predictor to the new version.", True, shapes="place")
+    gradient_accumulation_steps: int = knob(
+        "Micro-batches that a GPU's share of a batch is cut into: less memory, same numbers.", 1, ge=1,
+        shapes="place")
+    checkpoint_steps: int = knob("Optimizer steps between checkpoints.", 50, ge=1, shapes="place")
+    num_ranks: int = knob(
+        "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0, le=4096,
+        shapes="place")
+    precision: Literal["auto", "fp32", "bf16"] = knob("auto: bf16 on a GPU, fp32 on a CPU.", "auto")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, FIELD_TYPES[field.name], getattr(self, field.name))
+        check_destination(self.destination)
+
+    def numbers(self, shapes: Literal["weights", "scores"]) -> dict[str, Any]:
+        """The knobs that the weights, or only their scores, depend on. Data and base go by digest."""
+        apart = {"train_data", "validation_data", "base_model"}
+        fields = (f for f in dataclasses.fields(self) if f.metadata["shapes"] == shapes and f.name not in apart)
+        return {f.name: getattr(self, f.name) for f in fields}
+
+    def to_json(self) -> str:
+        """One line of JSON, the form in which a spec travels."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingSpec:
+        """Read back `to_json`. Raises UserError for an unknown field."""
+        return cls.of(json.loads(text))
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> TrainingSpec:
+        """A spec from a mapping. Raises UserError for unknown or missing fields."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(
+                    f"unknown parameter {shown(name)}", allowed="one of " + ", ".join(known),
+                    fix="Check the spelling.")
+        for name, field in known.items():
+            if name not in values and field.default is dataclasses.MISSING:
+                raise UserError(f"{name} is missing", fix=field.metadata["help"])
+        return cls(**values)
+
+
+FIELD_TYPES = typing.get_type_hints(TrainingSpec)
+
+
+def check_destination(destination: str) -> None:
+    """Raise UserError unless `destination` is a plain `owner/name`."""
+    if not DESTINATION.fullmatch(destination) or len(destination) > DESTINATION_CHARACTERS:
+        raise UserError(
+            f"destination is {shown(destination)}",
+            allowed=f"owner/name of lower-case letters, digits and single . _ - between them, "
+                    f"at most {DESTINATION_CHARACTERS} characters",
+            fix="Choose a name such as acme/summarizer.")
+
+
+def _check(field: dataclasses.Field[Any], kind: Any, value: Any) -> None:
+    """Raise UserError unless `value` fits the field's type and range."""
+    name, limits = field.name, field.metadata
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{name} is {shown(value)}", allowed="one of " + ", ".join(get_args(kind)))
+        return
+    fits = isinstance(value, (int, float) if kind is float else kind) and not (kind is not bool and value is True)
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{name} is {shown(value)}", allowed=f"a value of type {kind.__name__}")
+    if kind is str and field.default is dataclasses.MISSING and not value.strip():
+        raise UserError(f"{name} is empty", fix=limits["help"])
+    if kind in (int, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}", allowed="a finite number")
+    if limits["ge"] is not None and value < limits["ge"]:
+        raise UserError(f"{name} is {value}", allowed=f"at least {limits['ge']}")
+    if limits["le"] is not None and value > limits["le"]:
+        raise UserError(f"{name} is {value}", allowed=f"at most {limits['le']}")

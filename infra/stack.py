@@ -1,0 +1,216 @@
+"""The local stack: Prefect server, MLflow, predictor and process worker as detached processes.
+
+In:   Settings (host, ports, home, store)
+Out:  running services; <home>/stack.json says where, <home>/logs/<service>.log what they print
+Dies half-way: stack.json is written after every start, so `down` or the next `up` finds what runs.
+A service that is killed from outside is started again by the next `up`.
+Run alone: anneal up | anneal status | anneal down
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import http.client
+import json
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from infra import services
+from infra.errors import Broken, UserError
+from infra.files import write_atomic
+from infra.launch import tail
+from infra.processes import Service, kill, left_over, process_of, start, stop_all
+from infra.services import Plan
+from infra.settings import Settings
+
+State = Literal["running", "not answering", "stopped"]
+
+NAMES = ("prefect", "mlflow", "predictor", "worker")
+START_TIMEOUT_S = 180
+POLL_S = 0.2
+ANSWER_TIMEOUT_S = 2
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def up(
+    settings: Settings, *, prepare: Callable[[Settings], object] | None = None, only: Collection[str] = NAMES,
+) -> dict[str, Service]:
+    """Start what does not run yet, wait until all of it answers, return what runs.
+
+    Args:
+        prepare: called when the servers answer and before the worker starts (creates the pool and deployments).
+        only: names of the services to care for; the others are left as they are.
+
+    Raises:
+        UserError: a port is taken by another program.
+        Broken: a service died or did not answer. What this call started is stopped again.
+    """
+    with _locked(settings):
+        before = _alive(settings)
+        _write(settings, before)
+        try:
+            plans = [plan for plan in services.servers(settings) if plan.name in only]
+            for plan in plans:
+                _check_port(settings, plan, before)
+            for plan in plans:
+                _start(settings, plan)
+            for plan in plans:
+                _wait_until_ready(settings, plan)
+            if prepare is not None:
+                prepare(settings)
+            if "worker" in only:
+                worker = services.worker(settings, settings.prefect_api)
+                _start(settings, worker)
+                _wait_until_ready(settings, worker)
+            return read(settings)
+        except BaseException:
+            mine = {name: service for name, service in read(settings).items() if before.get(name) != service}
+            stop_all(mine, settings.stop_grace_s)
+            _write(settings, before)
+            raise
+
+
+def down(settings: Settings) -> list[str]:
+    """Stop what `up` started, and nothing else. Returns the names of the services that were stopped."""
+    with _locked(settings):
+        running = _alive(settings)
+        stopped = stop_all(running, settings.stop_grace_s)
+        if left := left_over(settings.home_path):
+            kill(left)
+            stopped.append(f"{len(left)} left-over processes")
+        _file(settings).unlink(missing_ok=True)
+        return stopped
+
+
+def status(settings: Settings) -> dict[str, State]:
+    """How each service fares."""
+    running = read(settings)
+    states: dict[str, State] = {}
+    for name in NAMES:
+        service = running.get(name)
+        if service is None or process_of(service) is None:
+            states[name] = "stopped"
+        else:
+            states[name] = "running" if not service.health or answers(service.health) else "not answering"
+    return states
+
+
+def read(settings: Settings) -> dict[str, Service]:
+    """What stack.json says; empty without one."""
+    try:
+        state = json.loads(_file(settings).read_text(encoding="utf-8"))
+        return {name: Service(**service) for name, service in state["services"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"not a state file of this release ({error})", where=str(_file(settings)),
+            fix="Stop the services by hand (`ps -ef | grep -e prefect -e mlflow`), then delete the file.") from error
+
+
+def wait_until_responds(
+    url: str, timeout_s: float, log: Path, is_alive: Callable[[], bool] = lambda: True,
+) -> None:
+    """Wait until `url` answers 200. Raises Broken with the end of `log` if it dies or takes too long."""
+    _wait_until(lambda: answers(url), timeout_s, url, log, is_alive)
+
+
+def answers(url: str) -> bool:
+    """Whether `url` answers 200 now; proxies are not asked."""
+    try:
+        with _opener.open(url, timeout=ANSWER_TIMEOUT_S) as response:
+            return bool(response.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def log_of(settings: Settings, name: str) -> Path:
+    """Where a service's output stands."""
+    return settings.home_path / "logs" / f"{name}.log"
+
+
+# --- start -------------------------------------------------------------------
+
+
+def _check_port(settings: Settings, plan: Plan, running: Mapping[str, Service]) -> None:
+    if plan.name in running:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, plan.port))
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {settings.host} port {plan.port} ({error.strerror})", where=plan.name,
+                allowed="a port that no other program uses",
+                fix=f"Stop that program (`anneal down`, if an earlier stack left it), "
+                    f"or set {plan.port_variable} to a free port.") from error
+
+
+def _start(settings: Settings, plan: Plan) -> None:
+    """Start a service unless it runs, and note it in stack.json."""
+    running = read(settings)
+    if plan.name in running:
+        return
+    log = log_of(settings, plan.name)
+    with suppress(FileNotFoundError):
+        log.replace(log.with_suffix(".log.1"))
+    _write(settings, {**running, plan.name: start(plan, log)})
+
+
+def _wait_until_ready(settings: Settings, plan: Plan) -> None:
+    service, log = read(settings)[plan.name], log_of(settings, plan.name)
+
+    def is_ready() -> bool:
+        if service.health:
+            return answers(service.health)
+        return plan.ready_line in log.read_text(encoding="utf-8", errors="replace")
+
+    _wait_until(is_ready, START_TIMEOUT_S, plan.name, log, lambda: process_of(service) is not None)
+
+
+def _wait_until(
+    is_ready: Callable[[], bool], timeout_s: float, what: str, log: Path, is_alive: Callable[[], bool],
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_ready():
+        found = "" if is_alive() else "the process ended before it answered"
+        if time.monotonic() > deadline:
+            found = f"no answer within {timeout_s:.0f} s"
+        if found:
+            raise Broken(found, where=what, fix=f"Its log ({log}) ends with:\n{tail(log)}")
+        time.sleep(POLL_S)
+
+
+# --- state -------------------------------------------------------------------
+
+
+def _alive(settings: Settings) -> dict[str, Service]:
+    return {name: service for name, service in read(settings).items() if process_of(service)}
+
+
+def _write(settings: Settings, running: Mapping[str, Service]) -> None:
+    if not running:
+        _file(settings).unlink(missing_ok=True)
+        return
+    state = {"services": {name: dataclasses.asdict(service) for name, service in running.items()}}
+    write_atomic(_file(settings), json.dumps(state, indent=1))
+
+
+def _file(settings: Settings) -> Path:
+    return settings.home_path / "stack.json"
+
+
+@contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    """One `up` or `down` at a time; the lock goes with the process."""
+    with (settings.home_path / "stack.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,201 @@
+"""The object store: finished folders under names, on a local folder or S3.
+
+In:   a draft folder and its record     Out: `<root>/<name>/...` with manifest.json
+Dies half-way: locally the folder is renamed into place as a whole; on S3 the manifest object is
+written last, and a name without a manifest is absent. Drafts of processes that died are swept by the next.
+S3 is read through `open()`, which pins the ETag: `get_file` can mix two versions of an object
+and leaves right-sized files full of NULs when killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+from infra.errors import AnnealError, Transient, UserError, from_os_error
+from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify
+from infra.settings import Settings
+
+
+class Draft:
+    """A folder under construction. Nothing is in the store until `commit`."""
+
+    def __init__(self, store: Store, path: Path) -> None:
+        self._store, self.path = store, path
+
+    def commit(self, name: str, record: Mapping[str, Any]) -> Manifest:
+        """Seal the folder and put it into the store under `name`."""
+        manifest = seal(self.path, record)
+        self._store._publish(name, self.path, manifest)
+        return manifest
+
+
+class Store:
+    """Folders by name. Raises Transient for a store that does not answer, UserError for a wrong one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.root = settings.store_root
+        self.is_local = not self.root.startswith("s3://")
+        self._scratch = Path(self.root) / ".drafts" if self.is_local else settings.home_path / "drafts"
+        self._cache = settings.home_path / "cache"
+        self._fs = filesystem(self.root, settings)
+
+    def find(self, name: str) -> Manifest | None:
+        """The manifest of a finished folder; local files are hashed again, remote ones counted."""
+        if self.is_local:
+            return verify(self._local(name))
+        with _told(self.root):
+            try:
+                manifest = Manifest.from_json(self._fs.cat_file(self._key(name, MANIFEST)))
+                found = self._fs.find(self._key(name), detail=True, refresh=True)
+            except (FileNotFoundError, ValueError):
+                return None
+        sizes = {key[len(self._key(name)) - len("s3://") + 1:]: entry["size"] for key, entry in found.items()}
+        complete = all(sizes.get(file) == entry.bytes for file, entry in manifest.files.items())
+        return manifest if complete else None
+
+    def fetch(self, name: str) -> Path:
+        """A local folder with the verified files of `name`. Raises Transient if it is not there."""
+        manifest = self.find(name)
+        if manifest is None:
+            raise Transient(f"{name} is missing or damaged", where=f"store {self.root}",
+                            fix="Run the same training again; the step that made it is repeated.")
+        if self.is_local:
+            return self._local(name)
+        folder = self._cache / manifest.digest
+        if verify(folder) is None:
+            with _scratch_folder(self._cache) as draft:
+                for file, entry in manifest.files.items():
+                    self._download(self._key(name, file), draft / file, entry.sha256)
+                seal(draft, manifest.record)
+                _move_into_place(draft, folder)
+        return folder
+
+    def names(self, prefix: str) -> list[str]:
+        """Names directly below `prefix`, sorted; finished or not."""
+        with _told(self.root):
+            try:
+                found = self._fs.ls(self._key(prefix), detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(f"{prefix}/{str(key).rstrip('/').rsplit('/', 1)[-1]}" for key in found)
+
+    def remove(self, name: str) -> None:
+        """Take a folder away, its manifest first."""
+        with _told(self.root), suppress(FileNotFoundError):
+            self._fs.rm_file(self._key(name, MANIFEST))
+            self._fs.rm(self._key(name), recursive=True)
+
+    @contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """A fresh folder to fill and `commit`; thrown away if the block fails before that."""
+        with _told(self.root), _scratch_folder(self._scratch) as path:
+            yield Draft(self, path)
+
+    def _publish(self, name: str, path: Path, manifest: Manifest) -> None:
+        if self.is_local:
+            _move_into_place(path, self._local(name))
+            return
+        for file in [*manifest.files, MANIFEST]:
+            with (path / file).open("rb") as source, self._fs.open(self._key(name, file), "wb") as target:
+                shutil.copyfileobj(source, target, READ_BYTES)
+
+    def _download(self, key: str, path: Path, sha256: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with _told(self.root), self._fs.open(key, "rb") as source, path.open("wb") as target:
+            while chunk := source.read(READ_BYTES):
+                digest.update(chunk)
+                target.write(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        if digest.hexdigest() != sha256:
+            raise Transient("the bytes do not match the manifest", where=key, fix="The download is repeated.")
+
+    def _local(self, name: str) -> Path:
+        return Path(self.root) / name
+
+    def _key(self, *parts: str) -> str:
+        return "/".join([self.root, *parts])
+
+
+def filesystem(address: str, settings: Settings) -> Any:
+    """The fsspec filesystem of a path or an s3:// address; S3 keys come from the environment."""
+    if not address.startswith("s3://"):
+        return fsspec.filesystem("file")
+    endpoint = settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "")
+    return fsspec.filesystem(
+        "s3", endpoint_url=endpoint or None, use_listings_cache=False, skip_instance_cache=True,
+        config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}})
+
+
+def open_remote(address: str, settings: Settings) -> BinaryIO:
+    """Open one s3:// object for reading. Raises UserError when it is not there or not ours to read."""
+    with _told(address):
+        try:
+            return filesystem(address, settings).open(address, "rb")  # type: ignore[no-any-return]
+        except FileNotFoundError as error:
+            raise UserError(
+                "no such object", where=address, fix="Check bucket, key and ANNEAL_S3_ENDPOINT_URL.") from error
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Turn what disks and S3 servers raise into errors a user can act on."""
+    try:
+        yield
+    except (AnnealError, FileNotFoundError):
+        raise
+    except PermissionError as error:
+        raise UserError(f"access denied ({error})", where=where,
+                        fix="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the folder's owner.") from error
+    except OSError as error:
+        raise from_os_error(error, where) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            raise Transient(f"the store does not answer ({type(error).__name__}: {error})", where=where) from error
+        raise
+
+
+@contextmanager
+def _scratch_folder(parent: Path) -> Iterator[Path]:
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    path = Path(tempfile.mkdtemp(prefix=f"draft-{os.getpid()}-", dir=parent))
+    path.chmod(0o755)  # readable for a predictor under another user, unlike mkdtemp's 0o700
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the drafts of processes that are gone."""
+    for draft in parent.glob("draft-*-*"):
+        if not Path("/proc", draft.name.split("-")[1]).exists():
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _move_into_place(path: Path, target: Path) -> None:
+    """Rename a sealed folder to its name; a damaged or older folder there steps aside."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(2):
+        try:
+            path.rename(target)
+            break
+        except OSError:
+            if not target.exists():
+                raise
+            aside = Path(tempfile.mkdtemp(prefix="old-", dir=path.parent)) / "folder"
+            with suppress(FileNotFoundError):
+                target.rename(aside)
+            shutil.rmtree(aside.parent, ignore_errors=True)
+    sync_folder(target.parent)

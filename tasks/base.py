@@ -1,0 +1,133 @@
+"""Find the base model and know it by its content.
+
+In:   a folder, an s3:// prefix, or a hub name     Out: Base: a folder on this machine, its digest
+A hub name is downloaded once into <home>/cache/hub, an s3:// prefix into <home>/cache/bases.
+Only safetensors count as weights. The digest is remembered by file sizes and times.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from infra.errors import BaseModelError, Transient, shown
+from infra.files import digest_of, seal, sha256_of, verify, write_atomic
+from infra.records import Base
+from infra.settings import Settings
+from infra.store import filesystem
+from tasks.policy import HOUR_S, step
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "vocab*")
+DEFAULT_CONTEXT_TOKENS = 2048
+PREFIX = "s3://"
+
+
+def find_base(settings: Settings, name: str) -> Base:
+    """Locate and check a base model.
+
+    Raises:
+        BaseModelError: it is neither a model folder nor a name the hub knows.
+        Transient: the hub or the store does not answer.
+    """
+    if name.startswith(PREFIX):
+        folder = _from_s3(settings, name)
+    elif Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+    elif HUB_NAME.fullmatch(name) and not name.startswith("."):
+        folder = _from_hub(settings, name)
+    else:
+        raise BaseModelError(
+            "there is no such folder", where=f"base model {shown(name)}",
+            allowed="a folder in Hugging Face format, an s3:// prefix, or a hub name owner/name",
+            fix="Check the path.")
+    config = _check(folder, name)
+    context = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
+    return Base(name=_shown_name(name), path=str(folder), digest=_digest(settings, folder), context_tokens=context)
+
+
+def _check(folder: Path, name: str) -> dict[str, Any]:
+    where = f"base model {shown(name)}"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError("config.json is missing or not JSON", where=where,
+                             allowed="a folder in Hugging Face format") from error
+    if not list(folder.glob("*.safetensors")):
+        raise BaseModelError("there are no safetensors weights", where=where,
+                             fix="Convert them: model.save_pretrained(folder, safe_serialization=True).")
+    if not list(folder.glob("tokenizer*")):
+        raise BaseModelError("there is no tokenizer", where=where, fix="Copy the tokenizer's files into the folder.")
+    if "adapter_config.json" in {p.name for p in folder.iterdir()}:
+        raise BaseModelError("it is an adapter, not a whole model", where=where, fix="Merge it into its base first.")
+    return dict(config)
+
+
+def _from_hub(settings: Settings, name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    cache = settings.home_path / "cache" / "hub"
+    where = f"base model {shown(name)}"
+    try:
+        return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(PATTERNS)))
+    except LocalEntryNotFoundError as error:
+        raise BaseModelError(
+            "there is no such folder, and the model hub cannot be reached", where=where,
+            fix="Check the path, or the network and HF_TOKEN if it is a hub name.") from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", 0)
+        if status == 429 or status >= 500:
+            raise Transient(f"the model hub answers {status}", where=where) from error
+        raise BaseModelError(
+            f"the model hub answers {status}", where=where,
+            fix="Check the name; a gated model needs its licence accepted and HF_TOKEN set.") from error
+
+
+def _from_s3(settings: Settings, address: str) -> Path:
+    """Copy an s3:// prefix, once for each content (ETags)."""
+    remote, prefix = filesystem(address, settings), address.rstrip("/")
+    found = {k: v for k, v in remote.find(prefix, detail=True).items() if any(Path(k).match(p) for p in PATTERNS)}
+    if not found:
+        raise BaseModelError("there are no model files", where=f"base model {shown(address)}",
+                             fix="Check bucket, prefix and ANNEAL_S3_ENDPOINT_URL.")
+    key = digest_of({name: [entry["size"], entry.get("ETag")] for name, entry in found.items()})
+    folder = settings.home_path / "cache" / "bases" / key[:32]
+    if verify(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        start = len(prefix.removeprefix(PREFIX)) + 1
+        for name in found:
+            target = folder / name[start:]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with remote.open(name, "rb") as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)
+        seal(folder, {"address": address})
+    return folder
+
+
+def _digest(settings: Settings, folder: Path) -> str:
+    """sha256 over the files that make the model what it is."""
+    files = sorted({p for pattern in PATTERNS for p in folder.glob(pattern) if p.is_file()})
+    files = [p for p in files if p.name != "manifest.json"]
+    stamp = digest_of([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files] + [str(folder)])
+    remembered = settings.home_path / "cache" / "digests" / stamp
+    if remembered.exists():
+        return remembered.read_text(encoding="utf-8")
+    digest = digest_of({p.name: sha256_of(p) for p in files})
+    write_atomic(remembered, digest)
+    return digest
+
+
+def _shown_name(name: str) -> str:
+    """A name that does not give away where this machine keeps its files."""
+    is_address = name.startswith(PREFIX) or (HUB_NAME.fullmatch(name) and not Path(name).exists())
+    return name if is_address else Path(name).resolve().name
+
+
+@step("base model", timeout_s=6 * HOUR_S)
+def base_task(name: str, subject: str) -> Base:
+    """Find the base model, downloading it if need be."""
+    return find_base(Settings(), name)

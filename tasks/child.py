@@ -1,0 +1,84 @@
+"""Run one child job and say in one sentence what went wrong with it.
+
+In:   a job (tasks/distributed/job.py), the module that does it, the number of ranks
+Out:  the child's result; raises what the child left in error.json, or what its death means
+The child's output goes to log.txt, never to our own stdout: a child that holds the flow's stdout
+delays the detection of the flow's death by minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from infra.errors import BY_EXIT_CODE, AnnealError, Broken, Preempted, Transient, read_error
+from infra.launch import run_group, tail
+from infra.settings import Settings
+from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, Job
+
+LOG = "log.txt"
+CONTRACT_FILES = (JOB, EVENTS, RESULT, ERROR, LOG)
+
+
+def run_child(
+    settings: Settings, job: Job, module: str, *, ranks: int | None = None, on_poll: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Run `python -m module`, or with `ranks` the same under torchrun; returns result.json.
+
+    Raises:
+        AnnealError: as the child said, or Transient with the log's end if it said nothing.
+    """
+    folder = Path(job.out)
+    command = [sys.executable, "-m", module, str(job.write())]
+    if ranks is not None:
+        # No restarts by torchrun: with gloo they hang. The task's retry launches anew.
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    (folder / LOG).unlink(missing_ok=True)
+    threads = str(settings.threads_for(ranks or 1))
+    code = run_group(
+        command, log=folder / LOG, env={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
+        on_poll=on_poll, progress=folder / EVENTS if ranks else None, stall_timeout_s=settings.stall_timeout_s,
+        grace_s=settings.stop_grace_s)
+    if code != 0:
+        raise failure(folder, code, module)
+    return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+
+
+def failure(folder: Path, code: int, module: str) -> AnnealError:
+    """What a child's end means."""
+    told = read_error(folder / ERROR, code)
+    if told is not None:
+        return told
+    log = tail(folder / LOG)
+    name = module.rsplit(".", 1)[-1]
+    if BY_EXIT_CODE.get(code) is Preempted or "exitcode  : 4" in log:
+        return Preempted("the training was told to stop and saved a checkpoint", where=name,
+                         fix="Start it again; it goes on from there.")
+    cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    kind = Transient if code < 0 or "signal" in log.lower() or "SIGKILL" in log else Broken
+    return kind(f"the child process ended with {cause}", where=name, fix=f"The end of its log:\n{log}")
+
+
+@cache
+def gpus() -> tuple[str, ...]:
+    """Names of this machine's GPUs, asked without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    names = tuple(line.strip() for line in found.splitlines() if line.strip())
+    return names if visible is None else names[: len([d for d in visible.split(",") if d.strip()])]
+
+
+def ranks_of(wanted: int) -> int:
+    """Training processes for a spec's num_ranks."""
+    return wanted or len(gpus()) or 1

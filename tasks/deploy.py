@@ -1,0 +1,89 @@
+"""Let the predictor answer with the new version; the old one answers until the new one can.
+
+In:   a registered version that passed the gate     Out: the predictor serves it, alias `champion`
+The predictor loads it beside the current version, answers a smoke prompt and switches. Aliases
+move only then: `previous` first, `champion` last. Dies half-way: the predictor serves one of the
+two versions whole, and the next try brings the aliases up.
+"""
+
+from __future__ import annotations
+
+import httpx
+
+from infra.errors import BaseModelError, Broken, GateError, Transient, UserError
+from infra.records import Base, Deployment, Evaluation, Version
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from tasks.policy import HOUR_S, step
+from tasks.registry import Registry
+
+LOAD_TIMEOUT_S = 900.0
+CONNECT_TIMEOUT_S = 10.0
+
+
+def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation: Evaluation, base: Base) -> Deployment:
+    """Switch the predictor to `version`.
+
+    Raises:
+        GateError: the evaluation failed; the version stays registered as challenger.
+        UserError, Broken: the predictor refused it; what it served before goes on.
+        Transient: the predictor does not answer.
+    """
+    if not evaluation.passed:
+        raise GateError(
+            evaluation.verdict.rstrip("."), where=f"version {version.number} of {version.destination}",
+            fix="It is registered as challenger and was not deployed. Train longer or on more data, or set gate=off.")
+    url = settings.predictor
+    if not url or not spec.deploy:
+        reason = "deploy is off" if not spec.deploy else (
+            "no predictor is running; start one with `anneal up` and run the same training again, nothing is "
+            "trained twice")
+        return Deployment(version=version.id, status="skipped", reason=reason)
+    registry = Registry(settings)
+    smoke = switch(settings, url, version, base)
+    before = registry.number_at("champion", version.destination)
+    if before is not None and before != version.number:
+        registry.point("previous", version.destination, before)
+    registry.tag(version.destination, version.number, {"smoke": "passed"})
+    registry.point("champion", version.destination, version.number)
+    return Deployment(version=version.id, status="serving", url=url, smoke=smoke)
+
+
+def switch(settings: Settings, url: str, version: Version, base: Base) -> str:
+    """Ask the predictor to load, try and switch; returns its answer to the smoke prompt."""
+    body = {"version": version.id, "folder": version.folder, "base_path": base.path, "base_digest": base.digest}
+    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    try:
+        answer = httpx.put(f"{url}/deployments/{version.destination}", json=body, headers=headers, timeout=timeout)
+    except httpx.HTTPError as error:
+        raise Transient(
+            f"the predictor does not answer ({type(error).__name__})", where=url,
+            fix="The version is registered; run the same training again once the predictor is up.") from error
+    if answer.is_success:
+        return str(answer.json()["smoke"])
+    raise _refusal(answer, version)
+
+
+def _refusal(answer: httpx.Response, version: Version) -> Exception:
+    try:
+        detail = answer.json()
+        sentence = str(detail.get("error") or detail.get("detail"))
+    except ValueError:
+        sentence = answer.text[:500]
+    where = f"deploying version {version.number} of {version.destination}"
+    kept = "The version before it goes on answering."
+    if answer.status_code in (502, 503, 504):
+        return Transient(f"the predictor is not ready: {sentence}", where=where)
+    if answer.status_code in (401, 403):
+        return UserError(f"the predictor refuses the key: {sentence}", where=where, fix="Set ANNEAL_API_KEY.")
+    kind = BaseModelError if answer.status_code == 422 else Broken
+    return kind(sentence.rstrip("."), where=where, fix=kept)
+
+
+@step("deploy", timeout_s=HOUR_S)
+def deploy_task(
+    spec: TrainingSpec, version: Version, evaluation: Evaluation, base: Base, subject: str,
+) -> Deployment:
+    """Deploy the version; returns the Deployment."""
+    return deploy(Settings(), spec, version, evaluation, base)

@@ -1,0 +1,68 @@
+"""Attention over packed segments: one name, one code path, on CPU and CUDA alike.
+
+Segments never see each other. Registered with transformers under a name of our own, which also
+makes the model skip building masks. CUDA: torch's `varlen_attn` (bf16 or fp16). CPU: one
+scaled_dot_product_attention per segment. Shapes: B=1, H heads, T tokens, D head size, S segments.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from infra.errors import BaseModelError
+
+NAME = "anneal_packed"
+
+
+def packed_attention(
+    module: torch.nn.Module, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, attention_mask: Tensor | None, *,
+    cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None, sliding_window: int | None = None,
+    softcap: float | None = None, **unused: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment; returns (1, T, H, D) and no weights.
+
+    Raises BaseModelError for models that cap their attention scores: no kernel here does that.
+    """
+    assert attention_mask is None and q_BHTD.shape[0] == 1, "packed rows are flattened and carry no mask"
+    if softcap:
+        raise BaseModelError("the base model caps its attention scores (softcap), which is not supported",
+                             fix="Choose a base of another family, such as Llama, Mistral or Qwen.")
+    window = sliding_window if sliding_window and sliding_window < max_length_q else None
+    if q_BHTD.is_cuda:
+        return _on_cuda(q_BHTD, k_BHTD, v_BHTD, scaling, cu_seq_lens_q, max_length_q, window), None
+    bounds = cu_seq_lens_q.tolist()
+    parts = [
+        _segment(q_BHTD[:, :, a:b], k_BHTD[:, :, a:b], v_BHTD[:, :, a:b], scaling, window)
+        for a, b in pairwise(bounds)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _segment(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    mask = None
+    if window:
+        distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+        mask = (distance >= 0) & (distance < window)
+    return scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _on_cuda(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, bounds: Tensor, longest: int, window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (q, k, v))
+    out_THD = varlen_attn(
+        q_THD, k_THD, v_THD, bounds, bounds, longest, longest, scale=scaling,
+        window_size=(window - 1 if window else -1, 0), enable_gqa=q.shape[1] != k.shape[1])
+    return out_THD.unsqueeze(0)  # type: ignore[no-any-return, union-attr]
+
+
+AttentionInterface.register(NAME, packed_attention)

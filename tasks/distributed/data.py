@@ -1,0 +1,113 @@
+"""Packed rows on disk, read by memory map, and the order in which training takes them.
+
+On disk, per split:   tokens.npy  int32 (tokens)      the tokens of all rows, row after row
+                      labels.npy  bool  (tokens)      True: predicted from the token before it
+                      segments.npy int64 (segments+1) where each isolated segment starts
+                      rows.npy    int64 (rows+1)      where each row starts, counted in segments
+The rows of a step are a function of (seed, step) only, so a resumed run, or one on another
+number of ranks, takes the same rows at the same step. Shapes: T tokens, S segments, N labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FILES = ("tokens", "labels", "segments", "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One flattened micro-batch: no padding, no attention mask, positions restart per segment."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    bounds_S1: Tensor
+    """int32: start of each segment, and the end of the last."""
+    longest: int
+    """Longest segment in tokens."""
+    predicts_N: Tensor
+    """Places whose next token is labelled."""
+    labels_N: Tensor
+    """Those next tokens."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.ids_T.to(device), self.positions_T.to(device), self.bounds_S1.to(device), self.longest,
+            self.predicts_N.to(device), self.labels_N.to(device))
+
+
+class PackedRows:
+    """The rows of one split."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokens, self.labels, self.segments, self.rows = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES)
+        starts = self.segments[self.rows]
+        self.tokens_in: NDArray[np.int64] = np.diff(starts)
+        """Tokens of each row."""
+        sums = np.concatenate([[0], np.cumsum(self.labels, dtype=np.int64)])
+        self.labels_in: NDArray[np.int64] = np.diff(sums[starts])
+        """Labelled tokens of each row."""
+
+    def __len__(self) -> int:
+        return len(self.rows) - 1
+
+    def batch(self, rows: NDArray[np.int64], *, labelled: bool = True) -> Batch:
+        """The given rows flattened into one. `labelled=False` keeps the shape but learns nothing."""
+        pieces = [self._spans(row) for row in rows]
+        ids = np.concatenate([self.tokens[a:b] for spans in pieces for a, b in spans])
+        marks = np.concatenate([self.labels[a:b] for spans in pieces for a, b in spans])
+        lengths = np.array([b - a for spans in pieces for a, b in spans])
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
+        targets = np.flatnonzero(marks) if labelled else np.zeros(0, dtype=np.int64)
+        return Batch(
+            torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(positions),
+            torch.from_numpy(bounds.astype(np.int32)), int(lengths.max()),
+            torch.from_numpy(targets - 1), torch.from_numpy(ids[targets].astype(np.int64)))
+
+    def _spans(self, row: int) -> list[tuple[int, int]]:
+        bounds = self.segments[self.rows[row] : self.rows[row + 1] + 1].tolist()
+        return list(pairwise(bounds))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many steps there are, and which rows each takes."""
+
+    rows: int
+    batch: int
+    epochs: int
+    max_steps: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass; the last one may take fewer rows."""
+        return math.ceil(self.rows / self.batch)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        steps = self.steps_per_epoch * self.epochs
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def rows_of(self, step: int) -> NDArray[np.int64]:
+        """Rows of the step after `step` finished ones: a fresh order every epoch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return order[place * self.batch : (place + 1) * self.batch]
+
+
+def micro_batches(rows: NDArray[np.int64], *, rank: int, world: int, count: int) -> list[NDArray[np.int64]]:
+    """A rank's share of a batch in `count` parts; parts may be empty when rows are few."""
+    return np.array_split(rows[rank::world], count)

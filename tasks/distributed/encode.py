@@ -1,0 +1,159 @@
+"""Tokenise and pack clean rows: the child process of the pack step.
+
+In:   job.json (EncodeJob): train.jsonl, validation.jsonl, the base model's tokenizer
+Out:  train/*.npy and validation/*.npy (tasks/distributed/data.py), preview.json, result.json
+Dies half-way: the folder has no manifest and is thrown away.
+Run alone: python -m tasks.distributed.encode job.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.records import PackCounts
+from tasks.distributed.job import EncodeJob, main_of
+from tasks.distributed.model import load_tokenizer
+from tasks.distributed.packer import Rows, best_fit, one_each
+from tasks.distributed.text import Codec, Segment
+
+PREVIEW_TOKENS = 400
+
+
+@dataclass
+class Encoded:
+    """The examples of one split, each a list of isolated segments; and what cutting did to them."""
+
+    ids: list[NDArray[np.int32]]
+    labels: list[NDArray[np.bool_]]
+    examples: int = 0
+    truncated: int = 0
+    lost: int = 0
+    split: int = 0
+    longest: int = 0
+
+
+def encode(job: EncodeJob) -> int:
+    """Write both splits. The longest row of either has at most `chunk_tokens` tokens."""
+    codec = Codec(load_tokenizer(Path(job.tokenizer)))
+    counts: dict[str, Any] = {}
+    for split in ("train", "validation"):
+        encoded = encode_split(codec, job, Path(job.rows) / f"{split}.jsonl")
+        lengths = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
+        rows = best_fit(lengths, job.chunk_tokens) if job.pack else one_each(len(lengths))
+        write_rows(Path(job.out) / split, encoded, rows)
+        counts[split] = dataclasses.asdict(count(encoded, rows, job.chunk_tokens))
+        if split == "train":
+            preview = show_first(codec, encoded)
+    (Path(job.out) / "preview.json").write_text(json.dumps(preview, ensure_ascii=False), encoding="utf-8")
+    job.finish(counts)
+    return 0
+
+
+def encode_split(codec: Codec, job: EncodeJob, path: Path) -> Encoded:
+    """Tokenise every row; cut or split those longer than `chunk_tokens`."""
+    encoded = Encoded([], [])
+    for row in read_rows(path):
+        segments = codec.row(job.kind, row, job.separator, train_on_prompt=job.train_on_prompt)
+        ids, labels = flatten(segments)
+        encoded.examples += 1
+        encoded.longest = max(encoded.longest, len(ids))
+        if len(ids) <= job.chunk_tokens:
+            pieces = [(ids, labels)]
+        elif job.wrap:
+            pieces = list(wrap(ids, labels, job.chunk_tokens))
+            encoded.split += 1
+        else:
+            pieces = [cut(ids, labels, job.chunk_tokens, begin=len(codec.bos))]
+            encoded.truncated += 1
+            encoded.lost += len(ids) - job.chunk_tokens
+        for piece_ids, piece_labels in pieces:
+            encoded.ids.append(piece_ids)
+            encoded.labels.append(piece_labels)
+    return encoded
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a clean JSONL file, split at line feeds only."""
+    with path.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def flatten(segments: list[Segment]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Token ids and labels of one example; its first token has nothing to be predicted from."""
+    ids = np.fromiter(chain.from_iterable(s.ids for s in segments), dtype=np.int32)
+    labels = np.repeat([s.labelled for s in segments], [len(s.ids) for s in segments])
+    labels[:1] = False
+    return ids, labels
+
+
+def cut(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, begin: int
+        ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Shorten to `size` tokens: the prompt on its left, after the begin token, then the end.
+
+    A completion cut on the right ends without the end token, so the model does not learn to stop there.
+    """
+    excess = len(ids) - size
+    first_label = int(np.argmax(labels))
+    left = min(excess, max(0, first_label - max(1, begin)))
+    keep = np.concatenate([np.arange(begin), np.arange(begin + left, len(ids))])[:size]
+    return ids[keep], labels[keep]
+
+
+def wrap(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int
+         ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    """Split into pieces of at most `size` tokens; each goes on from the last token of the one before.
+
+    That token is read again, not learned again, so every label is learned exactly once. A piece
+    without labels is left out.
+    """
+    for start in range(0, len(ids) - 1, size - 1):
+        piece = labels[start : start + size].copy()
+        piece[0] = False
+        if piece.any():
+            yield ids[start : start + size], piece
+
+
+def write_rows(folder: Path, encoded: Encoded, rows: Rows) -> None:
+    """The four arrays of tasks/distributed/data.py, in row order."""
+    folder.mkdir(parents=True)
+    ids = [encoded.ids[i] for i in rows.order]
+    labels = [encoded.labels[i] for i in rows.order]
+    bounds = np.concatenate([[0], np.cumsum([len(x) for x in ids], dtype=np.int64)]).astype(np.int64)
+    np.save(folder / "tokens.npy", np.concatenate(ids) if ids else np.zeros(0, np.int32))
+    np.save(folder / "labels.npy", np.concatenate(labels) if labels else np.zeros(0, bool))
+    np.save(folder / "segments.npy", bounds)
+    np.save(folder / "rows.npy", rows.starts)
+
+
+def count(encoded: Encoded, rows: Rows, chunk_tokens: int) -> PackCounts:
+    """What the pack report shows."""
+    tokens = sum(len(ids) for ids in encoded.ids)
+    return PackCounts(
+        rows=len(rows), examples=encoded.examples, tokens=tokens,
+        labelled=int(sum(labels.sum() for labels in encoded.labels)), truncated=encoded.truncated,
+        lost=encoded.lost, split=encoded.split, longest=encoded.longest,
+        fill=round(tokens / max(1, len(rows) * chunk_tokens), 6))
+
+
+def show_first(codec: Codec, encoded: Encoded) -> list[dict[str, Any]]:
+    """The first example as the model sees it: runs of text, read or learned."""
+    ids, labels = encoded.ids[0][:PREVIEW_TOKENS], encoded.labels[0][:PREVIEW_TOKENS]
+    edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(ids)]
+    return [
+        {"learned": bool(labels[a]), "text": codec.tokenizer.decode(ids[a:b].tolist())}
+        for a, b in pairwise(edges)
+    ]
+
+
+if __name__ == "__main__":
+    main_of(EncodeJob, encode)

@@ -1,0 +1,134 @@
+"""Answer held-out prompts with the tuned model and its base: the child process of evaluate.
+
+In:   job.json (GenerateJob): base, trained weights, held-out rows and packs
+Out:  answers-<model>-<rank>.jsonl with {"row", "text"}, loss.json; result.json last
+Greedy, in batches, the rows shared out over the ranks. Dies half-way: run it again.
+Run alone: python -m torch.distributed.run --standalone --nproc-per-node=2 -m tasks.distributed.generate job.json
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from infra.orphan import die_with_parent
+
+    die_with_parent()  # before the slow imports
+
+import contextlib
+import gc
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from infra.spec import TrainingSpec
+from tasks.distributed.data import PackedRows
+from tasks.distributed.decode import Sampling, decode
+from tasks.distributed.encode import read_rows
+from tasks.distributed.events import Events
+from tasks.distributed.job import GenerateJob, main_of
+from tasks.distributed.loss import PackedLoss
+from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned
+from tasks.distributed.parallel import Group, group
+from tasks.distributed.text import Codec
+from tasks.distributed.train import held_out_loss
+
+BATCH_ROWS = 16
+VALIDATION_PROMPT = -1
+"""Row number of the answer to the spec's validation_prompt."""
+
+Question = tuple[int, list[int]]
+"""(row number, token ids)"""
+
+
+def generate(job: GenerateJob) -> int:
+    """Answers and held-out losses of the tuned model and the base."""
+    spec = TrainingSpec.from_json(job.spec)
+    with group() as ranks:
+        codec = Codec(load_tokenizer(Path(job.base)))
+        asked = questions(codec, job, spec)
+        mine = sorted(asked, key=lambda question: len(question[1]))[ranks.rank :: ranks.world]
+        events = Events(Path(job.out), len(asked), muted=not ranks.is_first)
+        losses = {}
+        for name in ("tuned", "base"):
+            model = load(job, spec, name, ranks)
+            with adapters_off(model, name):
+                path = Path(job.out) / f"answers-{name}-{ranks.rank}.jsonl"
+                answer_all(model, codec, mine, spec.max_new_tokens, path, events)
+                losses[name] = loss_of(model, job, spec, ranks)
+            events.emit("evaluated", model=name, loss=losses[name])
+            del model
+            gc.collect()
+        ranks.barrier()
+        if ranks.is_first:
+            job.finish({"loss": losses, "cut_prompts": sum(len(ids) >= limit(job, spec) for _, ids in asked)})
+    return 0
+
+
+def limit(job: GenerateJob, spec: TrainingSpec) -> int:
+    """Longest prompt in tokens that leaves room for the answer."""
+    return max(1, job.context_tokens - spec.max_new_tokens)
+
+
+def questions(codec: Codec, job: GenerateJob, spec: TrainingSpec) -> list[Question]:
+    """Prompts of the first held-out rows, over-long ones cut on the left as in training."""
+    found: list[Question] = []
+    if job.kind != "text":
+        rows = islice(read_rows(Path(job.rows)), spec.num_evaluation_samples)
+        found = [(i, codec.question(job.kind, row, job.separator)[0]) for i, row in enumerate(rows)]
+    if spec.validation_prompt:
+        found.append((VALIDATION_PROMPT, codec.prompt(spec.validation_prompt)))
+    begin, longest = len(codec.bos), limit(job, spec)
+    return [(i, ids if len(ids) <= longest else ids[:begin] + ids[begin - longest :]) for i, ids in found]
+
+
+def load(job: GenerateJob, spec: TrainingSpec, name: str, ranks: Group) -> PreTrainedModel | PeftModel:
+    """The tuned model; an adapter's base is the same model with the adapter off."""
+    dtype = dtype_of(spec.precision, ranks.device)
+    if name == "base" and spec.peft_method == "full":
+        return load_base(Path(job.base), dtype=dtype, device=ranks.device)
+    return load_tuned(Path(job.base), Path(job.tuned), dtype=dtype, device=ranks.device)
+
+
+def adapters_off(model: PreTrainedModel | PeftModel, name: str) -> contextlib.AbstractContextManager[Any]:
+    """Within this context the model answers as `name`."""
+    if name == "base" and isinstance(model, PeftModel):
+        return model.disable_adapter()  # type: ignore[no-any-return]
+    return contextlib.nullcontext()
+
+
+def answer_all(
+    model: PreTrainedModel | PeftModel, codec: Codec, mine: list[Question], max_new_tokens: int, path: Path,
+    events: Events,
+) -> None:
+    """Greedy answers to this rank's questions, one JSON line each."""
+    greedy = Sampling(max_new_tokens=max_new_tokens)
+    with path.open("w", encoding="utf-8") as file:
+        for start in range(0, len(mine), BATCH_ROWS):
+            batch = mine[start : start + BATCH_ROWS]
+            answers: list[list[int]] = [[] for _ in batch]
+            prompts = [ids for _, ids in batch]
+            for tokens in decode(model, prompts, [greedy] * len(batch), stop_ids=codec.stop_ids):
+                for answer, token in zip(answers, tokens, strict=True):
+                    if token is not None:
+                        answer.append(token)
+            for (row, _), answer in zip(batch, answers, strict=True):
+                file.write(json.dumps({"row": row, "text": codec.decode(answer)}) + "\n")
+            events.emit("answered", rows=start + len(batch))
+
+
+def loss_of(model: PreTrainedModel | PeftModel, job: GenerateJob, spec: TrainingSpec, ranks: Group) -> float:
+    """Held-out loss by the trainer's own function."""
+    rows = PackedRows(Path(job.packs) / "validation")
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    dtype = dtype_of(spec.precision, ranks.device)
+    autocast = torch.autocast(ranks.device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    loss = PackedLoss(causal)  # type: ignore[arg-type]
+    return held_out_loss(loss, rows, ranks, spec.validation_batch_size, lambda: autocast)
+
+
+if __name__ == "__main__":
+    main_of(GenerateJob, generate)

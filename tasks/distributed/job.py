@@ -1,0 +1,102 @@
+"""The contract between the flow and its child processes: one JSON file in, files and a code out.
+
+In:   job.json     Out: events.jsonl while it runs, result.json at the end, error.json if it fails
+The flow imports this file too, so it stays free of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from infra import errors
+from infra.errors import AnnealError, UserError
+from infra.files import write_atomic
+from infra.records import RowKind
+
+JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
+J = TypeVar("J", bound="Job")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Base of all jobs. `out` is the folder that takes the files above."""
+
+    out: str
+
+    def write(self) -> Path:
+        """Leave job.json for the child, and nothing of an earlier try."""
+        folder = Path(self.out)
+        for name in (RESULT, ERROR):
+            (folder / name).unlink(missing_ok=True)
+        write_atomic(folder / JOB, json.dumps(dataclasses.asdict(self), indent=1))
+        return folder / JOB
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Leave result.json: the last thing a child does."""
+        write_atomic(Path(self.out) / RESULT, json.dumps(result, indent=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeJob(Job):
+    """Tokenise and pack (encode.py). `rows` is a folder with train.jsonl and validation.jsonl."""
+
+    rows: str
+    tokenizer: str
+    kind: RowKind
+    separator: str
+    chunk_tokens: int
+    pack: bool
+    wrap: bool
+    train_on_prompt: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(Job):
+    """Train (train.py). `spec` is a TrainingSpec as JSON; `key` ties checkpoints to this training."""
+
+    spec: str
+    base: str
+    packs: str
+    chunk_tokens: int
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateJob(Job):
+    """Answer the held-out rows (generate.py). `rows` is validation.jsonl."""
+
+    spec: str
+    base: str
+    tuned: str
+    packs: str
+    rows: str
+    kind: RowKind
+    separator: str
+    context_tokens: int
+
+
+def main_of(kind: type[J], work: Callable[[J], int]) -> None:
+    """Run a child: read the job, do the work, turn errors into error.json and an exit code."""
+    job = kind(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    try:
+        code = work(job)
+    except OSError as error:
+        code = _fail(job, errors.from_os_error(error, job.out))
+    except AnnealError as error:
+        code = _fail(job, error)
+    sys.exit(code)
+
+
+def _fail(job: Job, error: AnnealError) -> int:
+    errors.write_error(Path(job.out) / ERROR, error)
+    print(error, file=sys.stderr, flush=True)
+    for code, kind in errors.BY_EXIT_CODE.items():
+        if isinstance(error, kind):
+            return code
+    return errors.EXIT_USER_ERROR if isinstance(error, UserError) else 1

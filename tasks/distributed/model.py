@@ -1,0 +1,114 @@
+"""Load base models and put adapters on them.
+
+In:   a folder in Hugging Face format     Out: a causal language model on one device
+Only safetensors are read and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from infra.errors import BaseModelError, UserError, shown
+from infra.spec import TrainingSpec
+
+Precision = Literal["auto", "fp32", "bf16"]
+RELATIVE_BASE = "base"
+
+
+def device_of(local_rank: int = 0) -> torch.device:
+    """The accelerator of this rank, or the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """Number format of the forward pass."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def load_base(path: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The base model in evaluation mode. Raises BaseModelError for a folder that is not one."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            attn_implementation="sdpa")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise BaseModelError(
+            f"transformers cannot load it ({error})", where=f"base model {path}",
+            allowed="a causal language model with config.json and safetensors weights") from error
+    model.config.use_cache = False
+    return model.eval().to(device)  # type: ignore[no-any-return, arg-type]
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder. Raises BaseModelError if there is none or it has no end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise BaseModelError(f"no tokenizer can be loaded ({error})", where=f"base model {path}",
+                             fix="Copy the tokenizer's files into the folder.") from error
+    if tokenizer.eos_token_id is None:
+        raise BaseModelError(
+            "the tokenizer has no end-of-sequence token", where=f"base model {path}",
+            fix='Set "eos_token" in tokenizer_config.json; without it a trained model never stops.')
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
+    """Freeze the base and put LoRA beside its linear layers (arXiv 2106.09685, section 4.1).
+
+    The adapters start from `spec.seed`, in fp32, whatever the base's format.
+    """
+    targets: str | list[str] = spec.lora_targets
+    if targets != "all-linear":
+        targets = [name.strip() for name in spec.lora_targets.split(",") if name.strip()]
+    config = LoraConfig(
+        r=spec.lora_rank, lora_alpha=spec.lora_alpha, lora_dropout=spec.lora_dropout,
+        target_modules=targets, task_type="CAUSAL_LM")
+    torch.manual_seed(spec.seed)
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[return-value]
+    except ValueError as error:
+        names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise UserError(
+            f"lora_targets is {shown(spec.lora_targets)}, which names no layer of the base model",
+            allowed="all-linear, or some of " + ", ".join(names)) from error
+
+
+def load_tuned(base: Path, tuned: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | PeftModel:
+    """A trained model from its folder: an adapter on its base, or full weights."""
+    if not (tuned / "adapter_config.json").exists():
+        return load_base(tuned, dtype=dtype, device=device)
+    model = load_base(base, dtype=dtype, device=device)
+    return PeftModel.from_pretrained(model, str(tuned), local_files_only=True).eval()
+
+
+def save_model(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Write safetensors and configuration; an adapter names its base by a relative token."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)
+    config = folder / "adapter_config.json"
+    if config.exists():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        values["base_model_name_or_path"] = RELATIVE_BASE
+        config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
+    else:
+        _drop_path(folder / "config.json")
+
+
+def context_tokens(model_config: object) -> int:
+    """Longest sequence the model was made for, in tokens."""
+    return int(getattr(model_config, "max_position_embeddings", 0) or 2048)
+
+
+def _drop_path(config: Path) -> None:
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")

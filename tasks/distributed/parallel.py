@@ -1,0 +1,72 @@
+"""The process group of a training: join it, talk in it, leave it.
+
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and OMP_NUM_THREADS for each rank.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tasks.distributed.model import device_of
+
+TIMEOUT = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """This rank among the others."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on the rank that writes files."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over all ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+
+@contextmanager
+def group() -> Iterator[Group]:
+    """Join the group that torchrun set up, leave it in order."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device = device_of(int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    joined = Group(dist.get_rank(), dist.get_world_size(), device)
+    try:
+        yield joined
+        joined.barrier()  # gloo aborts at exit now and then without it
+    finally:
+        dist.destroy_process_group()
+
+
+class StopFlag:
+    """Set by SIGTERM; the ranks agree on it at the next step."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        signal.signal(signal.SIGTERM, self._set)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.is_set = True

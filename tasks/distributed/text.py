@@ -1,0 +1,150 @@
+"""Between text and token ids: the one place that training, evaluation and serving share.
+
+In:   rows of {prompt, completion}, {text} or {messages}     Out: token ids with loss labels
+A prompt is encoded by itself, exactly as the predictor will encode it; a completion is encoded
+as its continuation. Text from users can never become a special token: `</s>` in a row is five
+characters. The end token is appended by us and labelled, so that the model learns to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from infra.errors import Broken, DataError
+from infra.records import RowKind
+
+ANCHORS = ("\n", ":", "a")
+PLACEHOLDER = "\ue000{}\ue001"
+PLAIN_TURN = "{role}: {content}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Token ids that are all learned, or all only read."""
+
+    ids: list[int]
+    labelled: bool
+
+
+class Codec:
+    """A tokenizer with the rules above."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.eos: int = _only_id(tokenizer.eos_token_id)
+        start = list(tokenizer("")["input_ids"])
+        self.bos: list[int] = [i for i in start if i != self.eos][:1]
+        self._special = frozenset(tokenizer.all_special_ids)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ends = {self.eos}
+        for text in ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"):
+            index = self.tokenizer.convert_tokens_to_ids(text)
+            if isinstance(index, int) and index in self._special and index != self.tokenizer.unk_token_id:
+                ends.add(index)
+        return frozenset(ends)
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a prompt, as both training and the predictor see it: begin token, then text."""
+        return self.bos + self._plain(text)
+
+    def continuation(self, text: str) -> list[int]:
+        """Ids of text that follows other text.
+
+        SentencePiece puts a space in front of what it encodes; an anchor takes that space and is
+        cut off again. The first anchor whose ids survive in front of the text is used.
+        """
+        for anchor in ANCHORS:
+            start, whole = self._plain(anchor), self._plain(anchor + text)
+            if whole[: len(start)] == start:
+                return whole[len(start):]
+        return self._plain(text)
+
+    def row(self, kind: RowKind, row: dict[str, Any], separator: str, *, train_on_prompt: bool) -> list[Segment]:
+        """A training row as segments; the last one ends with the end token and is labelled."""
+        if kind == "text":
+            return [Segment([*self.prompt(row["text"]), self.eos], True)]
+        if kind == "prompt":
+            answer = [*self.continuation(row["completion"]), self.eos]
+            return [Segment(self.prompt(row["prompt"] + separator), train_on_prompt), Segment(answer, True)]
+        return self._turns(row["messages"], train_on_prompt=train_on_prompt)
+
+    def question(self, kind: RowKind, row: dict[str, Any], separator: str) -> tuple[list[int], str]:
+        """Ids of the prompt of a held-out row, and the reference answer."""
+        if kind == "prompt":
+            return self.prompt(row["prompt"] + separator), row["completion"]
+        segments = self._turns(row["messages"], train_on_prompt=False)
+        last = max(i for i, segment in enumerate(segments) if segment.labelled)
+        ids = [i for segment in segments[:last] for i in segment.ids]
+        answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+        return ids, answers[-1]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an answer, without special tokens."""
+        return str(self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _turns(self, messages: list[dict[str, str]], *, train_on_prompt: bool) -> list[Segment]:
+        """Segments of a conversation: what the assistant says, and its end, is labelled."""
+        pieces = self._template(messages)
+        segments = [Segment([*self.bos, *self._markup(pieces[0])], False)] if self.bos or pieces[0] else []
+        for message, after in zip(messages, pieces[1:], strict=True):
+            answer = message["role"] == "assistant"
+            ids = self.continuation(message["content"])
+            markup = self._markup(after)
+            end = next((i + 1 for i, token in enumerate(markup) if token in self._special), 0)
+            if answer and not end:
+                markup, end = [self.eos, *markup], 1
+            segments.append(Segment(ids + (markup[:end] if answer else []), answer or train_on_prompt))
+            segments.append(Segment(markup[end:] if answer else markup, False))
+        while segments and not segments[-1].labelled:
+            segments.pop()
+        if not segments:
+            raise DataError("a conversation has no assistant message", fix="Add the answer to learn.")
+        return [segment for segment in segments if segment.ids]
+
+    def _template(self, messages: list[dict[str, str]]) -> list[str]:
+        """The chat template's own text around the messages, one piece more than messages.
+
+        Contents are replaced by placeholders while the template is rendered, so that what a user
+        writes is never read as markup.
+        """
+        marked = [{**m, "content": PLACEHOLDER.format(i)} for i, m in enumerate(messages)]
+        if self.tokenizer.chat_template:
+            text = str(self.tokenizer.apply_chat_template(marked, tokenize=False))
+            begin = str(self.tokenizer.bos_token or "")
+            text = text.removeprefix(begin) if self.bos and begin else text
+        else:
+            text = "".join(PLAIN_TURN.format(**m) for m in marked)
+        pieces, rest = [], text
+        for message in marked:
+            before, found, rest = rest.partition(message["content"])
+            if not found:
+                raise DataError("the base model's chat template leaves out or repeats a message",
+                                fix="Use prompt/completion rows, or a template that shows every message once.")
+            pieces.append(before)
+        return [*pieces, rest]
+
+    def _markup(self, text: str) -> list[int]:
+        """Ids of the template's own text, special tokens included."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of user text. Raises Broken if a special token comes out all the same."""
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids = list(encoded["input_ids"])
+        unknown = self.tokenizer.unk_token_id
+        if any(i in self._special and i != unknown for i in ids):
+            raise Broken("the base model's tokenizer turns plain text into special tokens",
+                         fix="Report the tokenizer's class and this row.")
+        return ids
+
+
+def _only_id(value: Any) -> int:
+    return int(value[0] if isinstance(value, (list, tuple)) else value)

@@ -1,0 +1,149 @@
+"""How good is it? Held-out loss and ROUGE of the tuned model, beside its base and LEAD-3.
+
+In:   the trained weights, held-out rows and packs     Out: evaluations/<key>/answers.jsonl
+Greedy answers by tasks/distributed/generate.py, with the same decoding that the predictor uses.
+The gate compares with the base: a version that is significantly worse is not deployed.
+Dies half-way: nothing is in the store; run it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from infra.files import digest_of
+from infra.records import METRICS, Base, Evaluation, Pack, Scores, Split, Trained
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from infra.store import Store
+from tasks.child import ranks_of, run_child
+from tasks.distributed.job import GenerateJob
+from tasks.policy import HOUR_S, found_done, step
+from tasks.rouge import lead, score_rows, summarize
+
+FORMAT = 1
+"""Raised when the same weights would be scored differently."""
+SHOWN_ROWS = 5
+VALIDATION_PROMPT = -1
+LOSS_TOLERANCE = 0.01
+"""Share by which the held-out loss may exceed the base's before a text-only version is refused."""
+
+
+def evaluate(
+    settings: Settings, store: Store, spec: TrainingSpec, trained: Trained, split: Split, pack: Pack, base: Base,
+) -> Evaluation:
+    """Answer, score, judge."""
+    rows = store.fetch(split.folder) / "validation.jsonl"
+    with work_folder(settings) as work:
+        job = GenerateJob(
+            out=str(work), spec=spec.to_json(), base=base.path, tuned=str(store.fetch(trained.folder) / "model"),
+            packs=str(store.fetch(pack.folder)), rows=str(rows), kind=split.kind, separator=split.separator,
+            context_tokens=base.context_tokens)
+        result = run_child(settings, job, "tasks.distributed.generate", ranks=ranks_of(spec.num_ranks))
+        answers = {name: read_answers(work, name) for name in ("tuned", "base")}
+    table = list(compared(rows, split, spec, answers)) if split.kind != "text" else []
+    rouge = score(table)
+    passed, verdict = judge(rouge, result["loss"], spec.gate)
+    with store.draft() as draft:
+        with (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
+        key = _key(spec, trained, split)
+        evaluation = Evaluation(
+            folder=f"evaluations/{key[:32]}", samples=len(table), rouge=rouge, loss=result["loss"], passed=passed,
+            verdict=verdict, examples=table[:SHOWN_ROWS],
+            validation_answer=answers["tuned"].get(VALIDATION_PROMPT, ""))
+        draft.commit(evaluation.folder, evaluation.to_json())
+    return evaluation
+
+
+def find_evaluation(store: Store, spec: TrainingSpec, trained: Trained, split: Split) -> Evaluation | None:
+    """The evaluation made earlier of the same weights, if it still verifies."""
+    manifest = store.find(f"evaluations/{_key(spec, trained, split)[:32]}")
+    return Evaluation.of(dict(manifest.record)) if manifest else None
+
+
+def read_answers(work: Path, model: str) -> dict[int, str]:
+    """Answers of all ranks by row number."""
+    lines = (line for path in sorted(work.glob(f"answers-{model}-*.jsonl")) for line in path.open(encoding="utf-8"))
+    return {row["row"]: row["text"] for row in map(json.loads, lines)}
+
+
+def compared(
+    rows: Path, split: Split, spec: TrainingSpec, answers: dict[str, dict[int, str]],
+) -> Iterator[dict[str, str]]:
+    """Prompt, reference and every model's answer, row by row."""
+    with rows.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(islice(file, spec.num_evaluation_samples)):
+            row = json.loads(line)
+            if split.kind == "prompt":
+                prompt, reference = row["prompt"], row["completion"]
+            else:
+                last = max(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
+                prompt = "\n".join(f"{m['role']}: {m['content']}" for m in row["messages"][:last])
+                reference = row["messages"][last]["content"]
+            yield {
+                "prompt": prompt, "reference": reference.strip(), "tuned": answers["tuned"][number].strip(),
+                "base": answers["base"][number].strip(), "lead3": lead(prompt)}
+
+
+def score(table: list[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
+    """The ROUGE table: [low, mean, high] for each model and metric; empty without rows."""
+    if not table:
+        return {}
+    references = [row["reference"] for row in table]
+    return {
+        model: as_lists(summarize(score_rows(references, [row[model] for row in table])))
+        for model in ("tuned", "base", "lead3")
+    }
+
+
+def as_lists(scores: Scores) -> dict[str, list[float]]:
+    """Rounded for reading; six digits."""
+    return {metric: [round(value, 6) for value in getattr(scores, metric)] for metric in METRICS}
+
+
+def judge(rouge: dict[str, dict[str, list[float]]], loss: dict[str, float], gate: str) -> tuple[bool, str]:
+    """Pass or fail, with the reason in one sentence."""
+    if rouge:
+        low, mean, high = rouge["tuned"]["rougeL"]
+        base_low, base_mean, _ = rouge["base"]["rougeL"]
+        worse = high < base_low
+        reason = f"ROUGE-L {mean:.3f} ({low:.3f} to {high:.3f}) against the base's {base_mean:.3f}"
+    else:
+        worse = loss["tuned"] > loss["base"] * (1 + LOSS_TOLERANCE)
+        reason = f"held-out loss {loss['tuned']:.4f} against the base's {loss['base']:.4f}"
+    if not np.isfinite(list(loss.values())).all():
+        worse, reason = True, f"the held-out loss is {loss['tuned']}"
+    if gate == "off":
+        return True, f"Not gated: {reason}."
+    return not worse, f"{'Significantly worse than the base' if worse else 'Passed'}: {reason}."
+
+
+@contextmanager
+def work_folder(settings: Settings) -> Iterator[Path]:
+    """A folder of this machine that is gone afterwards."""
+    parent = settings.home_path / "work"
+    parent.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=parent) as name:
+        yield Path(name)
+
+
+def _key(spec: TrainingSpec, trained: Trained, split: Split) -> str:
+    return digest_of([FORMAT, spec.numbers("scores"), trained.digest, split.digest])
+
+
+@step("evaluate", timeout_s=24 * HOUR_S, gpu=True)
+def evaluate_task(
+    spec: TrainingSpec, trained: Trained, split: Split, pack: Pack, base: Base, subject: str,
+) -> Evaluation:
+    """Score the trained model; returns the Evaluation."""
+    settings = Settings()
+    store = Store(settings)
+    found = find_evaluation(store, spec, trained, split)
+    return found_done(found) if found else evaluate(settings, store, spec, trained, split, pack, base)

@@ -1,0 +1,123 @@
+"""What a training will take, before it starts: steps, memory by parts, time, price.
+
+In:   spec, pack, base (its config and weight sizes only), the table of devices
+The arithmetic is stated with each part; it is an estimate, and the report shows what was real.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.errors import UserError
+from infra.records import Base, Pack, Record
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from tasks.child import gpus, ranks_of
+
+TABLE = Path(__file__).resolve().parent.parent / "infra" / "hardware.toml"
+GIB = 1 << 30
+ADAM_BYTES = 8
+"""Two fp32 moments per trained parameter."""
+ACTIVATIONS_PER_LAYER = 34
+"""Bytes x tokens x hidden size that a bf16 transformer layer keeps (arXiv 2205.05198, section 4.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One row of the table."""
+
+    name: str
+    tflops: float
+    memory_gib: float
+    usd_per_hour: float
+    utilization: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast(Record):
+    """Memory in GiB per GPU, time in seconds, price in US dollars."""
+
+    device: str
+    ranks: int
+    steps: int
+    tokens: int
+    parameters: int
+    trainable: int
+    memory_gib: dict[str, float]
+    fits: bool
+    seconds: float
+    usd: float
+
+
+def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> Forecast:
+    """Estimate from the base model's configuration alone; loads no weights."""
+    config = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
+    ranks = ranks_of(spec.num_ranks)
+    device = device_of(settings)
+    per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
+    steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
+    tokens = round(pack.train.tokens * steps / max(1, per_epoch))
+    parameters, trainable = count_parameters(config, spec)
+    memory = memory_parts(config, spec, pack, ranks, parameters, trainable, on_gpu=device.name != "CPU")
+    # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights.
+    flops = (6 if spec.peft_method == "full" else 4) * parameters * tokens
+    seconds = flops / (device.tflops * 1e12 * device.utilization * (ranks if device.name != "CPU" else 1))
+    return Forecast(
+        device=device.name, ranks=ranks, steps=int(steps), tokens=tokens, parameters=parameters, trainable=trainable,
+        memory_gib={name: round(size / GIB, 3) for name, size in memory.items()},
+        fits=sum(memory.values()) / GIB <= device.memory_gib, seconds=round(seconds, 1),
+        usd=round(seconds / 3600 * device.usd_per_hour * ranks, 4))
+
+
+def device_of(settings: Settings) -> Device:
+    """This machine's device in the table, <home>/hardware.toml first. Raises UserError for a bad table."""
+    own = settings.home_path / "hardware.toml"
+    path = own if own.exists() else TABLE
+    try:
+        table = {name: Device(name, **row) for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items()}
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UserError(f"the table cannot be read ({error})", where=str(path),
+                        allowed="tflops, memory_gib, usd_per_hour and utilization for each device") from error
+    here = gpus()[0] if gpus() else "CPU"
+    known = next((device for name, device in table.items() if name.lower() in here.lower()), None)
+    if known is None:
+        raise UserError(f"{here} is not in the table", where=str(path), fix=f"Copy it to {own} and add a row.")
+    return known
+
+
+def count_parameters(config: dict[str, int], spec: TrainingSpec) -> tuple[int, int]:
+    """(all, trained) parameters of a Llama-like decoder from its configuration."""
+    hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
+    inner, heads = config["intermediate_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
+    shapes = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden),
+              (hidden, inner), (hidden, inner), (inner, hidden)]
+    layer = sum(a * b for a, b in shapes) + 2 * hidden
+    total = layers * layer + vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2) + hidden
+    if spec.peft_method == "full":
+        return total, total
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    wanted = names if spec.lora_targets == "all-linear" else [n.strip() for n in spec.lora_targets.split(",")]
+    trained = sum(spec.lora_rank * (a + b) for name, (a, b) in zip(names, shapes, strict=True) if name in wanted)
+    return total, layers * trained
+
+
+def memory_parts(
+    config: dict[str, int], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int, *,
+    on_gpu: bool,
+) -> dict[str, float]:
+    """Bytes per rank: weights, gradients, optimizer, activations, logits."""
+    half = spec.precision == "bf16" or (spec.precision == "auto" and on_gpu)
+    width = 2 if half and spec.peft_method == "lora" else 4
+    share = math.ceil(spec.train_batch_size / ranks / spec.gradient_accumulation_steps)
+    tokens = share * (pack.chunk_tokens if spec.pack_sequences else pack.train.longest)
+    labelled = tokens * pack.train.labelled / max(1, pack.train.tokens)
+    activations = tokens * config["hidden_size"] * config["num_hidden_layers"] * ACTIVATIONS_PER_LAYER
+    return {
+        "weights": parameters * width, "gradients": trainable * 4, "optimizer": trainable * ADAM_BYTES,
+        "activations": activations * (1 if half else 2), "logits": labelled * config["vocab_size"] * 4 * 2}

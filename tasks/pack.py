@@ -1,0 +1,58 @@
+"""Tokenise and pack the clean rows.
+
+In:   splits/<key>, the base model's tokenizer     Out: packs/<key>/{train,validation}/*.npy
+The work is done by a child process (tasks/distributed/encode.py): tokenizers pull in torch, and
+the flow's process stays free of it. Dies half-way: nothing is in the store.
+"""
+
+from __future__ import annotations
+
+from infra.files import digest_of
+from infra.records import Base, Pack, Split
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from infra.store import Store
+from tasks.child import CONTRACT_FILES, run_child
+from tasks.distributed.job import EncodeJob
+from tasks.policy import HOUR_S, found_done, step
+
+FORMAT = 1
+"""Raised when the same rows would be packed differently."""
+
+
+def pack(settings: Settings, store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pack:
+    """Pack both splits. Rows have at most min(chunk_size, the base's context) tokens."""
+    chunk = min(spec.chunk_size, base.context_tokens)
+    rows = store.fetch(split.folder)
+    with store.draft() as draft:
+        job = EncodeJob(
+            out=str(draft.path), rows=str(rows), tokenizer=base.path, kind=split.kind, separator=split.separator,
+            chunk_tokens=chunk, pack=spec.pack_sequences, wrap=spec.wrap_packed_sequences,
+            train_on_prompt=spec.train_on_prompt)
+        counts = run_child(settings, job, "tasks.distributed.encode")
+        for name in CONTRACT_FILES:
+            (draft.path / name).unlink(missing_ok=True)
+        key = _key(split, base, spec)
+        packed = Pack.of({"folder": f"packs/{key[:32]}", "digest": key, "chunk_tokens": chunk, **counts})
+        draft.commit(packed.folder, packed.to_json())
+    return packed
+
+
+def find_pack(store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pack | None:
+    """The pack made earlier from the same rows, if it still verifies."""
+    manifest = store.find(f"packs/{_key(split, base, spec)[:32]}")
+    return Pack.of(dict(manifest.record)) if manifest else None
+
+
+def _key(split: Split, base: Base, spec: TrainingSpec) -> str:
+    knobs = [spec.chunk_size, spec.pack_sequences, spec.wrap_packed_sequences, spec.train_on_prompt]
+    return digest_of([FORMAT, split.digest, base.digest, *knobs])
+
+
+@step("pack", timeout_s=6 * HOUR_S)
+def pack_task(split: Split, base: Base, spec: TrainingSpec, subject: str) -> Pack:
+    """Tokenise and pack; returns the Pack."""
+    settings = Settings()
+    store = Store(settings)
+    found = find_pack(store, split, base, spec)
+    return found_done(found) if found else pack(settings, store, split, base, spec)

@@ -1,0 +1,66 @@
+"""What all seven tasks have in common: when Prefect retries them, how they are named and tagged.
+
+A step is done when its manifest verifies (infra/files.py); Prefect's own result cache is not
+used. Only errors that may pass are retried; the user's errors and ours fail at once.
+Tasks are called directly in the flow, never submitted: only then do signals and time limits
+reach them in the main thread, and training saves a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+
+from infra.errors import Transient
+from infra.records import Record
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Done = TypeVar("Done", bound=Record)
+
+RETRIES = 3
+BACKOFF_S = 2
+HOUR_S = 3600.0
+
+
+def step(name: str, *, timeout_s: float, gpu: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a step's function with the common policy. Its `subject` argument names the run."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        prefect_task = task(
+            name=name, task_run_name=f"{name} {{subject}}", retries=RETRIES,
+            retry_delay_seconds=exponential_backoff(BACKOFF_S), retry_jitter_factor=0.3,
+            retry_condition_fn=may_pass, timeout_seconds=timeout_s, cache_policy=NO_CACHE,
+            tags=["anneal", "gpu" if gpu else "cpu"], persist_result=False)(function)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            value = prefect_task(*args, **kwargs)
+            return value.result() if isinstance(value, State) else value  # type: ignore[no-any-return, return-value]
+
+        return call
+
+    return decorate
+
+
+def may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Retry what may pass by itself, and nothing else."""
+    error = state.data if isinstance(state.data, BaseException) else None
+    if error is None:
+        try:
+            state.result()
+        except BaseException as raised:  # noqa: BLE001  (the state's own error, looked at and dropped)
+            error = raised
+    return isinstance(error, Transient)
+
+
+def found_done(record: Done) -> Done:
+    """The state of a step that was done before: shown as Cached, unwrapped by `step`."""
+    return cast(Done, Completed(name="Cached", message="done before; its manifest verifies", data=record))

@@ -1,0 +1,99 @@
+"""Show a running training in the Prefect UI: percent, loss curve, log lines.
+
+The events are the truth (events.jsonl); what is shown here is a view that may miss some.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+
+SHOW_EVERY_S = 2.0
+CURVE_EVERY_S = 60.0
+WIDTH, HEIGHT, MARGIN = 720, 300, 44
+MARGINALIA = 'font-family="sans-serif" font-size="12" fill="#555"'
+
+
+class Progress:
+    """A progress artifact that follows events; the curve is drawn now and then and at the end."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._log = get_run_logger()
+        self._artifact: UUID | None = None
+        self._losses: dict[int, float] = {}
+        self._validation: dict[int, float] = {}
+        self._shown = self._drawn = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._artifact = create_progress_artifact(  # type: ignore[assignment]
+            progress=0.0, key=f"{self._key}-progress", description="Optimizer steps done")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._draw()
+
+    def see(self, event: dict[str, Any]) -> None:
+        """Take one event of the trainer."""
+        name, now = event["event"], time.monotonic()
+        if name != "step":
+            details = " ".join(f"{k}={v}" for k, v in event.items() if k not in ("event", "time"))
+            self._log.info("%s %s", name, details)
+        if name == "validation":
+            self._validation[event["step"]] = event["loss"]
+        if name == "done":
+            self._show(event["step"], event["step"])
+        if name == "step":
+            self._losses[event["step"]] = event["loss"]
+            if now - self._shown > SHOW_EVERY_S:
+                self._shown = now
+                self._log.info(
+                    "step %(step)d/%(total)d loss=%(loss).4f lr=%(lr).3g tokens_per_s=%(tokens_per_s).0f "
+                    "eta_s=%(eta_s).0f", event)
+                self._show(event["step"], event["total"])
+            if now - self._drawn > CURVE_EVERY_S:
+                self._draw()
+
+    def _show(self, step: int, total: int) -> None:
+        if self._artifact is not None:
+            update_progress_artifact(artifact_id=self._artifact, progress=100.0 * step / total)
+
+    def _draw(self) -> None:
+        self._drawn = time.monotonic()
+        if self._losses:
+            picture = base64.b64encode(curve(self._losses, self._validation).encode()).decode()
+            create_image_artifact(
+                image_url=f"data:image/svg+xml;base64,{picture}", key=f"{self._key}-loss",
+                description="Loss per step (line) and validation loss (dots), in nats per token")
+
+
+def curve(losses: dict[int, float], validation: dict[int, float]) -> str:
+    """The loss curve as SVG: training a line, validation dots."""
+    steps, values = sorted(losses), [*losses.values(), *validation.values()]
+    low, high = min(values), max(max(values), min(values) + 1e-6)
+    last = max(steps[-1], 2)
+
+    def place(step: int, value: float) -> tuple[float, float]:
+        x = MARGIN + (WIDTH - 2 * MARGIN) * (step - 1) / (last - 1)
+        y = MARGIN + (HEIGHT - 2 * MARGIN) * (high - value) / (high - low)
+        return round(x, 1), round(y, 1)
+
+    line = " ".join(f"{x},{y}" for x, y in (place(s, losses[s]) for s in steps))
+    dots = "".join('<circle cx="{}" cy="{}" r="4" fill="#d9480f"/>'.format(*place(s, v)) for s, v in validation.items())
+    bottom = HEIGHT - MARGIN
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
+        f'<rect width="100%" height="100%" fill="white"/>'
+        f'<path d="M{MARGIN} {MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#aaa"/>'
+        f'<polyline points="{line}" fill="none" stroke="#1864ab" stroke-width="1.5"/>{dots}'
+        f'<text x="4" y="{MARGIN + 4}" {MARGINALIA}>{high:.2f}</text>'
+        f'<text x="4" y="{bottom}" {MARGINALIA}>{low:.2f}</text>'
+        f'<text x="{MARGIN}" y="{HEIGHT - 14}" {MARGINALIA}>step 1</text>'
+        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 14}" text-anchor="end" {MARGINALIA}>step {last}</text></svg>')

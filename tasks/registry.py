@@ -1,0 +1,180 @@
+"""MLflow's registry, as much of it as Anneal uses: one version per training, three aliases.
+
+Registering twice makes two versions in MLflow, so the training's tag is searched before and
+after: the lowest number stays, a second one is removed. `mlflow.transformers.log_model` is not
+used: it copies the whole base model. Raises Transient when MLflow does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.errors import Transient
+from infra.records import Version
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+TRAINING_TAG, ID_TAG = "training_id", "version_id"
+EXPERIMENT = "anneal"
+TAG_CHARACTERS = 4000
+
+
+class Registry:
+    """A connection to the registry."""
+
+    def __init__(self, settings: Settings) -> None:
+        import mlflow
+        from mlflow import MlflowClient
+
+        # create_model_version looks models:/ sources up at the process's address, not the client's.
+        mlflow.set_tracking_uri(settings.tracking_uri)
+        self.uri = settings.tracking_uri
+        self._artifacts = (settings.home_path / "mlflow-artifacts").as_uri()
+        self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def find(self, destination: str, training_id: str) -> Version | None:
+        """The version of a training, or None."""
+        with told(self.uri):
+            found = self._search(destination, training_id)
+        if not found:
+            return None
+        tags, number = found[0].tags, int(found[0].version)
+        return Version(
+            destination=destination, id=tags[ID_TAG], number=number, folder=f"versions/{tags[ID_TAG]}",
+            uri=uri_of(destination, number), training_id=training_id)
+
+    def version_of(
+        self, destination: str, training_id: str, identity: str, folder: Path, lineage: dict[str, Any], *,
+        without: tuple[str, ...] = (),
+    ) -> tuple[int, str]:
+        """Register `folder` once; returns the version's number and uri."""
+        with told(self.uri):
+            if not self._search(destination, training_id):
+                self._create(destination, training_id, identity, folder, lineage, without)
+            first, *others = self._search(destination, training_id)
+            for extra in others:
+                self.client.delete_model_version(name_of(destination), extra.version)
+        return int(first.version), uri_of(destination, int(first.version))
+
+    def point(self, alias: str, destination: str, number: int) -> None:
+        """Move an alias to a version."""
+        with told(self.uri):
+            self.client.set_registered_model_alias(name_of(destination), alias, str(number))
+
+    def number_at(self, alias: str, destination: str) -> int | None:
+        """The version that an alias points to, or None."""
+        with told(self.uri):
+            aliases = self.client.get_registered_model(name_of(destination)).aliases
+        return int(aliases[alias]) if alias in aliases else None
+
+    def tag(self, destination: str, number: int, tags: dict[str, str]) -> None:
+        """Set tags of a version."""
+        with told(self.uri):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(name_of(destination), str(number), key, value[:TAG_CHARACTERS])
+
+    def _create(
+        self, destination: str, training_id: str, identity: str, folder: Path, lineage: dict[str, Any],
+        without: tuple[str, ...],
+    ) -> None:
+        name = name_of(destination)
+        self._ensure_model(name)
+        experiment = self._experiment()
+        tags = {TRAINING_TAG: training_id, ID_TAG: identity}
+        self._fail_pending(experiment, training_id)
+        run = self.client.create_run(experiment, run_name=training_id, tags=tags).info.run_id
+        self._log_run(run, lineage)
+        model = self.client.create_logged_model(
+            experiment, name=training_id, source_run_id=run, tags=tags, model_type="causal-lm")
+        with tempfile.TemporaryDirectory() as scratch:
+            shutil.copytree(folder, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*without))
+            self.client.log_model_artifacts(model.model_id, scratch)
+        self.client.finalize_logged_model(model.model_id, "READY")
+        origin = {
+            "data_digest": lineage["data_digest"], "base_digest": lineage["base"]["digest"],
+            "code_revision": lineage["code_revision"], "metrics": json.dumps(lineage["metrics"])[:TAG_CHARACTERS]}
+        self.client.create_model_version(
+            name, f"models:/{model.model_id}", run_id=run, model_id=model.model_id, tags={**tags, **origin})
+        self.client.set_terminated(run, "FINISHED")
+
+    def _log_run(self, run: str, lineage: dict[str, Any]) -> None:
+        """Parameters, metrics and the data's digest, on MLflow's own pages."""
+        for key, value in lineage["spec"].items():
+            self.client.log_param(run, key, value)
+        metrics = lineage["metrics"]
+        for model, loss in metrics["loss"].items():
+            self.client.log_metric(run, f"loss_{model}", loss)
+        for model, scores in metrics["rouge"].items():
+            for metric, (_, mean, _) in scores.items():
+                self.client.log_metric(run, f"{metric}_{model}", mean)
+        self.client.set_tag(run, "data_digest", lineage["data_digest"])
+        self.client.set_tag(run, "code_revision", lineage["code_revision"])
+
+    def _search(self, destination: str, training_id: str) -> list[ModelVersion]:
+        """Versions of a training, the lowest number first."""
+        query = f"name='{name_of(destination)}' and tags.{TRAINING_TAG}='{training_id}'"
+        return sorted(self.client.search_model_versions(query), key=lambda version: int(version.version))
+
+    def _ensure_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        local = self.uri.startswith("sqlite:")
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self.client.create_experiment(EXPERIMENT, artifact_location=self._artifacts if local else None))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment()
+
+    def _fail_pending(self, experiment: str, training_id: str) -> None:
+        """Mark what an earlier try left unfinished."""
+        query = f"tags.{TRAINING_TAG} = '{training_id}'"
+        for model in self.client.search_logged_models([experiment], filter_string=query):
+            if str(model.status) == "PENDING":
+                self.client.finalize_logged_model(model.model_id, "FAILED")
+
+
+def name_of(destination: str) -> str:
+    """MLflow's model name: it allows no slash, and a destination no double dash."""
+    return destination.replace("/", "--")
+
+
+def uri_of(destination: str, number: int) -> str:
+    """MLflow's address of a version."""
+    return f"models:/{name_of(destination)}/{number}"
+
+
+@contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Turn MLflow's failures into Transient where they may pass."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        yield
+    except MlflowException as error:
+        passing = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
+        if error.error_code in passing or not isinstance(error, RestException):
+            raise Transient(f"MLflow does not do it ({error.message})", where=uri.split("@")[-1]) from error
+        raise
+    except OSError as error:
+        raise Transient(f"MLflow does not answer ({error})", where=uri.split("@")[-1]) from error

@@ -1,0 +1,89 @@
+"""What a run shows in the Prefect UI, as Markdown and links. Pure text first, artifacts last."""
+
+from __future__ import annotations
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Split, Trained, Version
+from infra.settings import Settings
+from tasks.forecast import Forecast
+from tasks.registry import name_of
+
+CELL_CHARACTERS = 400
+
+
+def data_report(split: Split, pack: Pack) -> str:
+    """Rows, duplicates, tokens, what was cut."""
+    def line(name: str, counts: PackCounts) -> str:
+        return (f"| {name} | {counts.examples} | {counts.rows} | {counts.tokens} | {counts.labelled} | "
+                f"{counts.longest} | {counts.truncated} ({counts.lost} tokens) | {counts.split} | {counts.fill:.2%} |")
+    return "\n".join([
+        f"## Data: {split.train_rows} training and {split.validation_rows} held-out rows ({split.kind})", "",
+        f"Repeated prompts: {split.duplicates}. Held-out prompts that also stand in the training rows: {split.leaks}. "
+        f"Between prompt and completion: {'a line break' if split.separator else 'nothing'}.", "",
+        f"| | examples | rows of {pack.chunk_tokens} | tokens | learned | longest | cut | split | fill |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|", line("train", pack.train), line("held out", pack.validation)])
+
+
+def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
+    """Steps, memory by parts, time and price; the actual figures beside them once they are known."""
+    memory = sum(forecast.memory_gib.values())
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in forecast.memory_gib.items())
+    actual = ("", "", "") if trained is None else (
+        f"{trained.steps}", f"{trained.peak_memory_bytes / 2**30:.2f} GiB", f"{trained.seconds:.0f} s")
+    return "\n".join([
+        f"## Forecast: {forecast.ranks} x {forecast.device}", "", "| | forecast | actual |", "|---|---|---|",
+        f"| steps | {forecast.steps} ({forecast.tokens} tokens) | {actual[0]} |",
+        f"| parameters | {forecast.parameters:,}, {forecast.trainable:,} of them trained | |",
+        f"| memory of each rank | {memory:.2f} GiB ({parts}) | {actual[1]} |",
+        f"| fits | {'yes' if forecast.fits else 'NO: lower train_batch_size or chunk_size'} | |",
+        f"| time | {forecast.seconds:.0f} s | {actual[2]} |", f"| price | {forecast.usd:.2f} USD | |", "",
+        "Prices and peak rates: infra/hardware.toml; put your own into <home>/hardware.toml."])
+
+
+def rouge_report(evaluation: Evaluation) -> str:
+    """The ROUGE table with intervals, the losses, and samples side by side."""
+    lines = ["## Evaluation", "", evaluation.verdict, ""]
+    if evaluation.rouge:
+        lines += [f"ROUGE F-measure with 95 % intervals over {evaluation.samples} held-out rows:", "",
+                  "| | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+        lines += [f"| {model} | " + " | ".join(_interval(scores[m]) for m in METRICS) + " |"
+                  for model, scores in evaluation.rouge.items()]
+    lines += ["", "Held-out loss (nats per token): "
+              + ", ".join(f"{model} {loss:.4f}" for model, loss in evaluation.loss.items())]
+    if evaluation.validation_answer:
+        lines += ["", f"Answer to validation_prompt: {_cell(evaluation.validation_answer)}"]
+    if evaluation.examples:
+        lines += ["", "| prompt | reference | tuned | base |", "|---|---|---|---|"]
+        lines += ["| " + " | ".join(_cell(row[k]) for k in ("prompt", "reference", "tuned", "base")) + " |"
+                  for row in evaluation.examples]
+    return "\n".join(lines)
+
+
+def show(key: str, markdown: str) -> None:
+    """Put a report on the run's Artifacts page."""
+    create_markdown_artifact(key=key, markdown=markdown)
+
+
+def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:
+    """Links to the registered version and to what answers with it."""
+    if settings.tracking_uri.startswith("http"):
+        create_link_artifact(
+            key="version", link_text=f"{version.destination} version {version.number}",
+            link=f"{settings.tracking_uri}/#/models/{name_of(version.destination)}/versions/{version.number}")
+    if deployment.url:
+        create_link_artifact(key="endpoint", link=f"{deployment.url}/models", link_text=f"serves {version.id[:12]}")
+    else:
+        show("endpoint", f"Not deployed: {deployment.reason}.")
+
+
+def _interval(values: list[float]) -> str:
+    low, mean, high = values
+    return f"**{mean:.3f}** ({low:.3f} to {high:.3f})"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break a table or become markup."""
+    cut = text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."
+    safe = cut.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
+    return safe.replace("\n", "<br>")

@@ -1,0 +1,149 @@
+"""Train: run the ranks, watch them, keep their checkpoints, put the weights into the store.
+
+In:   packs/<key>, the base model, the spec     Out: trainings/<id>/model/*, events.jsonl
+On disk meanwhile: <home>/trainings/<id>/ with step-NNNNNN/, events.jsonl, log.txt
+Dies half-way: run the same training again; it goes on at the last checkpoint. On a remote store
+the checkpoints are copied there as they appear, so another machine can go on.
+The training id is a function of everything the weights depend on, and of nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UserError
+from infra.files import digest_of, sha256_of, verify
+from infra.records import Base, Pack, Trained
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from infra.store import Store
+from tasks.child import ranks_of, run_child
+from tasks.distributed.events import drop_torn_line, read_events
+from tasks.distributed.job import EVENTS, TrainJob
+from tasks.policy import HOUR_S, found_done, step
+from tasks.progress import Progress
+
+TRAINER = 1
+"""Raised when the trainer would give other weights for the same spec."""
+ID_CHARACTERS = 26
+CHECKPOINTS = "checkpoints"
+Watch = Callable[[dict[str, Any]], None]
+
+
+def training_id(spec: TrainingSpec, pack: Pack, base: Base) -> str:
+    """26 lower-case base-32 characters: the same for the same weights, wherever they are trained."""
+    key = digest_of([TRAINER, spec.numbers("weights"), pack.digest, base.digest])
+    return base64.b32encode(bytes.fromhex(key)).decode().lower()[:ID_CHARACTERS]
+
+
+def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, watch: Watch) -> Trained:
+    """Train to the end, from the last checkpoint if there is one. `watch` sees every event.
+
+    Raises:
+        UserError: another process is at the same training, or the spec cannot be trained.
+        Transient: ranks died or were stopped; calling again goes on at the last checkpoint.
+        Diverged, OutOfMemory: training cannot go on as specified.
+    """
+    identity = training_id(spec, pack, base)
+    run = settings.home_path / "trainings" / identity
+    with only_one(run):
+        bring_checkpoint(store, identity, run)
+        offset = drop_torn_line(run)
+        seen = _Seen(store, identity, run, offset, watch)
+        job = TrainJob(
+            out=str(run), spec=spec.to_json(), base=base.path, packs=str(store.fetch(pack.folder)),
+            chunk_tokens=pack.chunk_tokens, key=identity)
+        try:
+            result = run_child(
+                settings, job, "tasks.distributed.train", ranks=ranks_of(spec.num_ranks), on_poll=seen.look)
+        finally:
+            seen.look()
+        with store.draft() as draft:
+            shutil.copytree(run / "model", draft.path / "model")
+            shutil.copy(run / EVENTS, draft.path / EVENTS)
+            losses = result.pop("losses")
+            trained = Trained.of({
+                **result, "folder": f"trainings/{identity}", "training_id": identity, "method": spec.peft_method,
+                "digest": _model_digest(run / "model"), "loss_first": losses["first"], "loss_last": losses["last"]})
+            draft.commit(trained.folder, trained.to_json())
+        shutil.rmtree(run, ignore_errors=True)
+    return trained
+
+
+def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:
+    """The weights trained earlier from the same spec, if they still verify."""
+    manifest = store.find(f"trainings/{training_id(spec, pack, base)}")
+    return Trained.of(dict(manifest.record)) if manifest else None
+
+
+@contextmanager
+def only_one(run: Path) -> Iterator[None]:
+    """Hold the training's lock; the kernel drops it when this process dies.
+
+    The lock lies beside the run folder, which is removed at the end.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with run.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError("another process on this machine is at this very training", where=f"training {run.name}",
+                            fix="Wait for it, or cancel it first.") from error
+        yield
+
+
+def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
+    """On a machine without a checkpoint of its own, start from the one in a remote store."""
+    if store.is_local or list(run.glob("step-*")):
+        return
+    for name in reversed(store.names(f"{CHECKPOINTS}/{identity}")):
+        if store.find(name) is not None:
+            shutil.copytree(store.fetch(name) / CHECKPOINTS, run / name.rsplit("/", 1)[-1])
+            return
+
+
+class _Seen:
+    """Passes events on as they are written, and copies new checkpoints to a remote store."""
+
+    def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch) -> None:
+        self._store, self._identity, self._run, self._offset, self._watch = store, identity, run, offset, watch
+
+    def look(self) -> None:
+        events, self._offset = read_events(self._run, self._offset)
+        for event in events:
+            self._watch(event)
+        if not self._store.is_local and any(event["event"] == "checkpoint" for event in events):
+            self._copy_newest()
+
+    def _copy_newest(self) -> None:
+        for folder in sorted(self._run.glob("step-??????"), reverse=True):
+            if verify(folder) is not None:
+                older = self._store.names(f"{CHECKPOINTS}/{self._identity}")
+                with self._store.draft() as draft:
+                    shutil.copytree(folder, draft.path / CHECKPOINTS)
+                    draft.commit(f"{CHECKPOINTS}/{self._identity}/{folder.name}", {"training": self._identity})
+                for name in older[:-1]:
+                    self._store.remove(name)
+                return
+
+
+def _model_digest(folder: Path) -> str:
+    return digest_of({p.name: sha256_of(p) for p in sorted(folder.iterdir())})
+
+
+@step("train", timeout_s=14 * 24 * HOUR_S, gpu=True)
+def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trained:
+    """Train, or go on training; returns the Trained."""
+    settings = Settings()
+    store = Store(settings)
+    found = find_trained(store, spec, pack, base)
+    if found is not None:
+        return found_done(found)
+    with Progress("training") as progress:
+        return train(settings, store, spec, pack, base, progress.see)
