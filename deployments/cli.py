@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,8 @@ def train(options: argparse.Namespace) -> Answer:
     from flows.finetune import finetune
     from flows.parameters import Parameters
 
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback)
     version = finetune(Parameters(**dataclasses.asdict(spec)))
     links = _links(settings)
     if "mlflow" in links:
@@ -201,6 +204,13 @@ def _check_server(settings: Settings) -> None:
         raise UserError(
             "the Prefect server of the local stack does not answer", where=server.url,
             fix="Run `anneal down` and `anneal up`.")
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """What the user can mend is a sentence; a traceback would hide it."""
+    if record.exc_info and isinstance(record.exc_info[1], UserError):
+        record.exc_info = None
+    return True
 
 
 def _links(settings: Settings) -> dict[str, str]:

@@ -57,7 +57,7 @@ def process_of(service: Service) -> psutil.Process | None:
     try:
         process = psutil.Process(service.pid)
         is_ours = abs(process.create_time() - service.started) < CLOCK_S
-        return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if is_ours and _lives(process) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -72,7 +72,8 @@ def stop_all(running: Mapping[str, Service], grace_s: float) -> list[str]:
     for name in names:
         process = process_of(running[name])
         if process and name == "worker":
-            _end_runs(process, grace_s)
+            with suppress(psutil.NoSuchProcess):
+                _end_runs(process, grace_s)
         if process:
             _stop(process, TERM_GRACE_S + (grace_s if name == "predictor" else 0))
         if child := _children.pop(running[name].pid, None):
@@ -106,7 +107,7 @@ def _end_runs(worker: psutil.Process, grace_s: float) -> None:
     """
     told: set[psutil.Process] = set()
     deadline = time.monotonic() + grace_s + TERM_GRACE_S
-    while (runs := set(worker.children())) and time.monotonic() < deadline:
+    while (runs := {run for run in worker.children() if _lives(run)}) and time.monotonic() < deadline:
         for run in runs - told:
             with suppress(psutil.NoSuchProcess):
                 run.terminate()
@@ -116,7 +117,17 @@ def _end_runs(worker: psutil.Process, grace_s: float) -> None:
 
 def _stop(process: psutil.Process, grace_s: float) -> None:
     """SIGTERM to the process, SIGKILL to what is left of its tree."""
-    tree = {process, *process.children(recursive=True)}
-    process.terminate()
+    tree = {process}
+    with suppress(psutil.NoSuchProcess):
+        tree |= set(process.children(recursive=True))
+        process.terminate()
     psutil.wait_procs([process], timeout=grace_s)
     kill(tree)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """False also for a zombie, which nobody has waited for yet."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

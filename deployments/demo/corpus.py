@@ -10,6 +10,7 @@ Run alone: python -m deployments.demo.corpus FILE ROWS
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,21 +24,48 @@ REAL = TRAIN.words() | TEST.words()
 
 # ---- invented spellings
 
-PLAIN = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z"]
-ONSETS = PLAIN * 3 + ["q", "x", "y", "br", "ch", "cl", "cr", "dr", "fl", "fr", "gl", "gr", "kr", "ll", "ph", "pr", "sh", "sk", "sl", "st", "th", "tr"]
-VOWELS = ["a", "e", "i", "o", "u"] * 4 + ["ai", "au", "ea", "ee", "ei", "ia", "ie", "io", "oa", "ou", "ue", "y"]
-CODAS = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "x", "z"] * 2 + ["ck", "ld", "ll", "lm", "nd", "nk", "nn", "ns", "nt", "rd", "rk", "rs", "rt", "sh", "ss", "st", "th"]
+PLAIN = list("bcdfghjklmnprstvwz")
+CLUSTERS = "q,x,y,br,ch,cl,cr,dr,fl,fr,gl,gr,kr,ll,ph,pr,sh,sk,sl,st,th,tr"
+ONSETS = PLAIN * 3 + re.findall(r"\w+", CLUSTERS)
+VOWELS = list("aeiou") * 4 + re.findall(r"\w+", "ai,au,ea,ee,ei,ia,ie,io,oa,ou,ue,y")
+CODAS = list("bdfgklmnprstxz") * 2 + re.findall(r"\w+", "ck,ld,ll,lm,nd,nk,nn,ns,nt,rd,rk,rs,rt,sh,ss,st,th")
 
 
 def invented(rng: Random) -> str:
     """A pronounceable capitalised word of 3 to 9 letters that is in neither split."""
     while True:
-        word = "" if rng.random() < 0.8 else pick(rng, VOWELS)
-        for _ in range(1 + int(rng.random() * 2.4)):
-            word += pick(rng, ONSETS) + pick(rng, VOWELS)
-            word += pick(rng, CODAS) if rng.random() < 0.4 else ""
+        word = _syllables(rng) if rng.random() < 0.4 else _lookalike(rng)
         if 3 <= len(word) <= 9 and word.capitalize() not in REAL:
             return word.capitalize()
+
+
+def _syllables(rng: Random) -> str:
+    word = "" if rng.random() < 0.8 else pick(rng, VOWELS)
+    for _ in range(1 + int(rng.random() * 2.4)):
+        word += pick(rng, ONSETS) + pick(rng, VOWELS)
+        word += pick(rng, CODAS) if rng.random() < 0.4 else ""
+    return word
+
+
+def _followers() -> dict[str, list[str]]:
+    """The letters seen after each pair of letters in the training names; "." marks both ends."""
+    table: dict[str, list[str]] = {}
+    for name in sorted(TRAIN.words()):
+        spelled = f"..{name.lower()}."
+        for at in range(len(spelled) - 2):
+            table.setdefault(spelled[at : at + 2], []).append(spelled[at + 2])
+    return table
+
+
+FOLLOWERS = _followers()
+
+
+def _lookalike(rng: Random) -> str:
+    """A word drawn letter by letter from the two letters before it (Shannon 1948, section 3)."""
+    word = ".."
+    while len(word) < 3 or word[-1] != ".":
+        word += pick(rng, FOLLOWERS[word[-2:]])
+    return word.strip(".")
 
 
 def invented_cast(rng: Random) -> Cast:

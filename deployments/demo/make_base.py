@@ -2,8 +2,8 @@
 
 In:   nothing     Out: FOLDER/base-init (config, tokenizer, weights) and FOLDER/corpus.jsonl ({"text"} rows)
 Both are seeded: rerun after a crash, the same versions of torch and tokenizers give the same bytes.
-Names are spelled in a capital letter and small pieces, the same ones after a space, at the start of a line
-and before a colon, so that a name never seen can be copied piece by piece.
+Names are spelled in two or three small pieces, the same ones after a space and at the start of a line, so
+that a name never seen can be copied piece by piece.
 Run alone: python -m deployments.demo.make_base FOLDER
 """
 
@@ -19,13 +19,14 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from deployments.demo.corpus import corpus_rows, write_corpus
 
-VOCABULARY_TOKENS = 1536
+VOCABULARY_TOKENS = 2048
 CONTEXT_TOKENS = 512
 TOKENIZER_ROWS = 8_000
 CORPUS_ROWS = 60_000
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-# A capital is a piece of its own, so "Ana" is A + na wherever it stands; digits stand alone.
-PIECES = Regex(r"\n+|'[a-z]+| ?[A-Z]| ?[a-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s+")
+# The space before a capitalised word is a piece of its own, so that a name has the same pieces wherever it
+# stands and can be copied; digits stand alone.
+PIECES = Regex(r"\n+|'[a-z]+| (?=[A-Z])|[A-Z][a-z]*| ?[a-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s+")
 
 
 def make_tokenizer(seed: int = 3) -> PreTrainedTokenizerFast:
@@ -63,8 +64,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCau
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = LlamaConfig(
-        vocab_size=VOCABULARY_TOKENS, hidden_size=160, num_hidden_layers=4, intermediate_size=448,
-        num_attention_heads=5, num_key_value_heads=5, max_position_embeddings=CONTEXT_TOKENS,
+        vocab_size=VOCABULARY_TOKENS, hidden_size=128, num_hidden_layers=4, intermediate_size=384,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True, initializer_range=0.04, dtype="float32", **ids,
     )
     model = LlamaForCausalLM(config)

@@ -15,6 +15,7 @@ import sys
 import torch
 import uvicorn
 from pydantic import ValidationError
+from transformers.utils.logging import disable_progress_bar
 
 from deployments.predictor.app import DRAIN_S, create_app
 from infra.errors import UserError, shown
@@ -27,6 +28,7 @@ PROCESSES = 2
 def main() -> int:
     """Listen until told to stop. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    disable_progress_bar()
     try:
         settings = _settings()
         check_exposure(settings.host, settings.api_key)

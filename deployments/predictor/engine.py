@@ -138,7 +138,7 @@ class Engine:
         def settle() -> None:
             try:
                 future.set_result(work())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (handed to whoever waits for the result)
                 future.set_exception(error)
 
         with self._wake:
@@ -164,7 +164,9 @@ class Engine:
             try:
                 self._answer(batch)
             except Exception as error:
-                self._fail(batch, error)
+                fault = secrets.token_hex(4)
+                log.exception("batch failed fault=%s engine=%s rows=%d", fault, self.name, len(batch))
+                self._fail(batch, error, fault)
             del batch
         for row in self._rows:
             row.finish("cancelled")
@@ -209,10 +211,8 @@ class Engine:
         while self._calls:
             self._calls.popleft().work()
 
-    def _fail(self, batch: list[Row], error: Exception) -> None:
+    def _fail(self, batch: list[Row], error: Exception, fault: str) -> None:
         """A batch that could not be computed: every row hears of it, the engine goes on."""
-        fault = secrets.token_hex(4)
-        log.exception("batch failed fault=%s engine=%s rows=%d", fault, self.name, len(batch))
         shown = error if isinstance(error, AnnealError) else Broken(
             f"the answer could not be computed ({type(error).__name__}, fault {fault})", where="predictor",
             fix="Look for the fault in the predictor's log.")

@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from deployments.predictor.engine import Engine
 from infra.errors import AnnealError, UserError, shown
+from infra.files import MANIFEST, Manifest
 from tasks.distributed.model import Precision, device_of, dtype_of, load_base, load_tokenizer
 from tasks.distributed.text import Codec
 
+T = TypeVar("T")
 ADAPTER = "adapter_model.safetensors"
 CODE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".py", ".pyc", ".so"})
 PRECISIONS: dict[str, Precision] = {
     "fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "auto": "auto"}
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 """What torch, transformers, peft and safetensors raise for weights that do not fit."""
 
 
@@ -75,6 +78,10 @@ class Loaded:
 def read_card(folder: Path, version: str) -> Card:
     """Check a version's files by name and read what they say. Raises UserError, naming the file."""
     where = f"version {version[:12]}"
+    found = Manifest.from_json((folder / MANIFEST).read_bytes()).digest
+    if found != version:
+        raise UserError(f"the folder holds version {found[:12]}", where=where,
+                        allowed="the files whose sha256 is the version's id", fix="Name the folder of this version.")
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in CODE_SUFFIXES or path.is_symlink():
             raise UserError(f"{shown(path.name)} is in the folder", where=where,
@@ -83,9 +90,9 @@ def read_card(folder: Path, version: str) -> Card:
     try:
         card = Card(
             method=base["method"], base_name=str(base["name"]), base_digest=str(base["digest"]),
-            precision=PRECISIONS[str(base["dtype"]).removeprefix("torch.")],
+            precision=PRECISIONS[str(base.get("dtype", "auto")).removeprefix("torch.")],
             prompt_template=str(serve["prompt_template"]), context_tokens=int(serve["context_tokens"]),
-            stop_ids=frozenset(map(int, serve["stop_ids"])), smoke_prompt=str(serve.get("smoke_prompt", "")))
+            stop_ids=frozenset(map(int, serve.get("stop_ids", ()))), smoke_prompt=str(serve.get("smoke_prompt", "")))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"base.json or serve.json lacks or mistypes {error}", where=where,
                         fix="Register the version again.") from error
@@ -103,11 +110,11 @@ def open_engine(card: Card, folder: Path, base_path: str | None, version: str) -
     device = device_of()
     dtype = dtype_of(card.precision, device)
     if card.method == "full":
-        return Engine(load_base(folder, dtype=dtype, device=device), version)
+        return Engine(_guarded(version, lambda: load_base(folder, dtype=dtype, device=device)), version)
     if not base_path or not Path(base_path).is_dir():
         raise UserError(f"the base model's folder is {shown(base_path)}", where=f"version {version[:12]}",
                         allowed="a folder on the predictor's machine", fix=f"Put {card.base_name} there.")
-    base = load_base(Path(base_path), dtype=dtype, device=device)
+    base = _guarded(version, lambda: load_base(Path(base_path), dtype=dtype, device=device))
     return Engine(_guarded(version, lambda: _first_adapter(base, folder, version, device)), card.base_digest)
 
 
@@ -174,7 +181,7 @@ def _check_complete(model: PeftModel, folder: Path, version: str) -> None:
             where=f"version {version[:12]}", fix="Check that it was trained on this base model.")
 
 
-def _guarded(version: str, load: Any) -> Any:
+def _guarded(version: str, load: Callable[[], T]) -> T:
     """Whatever the libraries raise for bad weights, as one sentence."""
     try:
         return load()

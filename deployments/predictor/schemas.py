@@ -5,18 +5,33 @@ Input names, defaults and ranges are those of Replicate's language models.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from infra.errors import UserError, shown
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+UNION_MEMBER = re.compile(r"str$|list\[|function-")
+"""What pydantic adds to a location to say which type of a union it tried."""
 VERSION = r"^[0-9a-f]{64}$"
 FOLDER = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
 
+
+
+def _whole(text: str) -> str:
+    """JSON can carry half of a surrogate pair, which no tokenizer and no UTF-8 can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("expected valid Unicode; it holds half of a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
 VersionId = Annotated[str, Field(pattern=VERSION, description="64 hex digits.")]
 
 
@@ -29,16 +44,16 @@ class Strict(BaseModel):
 class Input(Strict):
     """The model's input."""
 
-    prompt: str = Field(description="What the model is asked.")
-    system_prompt: str = Field("", description="Fills {system_prompt} of the prompt template.")
+    prompt: Text = Field(description="What the model is asked.")
+    system_prompt: Text = Field("", description="Fills {system_prompt} of the prompt template.")
     max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens; cut to what the context leaves.")
     temperature: float = Field(0.7, ge=0, le=5, description="0: always the likeliest token.")
     top_p: float = Field(0.95, ge=0, le=1, description="Keep the likeliest tokens up to this probability; 1: off.")
     top_k: int = Field(0, ge=-1, description="Keep this many of the likeliest tokens; 0 or -1: off.")
-    stop_sequences: str | list[str] | None = Field(
+    stop_sequences: Text | list[Text] | None = Field(
         None, description="Texts that end the answer: a list, or one string separated by commas.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same answer; empty: a fresh one.")
-    prompt_template: str | None = Field(
+    prompt_template: Text | None = Field(
         None, description="Text around the prompt, with {prompt} and perhaps {system_prompt}; empty: the version's.")
 
     @property
@@ -67,7 +82,7 @@ class PredictionRequest(Strict):
     """Body of POST /predictions."""
 
     version: VersionId | None = None
-    model: str | None = Field(None, description="owner/name: its current version.")
+    model: Text | None = Field(None, description="owner/name: its current version.")
     input: Input
 
 
@@ -76,15 +91,15 @@ class DeploymentRequest(Strict):
 
     version: VersionId
     folder: str = Field(pattern=FOLDER, max_length=500, description="Name of the version's folder in the store.")
-    base_path: str | None = Field(None, description="Folder of the base model on this machine, for adapters.")
-    base_digest: str | None = Field(None, description="What base.json has to say about the base model.")
-    smoke_prompt: str = Field("", description="Answered before the switch; empty: the version's own.")
+    base_path: Text | None = Field(None, description="Folder of the base model on this machine, for adapters.")
+    base_digest: Text | None = Field(None, description="What base.json has to say about the base model.")
+    smoke_prompt: Text = Field("", description="Answered before the switch; empty: the version's own.")
 
 
 def sentence_of(error: RequestValidationError) -> str:
     """The first complaint as one sentence that names the field; a body that is no JSON included."""
     first: dict[str, Any] = dict(error.errors()[0])
-    path = [str(part) for part in first["loc"] if part != "body" and part not in ("str", "list[str]")]
+    path = [str(part) for part in first["loc"] if part != "body" and not UNION_MEMBER.match(str(part))]
     name = ".".join(path) or "the request's body"
     kind, found = first["type"], first.get("input")
     if kind == "extra_forbidden":

@@ -11,7 +11,7 @@ from deployments.predictor.stream import TextStream
 from infra.errors import Transient, UserError, shown
 from tasks.distributed.decode import Sampling
 
-SMOKE_TOKENS = 64
+SMOKE_TOKENS = 32
 SMOKE_TIMEOUT_S = 300
 
 

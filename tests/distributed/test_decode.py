@@ -51,7 +51,7 @@ def _generate(model: PreTrainedModel, ids: list[int], stop: int, tokens: int = 4
     out = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
         max_new_tokens=tokens, use_cache=True, pad_token_id=0, eos_token_id=stop)
-    new = out[0, len(ids):].tolist()
+    new: list[int] = out[0, len(ids):].tolist()
     return new[: new.index(stop)] if stop in new else new
 
 
@@ -124,6 +124,16 @@ def test_each_row_keeps_its_adapter(tuned: PeftModel, model: PreTrainedModel, co
     alone = {n: answers(tuned, [ids], [GREEDY], stop_ids=NONE, adapters=[n])[0] for n in ("one", "two")}
     assert mixed == [alone["two"], _generate(model, ids, -1), alone["one"], alone["two"]]
     assert alone["one"] != alone["two"]
+
+
+def test_rows_keep_adapter_and_dice_when_others_leave(tuned: PeftModel, codec: Codec) -> None:
+    ids, names = codec.prompt(PROMPTS[0]), ["one", "two", BARE_BASE, "one"]
+    rows = [Sampling(max_new_tokens=n, temperature=t, seed=n) for n, t in ((2, 0), (25, 1), (5, 1), (20, 1))]
+
+    mixed = answers(tuned, [ids] * 4, rows, stop_ids=NONE, adapters=names)
+
+    assert mixed == [
+        answers(tuned, [ids], [row], stop_ids=NONE, adapters=[name])[0] for row, name in zip(rows, names, strict=True)]
 
 
 def test_without_names_the_active_adapter_answers_the_same(tuned: PeftModel, codec: Codec) -> None:

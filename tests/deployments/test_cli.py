@@ -1,0 +1,212 @@
+"""The `anneal` command: pytest tests/deployments/test_cli.py"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import cli
+from deployments.options import INPUTS, Parser, add_spec_options, spec_from
+from infra.errors import Broken
+from infra.spec import TrainingSpec
+
+REQUIRED = ["--train-data", "d.jsonl", "--base-model", "b", "--destination", "a/b"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without a stack; os.environ is put back, for commands set it."""
+    for name in ("PREFECT_API_URL", "ANNEAL_PREDICTOR_URL", "ANNEAL_PREFECT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ANNEAL_HOME", str(tmp_path))
+    monkeypatch.setattr(cli, "_set_environment", lambda _: None)
+    return tmp_path
+
+
+@pytest.fixture
+def forecast(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """A flows.finetune whose `estimate` tests replace; the real one imports prefect."""
+    module = types.ModuleType("flows.finetune")
+    monkeypatch.setitem(sys.modules, "flows.finetune", module)
+    yield module
+
+
+@pytest.fixture
+def predictor(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """A predictor that says hello to the one model it knows; the list gets the requests."""
+    asked: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((body, self.headers["Authorization"]))
+            known = body.get("model") == "a/b" or "version" in body
+            answer = {"output": ["Hel", "lo"], "error": None} if known else {"detail": "not served here"}
+            is_stream = known and self.headers["Accept"] == "text/event-stream"
+            events = [("output", {"chunk": "Hel"}), ("output", {"chunk": "lo"}), ("completed", answer)]
+            text = "".join(f"event: {name}\r\ndata: {json.dumps(data)}\r\n\r\n" for name, data in events)
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write((text if is_stream else json.dumps(answer)).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("ANNEAL_PREDICTOR_URL", f"http://127.0.0.1:{server.server_port}")
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def options_of(*arguments: str) -> TrainingSpec:
+    """The spec that arguments ask for."""
+    parser = Parser()
+    add_spec_options(parser)
+    return spec_from(parser.parse_args(arguments))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from deployments import cli; cli.parser(); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"prefect", "mlflow", "torch", "pydantic", "httpx"} & set(modules)
+
+
+def test_options_are_the_fields_of_the_spec() -> None:
+    parser = Parser(add_help=False)
+    add_spec_options(parser)
+    assert {action.dest for action in parser._actions} == {field.name for field in dataclasses.fields(TrainingSpec)}
+
+
+def test_required_options_alone_give_the_defaults() -> None:
+    assert options_of(*REQUIRED) == TrainingSpec(train_data="d.jsonl", base_model="b", destination="a/b")
+
+
+def test_options_carry_numbers_switches_and_choices() -> None:
+    spec = options_of(*REQUIRED, "--lora-rank", "4", "--learning-rate", "3e-4", "--pack-sequences",
+                      "--no-deploy", "--peft-method", "full")
+    assert (spec.lora_rank, spec.learning_rate, spec.pack_sequences, spec.deploy, spec.peft_method) == (
+        4, 3e-4, True, False, "full")
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--lora-rank", "1.5"], 'lora_rank is "1.5"; expected a value of type int'),
+    (["--lora-rank", "0"], "lora_rank is 0; expected at least 1"),
+    (["--learning-rate", "nan"], "learning_rate is nan; expected a finite number"),
+    (["--peft-method", "qlora"], 'peft_method is "qlora"; expected one of lora, full'),
+    (["--destination", "../x"], 'destination is "../x"; expected owner/name'),
+    (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
+])
+def test_wrong_value_is_one_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", *REQUIRED, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.out == ""
+
+
+def test_missing_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--train-data", "x"]) == 2
+    assert "--base-model, --destination" in capsys.readouterr().err
+
+
+def test_json_reports_an_error_as_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["type"] == "UserError"
+
+
+def test_json_keeps_what_libraries_print_out_of_stdout(
+    forecast: types.ModuleType, capsys: pytest.CaptureFixture[str],
+) -> None:
+    def estimate(spec: TrainingSpec) -> dict[str, int]:
+        print("chatter")
+        return {"steps": spec.lora_rank}
+
+    forecast.estimate = estimate  # type: ignore[attr-defined]
+    assert cli.main(["estimate", *REQUIRED, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"steps": 8}
+    assert "chatter" in captured.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(Broken("it fell over"), 1), (KeyboardInterrupt(), 130)])
+def test_exit_code_says_whose_fault_it_was(
+    error: BaseException, code: int, forecast: types.ModuleType,
+) -> None:
+    def estimate(_: TrainingSpec) -> dict[str, int]:
+        raise error
+
+    forecast.estimate = estimate  # type: ignore[attr-defined]
+    assert cli.main(["estimate", *REQUIRED]) == code
+
+
+def test_wrong_setting_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ANNEAL_MLFLOW_PORT", "x")
+    assert cli.main(["status"]) == 2
+    assert "ANNEAL_MLFLOW_PORT" in capsys.readouterr().err
+
+
+def test_status_and_down_without_a_stack(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--json"]) == 0
+    states = json.loads(capsys.readouterr().out)["services"]
+    assert {service["state"] for service in states.values()} == {"stopped"}
+    assert cli.main(["down"]) == 0
+    assert "Nothing was running" in capsys.readouterr().out
+
+
+def test_train_refuses_a_stack_that_died(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dead = {"url": "http://127.0.0.1:9/api", "pid": 1, "started": 1.0, "health": "http://127.0.0.1:9/api/health"}
+    (home / "stack.json").write_text(json.dumps({"services": {"prefect": dead}}))
+    assert cli.main(["train", *REQUIRED]) == 2
+    assert "anneal up" in capsys.readouterr().err
+
+
+def test_predict_prints_the_text(predictor: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "a/b", "Hi", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "Hello\n"
+    assert predictor == [({"model": "a/b", "input": {"prompt": "Hi", "temperature": 0.0}}, None)]
+
+
+def test_predict_asks_a_version_by_its_id_and_sends_the_key(
+    predictor: list[Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ANNEAL_API_KEY", "secret")
+    assert cli.main(["predict", "0" * 64, "Hi"]) == 0
+    assert predictor == [({"version": "0" * 64, "input": {"prompt": "Hi"}}, "Bearer secret")]
+
+
+def test_predict_streams_on_a_terminal(
+    predictor: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["predict", "a/b", "Hi"]) == 0
+    assert capsys.readouterr().out == "Hello\n"
+
+
+def test_predict_shows_the_predictors_refusal(predictor: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "no/such", "Hi"]) == 2
+    assert "not served here" in capsys.readouterr().err
+
+
+def test_predict_without_a_predictor_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "a/b", "Hi"]) == 2
+    assert "anneal up" in capsys.readouterr().err
+
+
+def test_inputs_are_the_predictors() -> None:
+    schemas = pytest.importorskip("deployments.predictor.schemas")
+    assert {"prompt", *INPUTS} == set(schemas.Input.model_fields)

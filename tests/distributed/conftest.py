@@ -1,0 +1,68 @@
+"""Small packed data and a way to run the trainer on it, in this process or on real ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.spec import TrainingSpec
+from tasks.distributed.encode import Encoded, write_rows
+from tasks.distributed.job import TrainJob
+from tasks.distributed.packer import best_fit
+
+ROOT = Path(__file__).resolve().parents[2]
+CHUNK = 64
+MakeJob = Callable[..., TrainJob]
+
+
+def write_pack(folder: Path, examples: int = 24, vocabulary: int = 500, seed: int = 0) -> Path:
+    """Packed random examples of 4 to 30 tokens, the second half of each labelled."""
+    draw = np.random.default_rng(seed)
+    for split in ("train", "validation"):
+        ids = [draw.integers(5, vocabulary, draw.integers(4, 30)).astype(np.int32) for _ in range(examples)]
+        labels = [np.arange(len(x)) >= len(x) // 2 for x in ids]
+        rows = best_fit(np.array([len(x) for x in ids]), CHUNK)
+        write_rows(folder / split, Encoded(ids, labels), rows)
+    return folder
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, stories: Path) -> MakeJob:
+    """A training of stories260K on random packs; keyword arguments go into the spec."""
+    packs = write_pack(tmp_path / "packs")
+
+    def make(name: str, **knobs: Any) -> TrainJob:
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        values = {"train_batch_size": 3, "num_train_epochs": 2, "learning_rate": 1e-3, "lora_dropout": 0.0, **knobs}
+        spec = TrainingSpec(train_data="d", base_model=str(stories), destination="a/b", **values)
+        return TrainJob(out=str(out), spec=spec.to_json(), base=str(stories), packs=str(packs),
+                        chunk_tokens=CHUNK, key="test")
+
+    return make
+
+
+def run_ranks(job: TrainJob, ranks: int, *, wait: bool = True) -> subprocess.Popen[bytes]:
+    """The trainer under torchrun, its output in <out>/log.txt."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+               "-m", "tasks.distributed.train", str(job.write())]
+    with (Path(job.out) / "log.txt").open("ab") as log:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if wait:
+        child.wait(120)
+    return child
+
+
+def events_of(job: TrainJob, kind: str = "step") -> list[dict[str, Any]]:
+    """The events of one kind that a run has logged."""
+    path = Path(job.out) / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]

@@ -1,0 +1,108 @@
+"""tasks/distributed/{loss,attention,data}.py: packed rows give the numbers of single examples."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.distributed import loss as loss_module
+from tasks.distributed.attention import packed_attention
+from tasks.distributed.data import Batch, PackedRows, Plan, micro_batches
+from tasks.distributed.loss import PackedLoss
+from tasks.distributed.model import load_base
+from tests.distributed.conftest import write_pack
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> PackedRows:
+    return PackedRows(write_pack(tmp_path / "packs") / "train")
+
+
+def reference(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The loss by plain transformers, one example at a time."""
+    bounds, labelled = batch.bounds_S1.tolist(), set((batch.predicts_N + 1).tolist())
+    total = torch.zeros(())
+    for start, end in pairwise(bounds):
+        ids = batch.ids_T[start:end].unsqueeze(0)
+        labels = torch.tensor([[t if start + i in labelled else -100 for i, t in enumerate(ids[0].tolist())]])
+        logits = model(input_ids=ids).logits[0, :-1].float()
+        total = total + torch.nn.functional.cross_entropy(
+            logits, labels[0, 1:], reduction="sum", ignore_index=-100)
+    return total
+
+
+@pytest.mark.parametrize("chunk_logits", [1 << 26, 512 * 7])
+def test_packed_loss_and_gradient_equal_single_examples(
+    rows: PackedRows, stories: Path, monkeypatch: pytest.MonkeyPatch, chunk_logits: int,
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk_logits)
+    cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
+    plain, packed = load_base(stories, **cpu), PackedLoss(load_base(stories, **cpu))
+    batch = rows.batch(np.arange(3))
+    expected, found = reference(plain, batch), packed(batch)
+    expected.backward()
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    for a, b in zip(plain.parameters(), packed.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5 * float(a.grad.abs().max()))
+
+
+def test_a_change_in_one_segment_does_not_reach_another(rows: PackedRows, stories: Path) -> None:
+    model = PackedLoss(load_base(stories, dtype=torch.float32, device=torch.device("cpu"))).model
+    batch = rows.batch(np.arange(1))
+
+    def hidden(ids: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model.base_model(
+                input_ids=ids.unsqueeze(0), position_ids=batch.positions_T.unsqueeze(0), use_cache=False,
+                cu_seq_lens_q=batch.bounds_S1, cu_seq_lens_k=batch.bounds_S1, max_length_q=batch.longest,
+                max_length_k=batch.longest).last_hidden_state[0]
+
+    end = int(batch.bounds_S1[1])
+    changed = batch.ids_T.clone()
+    changed[0] = (changed[0] + 1) % 500
+    before, after = hidden(batch.ids_T), hidden(changed)
+    assert not torch.equal(before[:end], after[:end])
+    assert torch.equal(before[end:], after[end:])
+
+
+def test_a_sliding_window_hides_what_is_too_far() -> None:
+    q = torch.randn(1, 2, 10, 8)
+    bounds = torch.tensor([0, 10], dtype=torch.int32)
+    args = {"cu_seq_lens_q": bounds, "max_length_q": 10}
+    near, _ = packed_attention(torch.nn.Module(), q, q, q, None, sliding_window=3, **args)
+    other = q.clone()
+    other[:, :, 0] += 1
+    moved, _ = packed_attention(torch.nn.Module(), q, other, other, None, sliding_window=3, **args)
+    assert torch.equal(near[0, 3:], moved[0, 3:]) and not torch.equal(near[0, :3], moved[0, :3])
+
+
+def test_batches_restart_positions_and_keep_every_label(rows: PackedRows) -> None:
+    everything = rows.batch(np.arange(len(rows)))
+    assert len(everything.ids_T) == rows.tokens_in.sum()
+    assert len(everything.labels_N) == rows.labels_in.sum()
+    assert (everything.positions_T[everything.bounds_S1[:-1].long()] == 0).all()
+    assert torch.equal(everything.labels_N, everything.ids_T[everything.predicts_N + 1])
+
+
+def test_an_unlabelled_batch_learns_nothing(rows: PackedRows) -> None:
+    assert len(rows.batch(np.arange(2), labelled=False).labels_N) == 0
+
+
+def test_every_row_is_taken_once_an_epoch_in_a_fresh_order() -> None:
+    plan = Plan(rows=10, batch=4, epochs=2, max_steps=0, seed=1)
+    assert plan.steps == 6
+    epochs = [np.concatenate([plan.rows_of(s) for s in range(e * 3, e * 3 + 3)]) for e in (0, 1)]
+    assert all(sorted(order) == list(range(10)) for order in epochs)
+    assert list(epochs[0]) != list(epochs[1])
+
+
+@pytest.mark.parametrize(("world", "count"), [(1, 1), (2, 1), (2, 3), (3, 2), (5, 4)])
+def test_the_shares_of_all_ranks_make_up_the_batch(world: int, count: int) -> None:
+    rows = np.arange(100, 107)
+    shares = [micro_batches(rows, rank=rank, world=world, count=count) for rank in range(world)]
+    assert sorted(np.concatenate([part for share in shares for part in share])) == list(rows)

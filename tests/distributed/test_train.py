@@ -1,0 +1,118 @@
+"""tasks/distributed/train.py: the same numbers on any split, after any death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.errors import Diverged
+from infra.files import sha256_of
+from tasks.distributed import train as trainer
+from tasks.distributed.job import TrainJob
+from tests.distributed.conftest import MakeJob, events_of, run_ranks
+
+pytestmark = pytest.mark.slow
+WEIGHTS = {"lora": "model/adapter_model.safetensors", "full": "model/model.safetensors"}
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process as the only rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(trainer.StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def losses(job: TrainJob) -> list[float]:
+    return [event["loss"] for event in events_of(job)]
+
+
+def wait_for_step(job: TrainJob, step: int) -> None:
+    deadline = time.monotonic() + 90
+    while not any(event["step"] >= step for event in events_of(job)):
+        assert time.monotonic() < deadline, (Path(job.out) / "log.txt").read_text()[-2000:]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_accumulation_does_not_change_the_trajectory(one_rank: None, make_job: MakeJob, method: str) -> None:
+    jobs = [make_job(f"accumulate-{n}", peft_method=method, gradient_accumulation_steps=n) for n in (1, 3)]
+    for job in jobs:
+        assert trainer.train(job) == 0
+    assert losses(jobs[0]) == pytest.approx(losses(jobs[1]), rel=1e-5)
+    assert losses(jobs[0])[-1] < losses(jobs[0])[0]
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.chaos)])
+def test_two_ranks_follow_the_trajectory_of_one(one_rank: None, make_job: MakeJob, method: str) -> None:
+    alone, together = make_job("alone", peft_method=method), make_job("together", peft_method=method)
+    assert trainer.train(alone) == 0
+    assert run_ranks(together, 2).returncode == 0
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
+    norms = [[event["grad_norm"] for event in events_of(job)] for job in (alone, together)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_a_diverging_training_stops_before_the_update(one_rank: None, make_job: MakeJob) -> None:
+    job = make_job("diverge", peft_method="full", learning_rate=1e20, max_grad_norm=0.0, warmup_ratio=0.0)
+    with pytest.raises(Diverged, match=r"training step \d+: the loss is"):
+        trainer.train(job)
+    assert not (Path(job.out) / "result.json").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.chaos)])
+def test_a_killed_rank_costs_nothing_but_time(make_job: MakeJob, method: str) -> None:
+    knobs = {"peft_method": method, "num_train_epochs": 8, "checkpoint_steps": 3, "lora_dropout": 0.1}
+    smooth, killed = make_job("smooth", **knobs), make_job("killed", **knobs)
+    assert run_ranks(smooth, 2).returncode == 0
+    agent = run_ranks(killed, 2, wait=False)
+    wait_for_step(killed, 5)
+    ranks = psutil.Process(agent.pid).children()
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGKILL)
+    assert agent.wait(60) != 0
+    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+    assert run_ranks(killed, 2).returncode == 0
+    assert events_of(killed, "resume")[0]["step"] >= 3
+    by_step = {event["step"]: event["loss"] for event in events_of(killed)}
+    assert by_step == {event["step"]: event["loss"] for event in events_of(smooth)}
+    assert sha256_of(Path(killed.out) / WEIGHTS[method]) == sha256_of(Path(smooth.out) / WEIGHTS[method])
+
+
+def test_sigterm_saves_a_checkpoint_and_exits(make_job: MakeJob) -> None:
+    job = make_job("stopped", num_train_epochs=200, checkpoint_steps=1000)
+    agent = run_ranks(job, 2, wait=False)
+    wait_for_step(job, 3)
+    began = time.monotonic()
+    os.kill(agent.pid, signal.SIGTERM)
+    agent.wait(40)
+    assert time.monotonic() - began < 30
+    assert events_of(job, "preempted")
+    step = events_of(job, "preempted")[0]["step"]
+    record = json.loads((Path(job.out) / f"step-{step:06d}" / "manifest.json").read_text())
+    assert record["record"]["step"] == step
+
+
+def test_a_damaged_checkpoint_is_passed_over(one_rank: None, make_job: MakeJob) -> None:
+    job = make_job("damaged", num_train_epochs=6, checkpoint_steps=3)
+    assert trainer.train(job) == 0
+    newest, older = sorted(Path(job.out).glob("step-*"), reverse=True)[:2]
+    part = next(newest.glob("*.distcp"))
+    part.write_bytes(b"\0" * part.stat().st_size)
+    assert trainer.train(job) == 0
+    assert events_of(job, "resume")[0]["step"] == int(older.name.split("-")[1])
+
+

@@ -1,0 +1,90 @@
+"""infra/launch.py: children end when they should, and never outlive us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.errors import Transient
+from infra.launch import ROOT, run_group, tail
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_dead(pid: int, timeout_s: float = 5) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def test_the_exit_code_and_the_output_come_back(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('out'); import sys; print('err', file=sys.stderr); sys.exit(7)"]
+    assert run_group(command, log=tmp_path / "log") == 7
+    assert tail(tmp_path / "log").split() == ["out", "err"]
+
+
+def test_a_child_killed_by_a_signal_gives_its_number(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert run_group(command, log=tmp_path / "log") == -9
+
+
+def test_a_child_without_progress_is_stopped(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(Transient, match="no progress for 1 s"):
+        run_group(SLEEPER, log=tmp_path / "log", progress=tmp_path / "events", stall_timeout_s=1, grace_s=5)
+    assert time.monotonic() - started < 20
+
+
+def test_grandchildren_in_their_own_session_are_stopped_too(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    code = (f"import subprocess, sys, time; p = subprocess.Popen({SLEEPER!r}, start_new_session=True); "
+            f"open({str(pid_file)!r}, 'w').write(str(p.pid)); time.sleep(60)")
+
+    def stop_once_started() -> None:
+        if pid_file.exists() and pid_file.read_text():
+            time.sleep(0.5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_group([sys.executable, "-c", code], log=tmp_path / "log", on_poll=stop_once_started, grace_s=2)
+    assert wait_dead(int(pid_file.read_text()))
+
+
+def test_sigterm_comes_first_and_leaves_time_to_save(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    code = ("import signal, sys, time\n"
+            f"def save(*_): time.sleep(0.5); open({str(saved)!r}, 'w').write('x'); sys.exit(4)\n"
+            "signal.signal(signal.SIGTERM, save); print('ready', flush=True); time.sleep(60)")
+
+    def stop_when_ready() -> None:
+        if "ready" in tail(tmp_path / "log"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_group([sys.executable, "-c", code], log=tmp_path / "log", on_poll=stop_when_ready, grace_s=10)
+    assert saved.exists()
+
+
+def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
+    code = ("import sys; from pathlib import Path; from infra.launch import run_group\n"
+            f"run_group({SLEEPER!r}, log=Path({str(tmp_path / 'log')!r}))")
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    deadline = time.monotonic() + 20
+    while not (children := psutil.Process(parent.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert children and wait_dead(children[0].pid)
