@@ -1,0 +1,68 @@
+"""tasks/ingest.py: the same bytes, from anywhere, or a sentence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from infra.errors import DataError
+from infra.settings import Settings
+from infra.store import Store, filesystem
+from tasks.ingest import FILE, ingest
+from tests.conftest import BUCKET
+
+DATA = b'{"text": "hello"}\n' * 5000
+
+
+def test_a_file_is_copied_and_known_by_its_hash(settings: Settings, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(DATA)
+    dataset = ingest(settings, store, str(tmp_path / "d.jsonl"))
+    assert dataset.sha256 == hashlib.sha256(DATA).hexdigest() and dataset.bytes == len(DATA)
+    assert (store.fetch(dataset.folder) / FILE).read_bytes() == DATA
+
+
+def test_gzip_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(DATA)
+    (tmp_path / "packed").write_bytes(gzip.compress(DATA[:9000]) + gzip.compress(DATA[9000:]))
+    plain, packed = (ingest(settings, store, str(tmp_path / name)) for name in ("plain", "packed"))
+    assert plain.sha256 == packed.sha256 and plain.folder == packed.folder
+
+
+def test_an_s3_object_is_read_into_an_s3_store(s3_endpoint: str, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, store=f"s3://{BUCKET}/ingest", s3_endpoint_url=s3_endpoint)
+    with filesystem("s3://", settings).open(f"s3://{BUCKET}/in/d.jsonl.gz", "wb") as file:
+        file.write(gzip.compress(DATA))
+    dataset = ingest(settings, Store(settings), f"s3://{BUCKET}/in/d.jsonl.gz")
+    assert (Store(settings).fetch(dataset.folder) / FILE).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (b"", "the file is empty"), (b"<!DOCTYPE html><html>", "a web page"), (b'[{"text": "a"}]', "one JSON array"),
+    (b"PK\x03\x04rest", "a zip archive"), (b"\xff\xfe{\0", "UTF-16"), (b"PAR1", "a Parquet file"),
+    (gzip.compress(DATA)[:60], "gzip file is damaged"), (b"\xef\xbb\xbf  [1]", "one JSON array")])
+def test_other_formats_are_refused_by_content(
+    settings: Settings, store: Store, tmp_path: Path, content: bytes, words: str,
+) -> None:
+    (tmp_path / "d.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        ingest(settings, store, str(tmp_path / "d.jsonl"))
+    assert store.names("datasets") == []
+
+
+@pytest.mark.parametrize(("name", "words"), [("none.jsonl", "no such file"), (".", "it is a folder")])
+def test_a_wrong_path_is_the_users_to_mend(
+    settings: Settings, store: Store, tmp_path: Path, name: str, words: str,
+) -> None:
+    with pytest.raises(DataError, match=words):
+        ingest(settings, store, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_size_limit_holds_after_unpacking(store: Store, tmp_path: Path, packed: bool) -> None:
+    settings = Settings(home=tmp_path / "home", max_data_bytes=len(DATA) - 1)
+    (tmp_path / "d").write_bytes(gzip.compress(DATA) if packed else DATA)
+    with pytest.raises(DataError, match="more than 89999 bytes"):
+        ingest(settings, store, str(tmp_path / "d"))
