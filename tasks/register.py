@@ -31,7 +31,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja")
 SUMS = "MANIFEST.sha256"
-SMOKE_CHARACTERS = 2000
+CHARACTERS_PER_CONTEXT = 4
+"""A prompt of this share of the context, in characters, fits whatever the tokenizer."""
 
 
 def register(
@@ -87,15 +88,20 @@ def build(
     for name in TOKENIZER_FILES:
         if (Path(base.path) / name).exists():
             shutil.copy(Path(base.path) / name, folder / name)
-    smoke = evaluation.examples[0]["prompt"] if evaluation.examples else "Hello"
     _write(folder / "base.json", {"name": base.name, "digest": base.digest, "method": trained.method})
     _write(folder / "serve.json", {
         "prompt_template": "{prompt}" + (split.separator if split.kind == "prompt" else ""),
         "separator": split.separator if split.kind == "prompt" else "", "context_tokens": base.context_tokens,
-        "sampling": {"max_new_tokens": spec.max_new_tokens}, "smoke_prompt": smoke[:SMOKE_CHARACTERS]})
+        "sampling": {"max_new_tokens": spec.max_new_tokens}, "smoke_prompt": smoke_prompt(evaluation, base)})
     _write(folder / "training.json", lineage)
     sums = {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*") if p.is_file()}
     (folder / SUMS).write_text("".join(f"{sha}  {name}\n" for name, sha in sorted(sums.items())), encoding="utf-8")
+
+
+def smoke_prompt(evaluation: Evaluation, base: Base) -> str:
+    """What the predictor is asked before it switches: the end of the shortest held-out prompt shown."""
+    prompts = sorted((row["prompt"] for row in evaluation.examples), key=len)
+    return prompts[0][-(base.context_tokens // CHARACTERS_PER_CONTEXT):] if prompts else "Hello"
 
 
 @cache

@@ -41,7 +41,8 @@ def main() -> int:
     """Run the demo; returns the exit code."""
     began = time.monotonic()
     os.environ["ANNEAL_HOME"] = str(Settings().home_path / "demo")
-    settings = on_free_ports(Settings())
+    take_free_ports()
+    settings = Settings()
     os.environ.update(services.for_runs(settings))
     try:
         print("Starting Prefect, MLflow and the predictor ...", flush=True)
@@ -122,14 +123,12 @@ def seconds_of(flow_run: UUID) -> dict[str, float]:
             for _, run in sorted(started.items())}
 
 
-def on_free_ports(settings: Settings) -> Settings:
-    """The same settings with ports that nobody uses, so that a running stack is not disturbed."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
+def take_free_ports() -> None:
+    """Set ports that nobody uses, so that a running stack is not disturbed."""
+    probes = {name: socket.create_server(("127.0.0.1", 0)) for name in SERVERS}
+    for name, probe in probes.items():
+        os.environ[f"ANNEAL_{name.upper()}_PORT"] = str(probe.getsockname()[1])
         probe.close()
-    names = ("prefect_port", "mlflow_port", "predictor_port")
-    return settings.model_copy(update=dict(zip(names, ports, strict=True)))
 
 
 if __name__ == "__main__":

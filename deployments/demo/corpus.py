@@ -97,7 +97,8 @@ def _text(rng: Random) -> str:
     conversation = play(rng, invented_cast(rng), scene)
     kinds = dict.fromkeys(shuffled(rng, RECAPS)[: 1 + int(rng.random() * 3)])
     recaps = "\n\n".join(kind(rng, scene, conversation) for kind in kinds)
-    return f"{conversation.dialogue()}\n\n{recaps}"
+    header = Draw(rng, TRAIN).fill(pick(rng, HEADERS)) + "\n\n" if rng.random() < 0.4 else ""
+    return f"{header}{conversation.dialogue()}\n\n{recaps}"
 
 
 # ---- recaps of a conversation: each asks for something said, none is a summary sentence
@@ -145,15 +146,36 @@ RECAPS: tuple[Callable[[Random, Scene, Conversation], str], ...] = (
 # ---- drills: short third-person prose and lists with much to copy
 
 SENTENCES = (
-    "{A} lives in {town} and likes {hobby}.", "{A} went to {town} by {ride} last {day}.",
-    "{A} bought {gift} for {price}.", "{A}'s {object} was {spot}.", "{A} and {B} met at {venue} at {time}.",
-    "{A} gave {B} {gift}.", "{A} {excuse'} and {B} {news}.", "{B}'s {relative} eats {dish} with {food}.",
-    "{A} asked {B} to {task}.", "{A} had {pain} on {day}.", "{B} saw {media} with {A}.",
-    "{A} and {B} work at {venue} in {town}.", "{B} is {number} minutes from {town2}.",
-    "{A} will {task} on {day}.",
-    "{B} has {pet} and a {colour} {thing}.", "{A} told {B} about the {event} on {day}.",
-    "{B} wrote the {doc} for {A}.", "In {town} there was {weather}, so {A} and {B} went to {outing}.",
+    "{A} lives in {town} and likes {hobby}.",
+    "{A} went to {town} by {ride} last {day}.",
+    "{A} bought {gift} for {price}.",
+    "{A}'s {object} was {spot}.",
+    "{A} and {B} met at {venue} at {time}.",
+    "{A} gave {B} {gift} and {B} gave {A} {gift2}.",
+    "{A} {excuse'} and {B} {news}.",
+    "{B}'s {relative} eats {dish} with {food}.",
+    "{A} asked {B} to {task}, but {B} {excuse'}.",
+    "{A} had {pain} on {day}, so {B} came at {time}.",
+    "{B} saw {media} with {A}.",
+    "{A} and {B} work at {venue} in {town}.",
+    "{B} is {number} minutes from {town2}.",
+    "{A} will {task} on {day} because {B} {excuse'}.",
+    "{B} has {pet} and a {colour} {thing}.",
+    "{A} told {B} about the {event} on {day}.",
+    "{B} wrote the {doc} for {A} in {number} days.",
+    "In {town} there was {weather}, so {A} and {B} went to {outing}.",
+    "{A} wants {pet} instead of {pet2}.",
+    "{A} can't find {B}'s {object}, which is {spot}.",
+    "{A} doesn't eat {food}; {B} will cook {dish}.",
+    "{B} will paint {A}'s {thing} {colour} on {day}.",
+    "{A} has until {day} at {time}, {B} until {day2} at {time2}.",
+    "{A} sold the {thing} to {B}, who will use it for {hobby}.",
+    "{A}, {B} and {C} will be in {town} on {day}.",
+    "{C} tells {A} that {B} found the {object} at {venue}.",
+    "{A} knows the {dish} at {venue} and {B} the {dish2} at {venue2}.",
+    "The {event} of {A} was at {time}, that of {B} at {time2}.",
 )
+HEADERS = ("Chat of {day}", "Group chat", "Messages, {time}", "Log of a chat.", "{day}, {time}.", "Read this chat.")
 
 
 def _story(rng: Random) -> str:
@@ -161,7 +183,7 @@ def _story(rng: Random) -> str:
     cast, sentences = invented_cast(rng), []
     for wording in shuffled(rng, SENTENCES)[: 3 + int(rng.random() * 3)]:
         sentences.append(Draw(rng, cast).fill(wording))
-    again = [pick(rng, ("Again:", "Once more:", "As I said:"))] + shuffled(rng, sentences)[:2]
+    again = [pick(rng, ("Again:", "Once more:", "As I said:")), *shuffled(rng, sentences)[:2]]
     return " ".join(sentences) + "\n\n" + " ".join(again)
 
 
