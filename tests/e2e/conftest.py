@@ -1,0 +1,150 @@
+"""One real stack for all end-to-end tests: Prefect server, MLflow, predictor and worker over a real S3 server.
+
+Every child process of a test gets the stack's environment; at the end nothing of the stack may be left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from infra.processes import left_over
+from infra.settings import Settings
+from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port
+
+COMMAND_TIMEOUT_S = 150
+KNOBS: dict[str, Any] = {
+    "chunk_size": 512, "pack_sequences": True, "train_batch_size": 2, "max_steps": 4, "num_ranks": 2,
+    "max_new_tokens": 16, "num_evaluation_samples": 4, "num_validation_samples": 4, "gate": "off"}
+"""A training of seconds. `gate` is off: four answers of a tiny model say nothing about its quality."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The running stack, and what a test wants of it."""
+
+    settings: Settings
+    environment: dict[str, str]
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """An `anneal` command in a process of its own."""
+        command = [sys.executable, "-m", "deployments.cli", *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **self.environment, **environment})
+
+    def anneal(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """An `anneal` command, run to its end."""
+        process = self.start(*arguments, **environment)
+        try:
+            stdout, stderr = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def prefect(self, path: str, **body: Any) -> Any:
+        """What the Prefect server answers: POST with a body, GET without."""
+        url, method = f"{self.settings.prefect_api}{path}", "POST" if body else "GET"
+        answer = httpx.request(method, url, json=body or None, timeout=30)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def versions(self, destination: str) -> list[Any]:
+        """All versions that MLflow has of a model."""
+        from mlflow import MlflowClient
+
+        return list(MlflowClient(self.settings.tracking_uri).search_model_versions(
+            f"name='{destination.replace('/', '--')}'"))
+
+    def ask(self, destination: str, prompt: str = "Once upon a time") -> dict[str, Any]:
+        """The predictor's answer."""
+        body = {"model": destination, "input": {"prompt": prompt, "temperature": 0, "max_new_tokens": 8}}
+        answer = httpx.post(f"{self.settings.predictor}/predictions", json=body, timeout=60)
+        assert answer.is_success, answer.text
+        return dict(answer.json())
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished command and the parameters it was started with."""
+
+    parameters: dict[str, Any]
+    version: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Stack]:
+    """All four services, with the deployment; down at the end, and no process left."""
+    from deployments import pipelines
+    from infra import services
+    from infra import stack as running
+
+    environment = {
+        "ANNEAL_HOME": str(tmp_path_factory.mktemp("stack")), "ANNEAL_STORE": f"s3://{BUCKET}/e2e",
+        "ANNEAL_S3_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1", "ANNEAL_STOP_GRACE_S": "10",
+        **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("ANNEAL_", "AWS_", "MLFLOW_", "PREFECT_API"))]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        settings = Settings()
+        try:
+            running.up(settings, prepare=pipelines.deploy)
+            yield Stack(settings, {**environment, **services.for_runs(settings)})
+        finally:
+            running.down(settings)
+    assert {p for p in left_over(settings.home_path) if p.status() != psutil.STATUS_ZOMBIE} == set()
+
+
+@pytest.fixture(autouse=True)
+def environment(clean_environment: None, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stack's environment, which the tests' own `clean_environment` took away."""
+    for name, value in stack.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def parameters(shared: Path, stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A short training on real doctor-patient dialogues."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, rows in (("train", 60), ("validation", 6)):
+        with (shared / "data" / "mts_dialog" / f"{name}.jsonl").open() as file:
+            (folder / f"{name}.jsonl").write_text("".join(islice(file, rows)))
+    return {
+        "train_data": str(folder / "train.jsonl"), "validation_data": str(folder / "validation.jsonl"),
+        "base_model": str(stories), "destination": "acme/notes", **KNOBS}
+
+
+@pytest.fixture(scope="session")
+def first(stack: Stack, parameters: dict[str, Any]) -> Training:
+    """One LoRA training, by the command line."""
+    done = stack.anneal("train", "--json", *options(parameters))
+    assert done.returncode == 0, done.stderr
+    return Training(parameters, json.loads(done.stdout))
+
+
+def options(parameters: dict[str, Any]) -> list[str]:
+    """Parameters as command-line options."""
+    found = []
+    for name, value in parameters.items():
+        flag = name.replace("_", "-")
+        found += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return found
+
+
+def changed(training: Training, **values: Any) -> dict[str, Any]:
+    """The parameters of another training."""
+    return {**training.parameters, **values}
