@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test check up down clean help
+.PHONY: install demo test chaos check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,6 +25,9 @@ demo: $(DONE)  ## the whole job on the built-in data: train, evaluate, register,
 test: $(DONE)  ## the checks and every test that this machine can run
 	$(MAKE) check
 	$(BIN)/pytest
+
+chaos: $(DONE)  ## the rest of the kill grid
+	$(BIN)/pytest -m chaos
 
 check: $(DONE)  ## ruff, types
 	$(BIN)/ruff check .

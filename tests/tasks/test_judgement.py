@@ -1,0 +1,145 @@
+"""Small pure parts: the gate, the forecast, the reports, the base model, the retry rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.parameters import Parameters
+from infra.errors import BaseModelError, DataError, Transient, UserError
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from tasks import report
+from tasks.base import find_base
+from tasks.evaluate import judge
+from tasks.forecast import count_parameters, forecast
+from tasks.policy import may_pass
+from tasks.progress import curve
+from tasks.train import only_one, training_id
+from tests.tasks.conftest import SCORE, Past
+
+LLAMA_2_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000, "intermediate_size": 11008,
+              "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False}
+NEEDED: dict[str, Any] = {"train_data": "d", "base_model": "m", "destination": "a/b"}
+
+
+def table(tuned: float, base: float) -> dict[str, dict[str, list[float]]]:
+    return {name: {**SCORE, "rougeL": [mean - 0.05, mean, mean + 0.05]}
+            for name, mean in (("tuned", tuned), ("base", base))}
+
+
+@pytest.mark.parametrize(("tuned", "base", "passed"), [(0.5, 0.2, True), (0.2, 0.25, True), (0.2, 0.5, False)])
+def test_only_a_significantly_worse_version_fails_the_gate(tuned: float, base: float, passed: bool) -> None:
+    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, "not_worse_than_base")[0] is passed
+
+
+def test_text_rows_are_judged_by_their_loss() -> None:
+    assert judge({}, {"tuned": 3.0, "base": 3.5}, "not_worse_than_base")[0]
+    assert not judge({}, {"tuned": 3.6, "base": 3.5}, "not_worse_than_base")[0]
+    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, "not_worse_than_base")[0]
+
+
+def test_the_gate_can_be_switched_off() -> None:
+    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, "off")[0]
+
+
+def test_parameters_of_llama_2_7b_are_counted_right() -> None:
+    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, peft_method="full"))[0] == 6_738_415_616
+    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, lora_rank=16))[1] == 39_976_960
+    narrow = TrainingSpec(**NEEDED, lora_rank=8, lora_targets="q_proj,v_proj")
+    assert count_parameters(LLAMA_2_7B, narrow)[1] == 4_194_304
+
+
+def test_the_forecast_counts_steps_and_memory(settings: Settings, past: Past) -> None:
+    spec = dataclasses.replace(past.spec, num_train_epochs=3, train_batch_size=4, num_ranks=1)
+    expected = forecast(settings, spec, past.pack, past.base)
+    assert expected.steps == 9 and expected.tokens == 1800 and expected.seconds > 0
+    assert set(expected.memory_gib) == {"weights", "gradients", "optimizer", "activations", "logits"}
+    longer = forecast(settings, dataclasses.replace(spec, max_steps=5), past.pack, past.base)
+    assert longer.steps == 5
+
+
+def test_a_table_of_devices_of_ones_own_is_used(settings: Settings, past: Past) -> None:
+    (settings.home_path / "hardware.toml").write_text(
+        "[CPU]\ntflops = 1.0\nmemory_gib = 1\nusd_per_hour = 3600.0\nutilization = 1.0\n")
+    own = forecast(settings, past.spec, past.pack, past.base)
+    assert own.usd == pytest.approx(own.seconds, abs=0.1)
+    (settings.home_path / "hardware.toml").write_text("[CPU]\nflops = 1\n")
+    with pytest.raises(UserError, match="table cannot be read"):
+        forecast(settings, past.spec, past.pack, past.base)
+
+
+def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: Past) -> None:
+    text = report.rouge_report(past.evaluation)
+    assert "**0.500** (0.400 to 0.600)" in text and "&lt;b>&#124;x" in text
+    assert "| train | 20 | 10 | 600 |" in report.data_report(past.split, past.pack)
+    assert "5 |" in report.forecast_report(forecast(settings, past.spec, past.pack, past.base), past.trained)
+
+
+def test_the_loss_curve_is_a_picture_even_of_one_step() -> None:
+    assert curve({1: 2.0}, {}).count("<polyline") == 1
+    assert curve({1: 3.0, 2: 2.0, 3: 1.5}, {3: 1.4}).count("<circle") == 1
+
+
+@pytest.mark.parametrize(("lacking", "words"), [
+    ("config.json", "config.json is missing"), ("model.safetensors", "no safetensors"),
+    ("tokenizer.json", "there is no tokenizer")])
+def test_a_folder_that_is_no_model_is_told(
+    settings: Settings, past: Past, tmp_path: Path, lacking: str, words: str,
+) -> None:
+    folder = Path(shutil.copytree(past.base.path, tmp_path / "copy"))
+    (folder / lacking).unlink()
+    with pytest.raises(BaseModelError, match=words):
+        find_base(settings, str(folder))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no such folder", "../x/y/z"])
+def test_a_wrong_base_path_is_told(settings: Settings, name: str) -> None:
+    with pytest.raises(BaseModelError, match="there is no such folder"):
+        find_base(settings, name)
+
+
+def test_the_base_is_known_by_its_content(settings: Settings, past: Past, tmp_path: Path) -> None:
+    one = find_base(settings, past.base.path)
+    two = find_base(settings, str(shutil.copytree(past.base.path, tmp_path / "elsewhere")))
+    assert one.digest == two.digest and (one.name, two.name) == ("base-model", "elsewhere")
+    (tmp_path / "elsewhere" / "config.json").write_text(json.dumps({"changed": 1}))
+    assert find_base(settings, str(tmp_path / "elsewhere")).digest != one.digest
+
+
+def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> None:
+    identity = training_id(past.spec, past.pack, past.base)
+    elsewhere = dataclasses.replace(past.spec, num_ranks=8, destination="acme/other", max_new_tokens=5)
+    assert len(identity) == 26 and identity == identity.lower()
+    assert training_id(elsewhere, past.pack, past.base) == identity
+    assert training_id(dataclasses.replace(past.spec, lora_rank=9), past.pack, past.base) != identity
+
+
+def test_a_training_runs_once_at_a_time(tmp_path: Path) -> None:
+    with only_one(tmp_path / "run"), pytest.raises(UserError, match="another process"), only_one(tmp_path / "run"):
+        pass
+
+
+class _State:
+    def __init__(self, data: BaseException) -> None:
+        self.data = data
+
+
+@pytest.mark.parametrize(("error", "again"), [(Transient("x"), True), (DataError("x"), False), (ValueError("x"), False)])
+def test_only_what_may_pass_is_retried(error: Exception, again: bool) -> None:
+    assert may_pass(None, None, _State(error)) is again  # type: ignore[arg-type]
+
+
+def test_the_form_has_every_knob_with_range_and_help() -> None:
+    schema = Parameters.model_json_schema()
+    assert list(schema["properties"]) == [field.name for field in dataclasses.fields(TrainingSpec)]
+    assert schema["required"] == ["train_data", "base_model", "destination"]
+    assert schema["additionalProperties"] is False
+    rank = schema["properties"]["lora_rank"]
+    assert (rank["minimum"], rank["maximum"], rank["default"]) == (1, 1024, 8) and rank["description"]
+    assert schema["properties"]["peft_method"]["enum"] == ["lora", "full"]

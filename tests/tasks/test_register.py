@@ -1,0 +1,105 @@
+"""tasks/{register,registry}.py: one training, one version, wherever the first try died."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from infra.errors import Transient
+from infra.records import Version
+from infra.settings import Settings
+from infra.store import Store
+from tasks.register import find_version, register
+from tasks.registry import Registry, name_of
+from tests.tasks.conftest import Past
+
+CALLS = (
+    "create_model_version", "log_model_artifacts",
+    *(pytest.param(name, marks=pytest.mark.chaos)
+      for name in ("create_run", "create_logged_model", "finalize_logged_model", "set_terminated")))
+
+
+def do(settings: Settings, store: Store, past: Past) -> Version:
+    return register(
+        settings, store, past.spec, past.trained, past.evaluation, past.split, past.pack, past.base)
+
+
+def versions(settings: Settings) -> list[int]:
+    client = Registry(settings).client
+    return [int(v.version) for v in client.search_model_versions("name='acme--summarizer'")]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables; a copy of a file takes none."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Registry(Settings(home=path.parent)).client.search_registered_models()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def database(empty_database: Path, settings: Settings) -> None:
+    (settings.home_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+
+
+def test_registering_twice_gives_one_version(settings: Settings, store: Store, past: Past) -> None:
+    first, second = do(settings, store, past), do(settings, store, past)
+    assert first == second == find_version(settings, store, past.spec, past.trained)
+    assert versions(settings) == [1]
+    assert Registry(settings).number_at("challenger", "acme/summarizer") == 1
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_death_after_any_call_leaves_one_version_in_the_end(
+    settings: Settings, store: Store, past: Past, monkeypatch: pytest.MonkeyPatch, call: str,
+) -> None:
+    real = getattr(mlflow.MlflowClient, call)
+
+    def die_afterwards(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)
+        raise KeyboardInterrupt(call)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=call):
+        patch.setattr(mlflow.MlflowClient, call, die_afterwards)
+        do(settings, store, past)
+    version = do(settings, store, past)
+    assert versions(settings) == [version.number]
+
+
+def test_the_version_holds_weights_lineage_and_checksums_only(settings: Settings, store: Store, past: Past) -> None:
+    version = do(settings, store, past)
+    names = {path.name for path in store.fetch(version.folder).iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "base.json", "serve.json",
+                     "training.json", "MANIFEST.sha256", "manifest.json"}
+    for path in store.fetch(version.folder).glob("*.json"):
+        assert str(Path(past.base.path).parent) not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_mlflow_hands_out_the_same_files(settings: Settings, store: Store, past: Past, tmp_path: Path) -> None:
+    version = do(settings, store, past)
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "out")))
+    for path in store.fetch(version.folder).iterdir():
+        if path.name != "manifest.json":
+            assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_destinations_get_a_version_each(settings: Settings, store: Store, past: Past) -> None:
+    first = do(settings, store, past)
+    past.spec = dataclasses.replace(past.spec, destination="acme/other")
+    second = do(settings, store, past)
+    assert (first.number, second.number) == (1, 1) and second.uri == "models:/acme--other/1"
+
+
+def test_a_registry_that_does_not_answer_may_be_retried(settings: Settings, store: Store, past: Past,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = settings.model_copy(update={"mlflow_uri": "http://127.0.0.1:9"})
+    with pytest.raises(Transient, match="MLflow does not"):
+        do(away, store, past)
+
+
+def test_destinations_map_to_mlflow_names_and_back() -> None:
+    assert name_of("acme/summarizer").split("--") == ["acme", "summarizer"]
