@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.errors import BY_EXIT_CODE, AnnealError, Broken, Preempted, Transient, read_error
+from infra.errors import AnnealError, Broken, Transient, read_error
 from infra.launch import run_group, tail
 from infra.settings import Settings
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, Job
@@ -58,9 +58,6 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
         return told
     log = tail(folder / LOG)
     name = module.rsplit(".", 1)[-1]
-    if BY_EXIT_CODE.get(code) is Preempted or "exitcode  : 4" in log:
-        return Preempted("the training was told to stop and saved a checkpoint", where=name,
-                         fix="Start it again; it goes on from there.")
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     kind = Transient if code < 0 or "signal" in log.lower() or "SIGKILL" in log else Broken
     return kind(f"the child process ended with {cause}", where=name, fix=f"The end of its log:\n{log}")

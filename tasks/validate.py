@@ -166,7 +166,7 @@ def _judge(line: bytes, where: str, kind: RowKind | None) -> Row:
         raise DataError(f"the row is of the kind {found}", where=where, allowed=f"{kind}, as in the lines before",
                         fix="Put each kind into a file of its own.")
     row = check.clean(raw, found, where)
-    prompt = row.get("prompt") or row.get("text") or json.dumps(row["messages"][:-1])
+    prompt = json.dumps(row["messages"][:-1]) if found == "messages" else row[check.KEYS[found][0]]
     return Row(row, found, hashlib.blake2b(prompt.encode(), digest_size=16).digest())
 
 

@@ -107,8 +107,9 @@ def ask(settings: Settings, version: Version, row: dict[str, str]) -> dict[str, 
     answer.raise_for_status()
     text = "".join(answer.json()["output"]).strip()
     conversation = row["prompt"].split("\n\n")[1]
-    print(f"\n{conversation}\n\nsummary by the predictor: {text}\nsummary by the author:    {row['completion'].strip()}\n")
-    return {"conversation": conversation, "output": text, "reference": row["completion"].strip()}
+    reference = row["completion"].strip()
+    print(f"\n{conversation}\n\nsummary by the predictor: {text}\nsummary by the author:    {reference}\n")
+    return {"conversation": conversation, "output": text, "reference": reference}
 
 
 def seconds_of(flow_run: UUID) -> dict[str, float]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from infra.errors import EXIT_DONE, EXIT_PREEMPTED, Diverged, OutOfMemory, Transient
+from infra.errors import EXIT_DONE, EXIT_PREEMPTED, Diverged, OutOfMemory, Preempted, Transient
 from infra.spec import TrainingSpec
 from tasks.distributed import checkpoint
 from tasks.distributed.data import PackedRows, Plan, micro_batches
@@ -237,7 +237,10 @@ def held_out_loss(model: PackedLoss, rows: PackedRows, ranks: Group, batch_size:
 def main(job: TrainJob) -> int:
     """Train; say in our own words what torch says in its own."""
     try:
-        return train(job)
+        if train(job) == EXIT_PREEMPTED:
+            raise Preempted("the training was told to stop and saved a checkpoint", where="training",
+                            fix="Start it again; it goes on from there.")
+        return EXIT_DONE
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"out of memory ({str(error).splitlines()[0]})", where="training",

@@ -52,7 +52,8 @@ def past(store: Store, tmp_path: Path) -> Past:
         spec=TrainingSpec(train_data=str(tmp_path / "secret" / "d.jsonl"), base_model=str(base),
                           destination="acme/summarizer"),
         base=Base(name="base-model", path=str(base), digest="b" * 64, context_tokens=512),
-        split=Split(folder="splits/s", digest="s" * 64, kind="prompt", separator="\n", train_rows=20, validation_rows=2),
+        split=Split(folder="splits/s", digest="s" * 64, kind="prompt", separator="\n", train_rows=20,
+                    validation_rows=2),
         pack=Pack(folder="packs/p", digest="p" * 64, chunk_tokens=64, train=COUNTS, validation=COUNTS),
         trained=Trained(
             folder="trainings/t", training_id="abcdefghijklmnopqrstuvwxyz", digest=digest, method="lora", steps=5,

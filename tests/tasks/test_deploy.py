@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -24,7 +25,7 @@ VERSION = Version(destination="acme/summarizer", id="1" * 64, number=2, folder="
 class Aliases:
     """Stands in for MLflow: remembers the order in which aliases move."""
 
-    moves: list[tuple[str, int]] = []
+    moves: ClassVar[list[tuple[str, int]]] = []
 
     def __init__(self, settings: Settings) -> None:
         pass

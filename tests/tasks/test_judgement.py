@@ -130,7 +130,8 @@ class _State:
         self.data = data
 
 
-@pytest.mark.parametrize(("error", "again"), [(Transient("x"), True), (DataError("x"), False), (ValueError("x"), False)])
+@pytest.mark.parametrize(("error", "again"), [
+    (Transient("x"), True), (DataError("x"), False), (ValueError("x"), False)])
 def test_only_what_may_pass_is_retried(error: Exception, again: bool) -> None:
     assert may_pass(None, None, _State(error)) is again  # type: ignore[arg-type]
 

@@ -90,6 +90,10 @@ def test_the_json_test_suite_is_judged_right(shared: Path) -> None:
             assert not accepted or path.name in {"n_object_trailing_comment.json"}, path.name
 
 
+def test_an_empty_prompt_is_a_prompt(settings: Settings, store: Store, tmp_path: Path) -> None:
+    assert judge(settings, store, tmp_path, f"{line('')}\n{line('q')}\n").train_rows == 1
+
+
 def test_odd_but_valid_input_is_accepted(settings: Settings, store: Store, tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf" + "\r\n".join([line("a\u2028b"), "", line("c\x0bd"), line("\U0001f600"), ""]).encode()
     split = judge(settings, store, tmp_path, text)
