@@ -23,7 +23,7 @@ from infra.orphan import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.25
-LOG_TAIL_BYTES = 4000
+LOG_TAIL_BYTES = 16_000
 
 
 def run_group(

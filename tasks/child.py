@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from infra.settings import Settings
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, Job
 
 LOG = "log.txt"
+RANK_LOST = re.compile(r"Signal \d+ \(SIG|Connection (closed|reset) by peer|Timed out waiting")
+"""What torchrun and gloo say when a rank was killed or its host went away."""
 CONTRACT_FILES = (JOB, EVENTS, RESULT, ERROR, LOG)
 
 
@@ -56,11 +59,12 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
     told = read_error(folder / ERROR, code)
     if told is not None:
         return told
-    log = tail(folder / LOG)
+    log = tail(folder / LOG, lines=200)
     name = module.rsplit(".", 1)[-1]
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    kind = Transient if code < 0 or "signal" in log.lower() or "SIGKILL" in log else Broken
-    return kind(f"the child process ended with {cause}", where=name, fix=f"The end of its log:\n{log}")
+    kind = Transient if code < 0 or RANK_LOST.search(log) else Broken
+    return kind(f"the child process ended with {cause}", where=name,
+                fix=f"The end of its log:\n{tail(folder / LOG)}")
 
 
 @cache
