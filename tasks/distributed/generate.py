@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from infra.spec import TrainingSpec
 from tasks.distributed.data import PackedRows
-from tasks.distributed.decode import Sampling, decode
+from tasks.distributed.decode import Sampling, answers
 from tasks.distributed.encode import read_rows
 from tasks.distributed.events import Events
 from tasks.distributed.job import GenerateJob, main_of
@@ -109,13 +109,8 @@ def answer_all(
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(mine), BATCH_ROWS):
             batch = mine[start : start + BATCH_ROWS]
-            answers: list[list[int]] = [[] for _ in batch]
-            prompts = [ids for _, ids in batch]
-            for tokens in decode(model, prompts, [greedy] * len(batch), stop_ids=codec.stop_ids):
-                for answer, token in zip(answers, tokens, strict=True):
-                    if token is not None:
-                        answer.append(token)
-            for (row, _), answer in zip(batch, answers, strict=True):
+            found = answers(model, [ids for _, ids in batch], [greedy] * len(batch), stop_ids=codec.stop_ids)
+            for (row, _), answer in zip(batch, found, strict=True):
                 file.write(json.dumps({"row": row, "text": codec.decode(answer)}) + "\n")
             events.emit("answered", rows=start + len(batch))
 

@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,10 +26,14 @@ from infra.settings import Settings
 from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port
 
 COMMAND_TIMEOUT_S = 150
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 KNOBS: dict[str, Any] = {
     "chunk_size": 512, "pack_sequences": True, "train_batch_size": 2, "max_steps": 4, "num_ranks": 2,
     "max_new_tokens": 16, "num_evaluation_samples": 4, "num_validation_samples": 4, "gate": "off"}
 """A training of seconds. `gate` is off: four answers of a tiny model say nothing about its quality."""
+
+LONG: dict[str, Any] = {"num_train_epochs": 20, "max_steps": 40, "checkpoint_steps": 5}
+"""Beside KNOBS: long enough to be killed on the way."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,35 @@ class Stack:
         answer = httpx.request(method, url, json=body or None, timeout=30)
         assert answer.is_success, answer.text
         return answer.json()
+
+    def start_run(self, parameters: dict[str, Any]) -> str:
+        """A run of the deployment, as the UI's form starts it; returns its id."""
+        deployment = self.prefect("/deployments/name/finetune/gpu")["id"]
+        path = f"/deployments/{deployment}/create_flow_run"
+        return str(self.prefect(path, parameters={"training": parameters})["id"])
+
+    def wait_until_over(self, run: str) -> dict[str, Any]:
+        """A flow run's final state."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while (state := self.prefect(f"/flow_runs/{run}")["state"])["type"] not in FINAL:
+            assert time.monotonic() < deadline, state
+            time.sleep(0.2)
+        return dict(state)
+
+    def runs(self, name: str) -> list[str]:
+        """Ids of the flow runs of that name, the oldest first."""
+        found = self.prefect("/flow_runs/filter", flow_runs={"name": {"any_": [name]}}, sort="START_TIME_ASC")
+        return [run["id"] for run in found]
+
+    def steps(self, run: str) -> dict[str, str]:
+        """Each step of a flow run and the name of its state."""
+        found = self.prefect("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        return {task["task_key"].removesuffix("_task").split("-")[0]: task["state"]["name"] for task in found}
+
+    def artifacts(self, run: str) -> dict[str, Any]:
+        """What a flow run shows, by key; the newest of each."""
+        found = self.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}, sort="UPDATED_ASC")
+        return {artifact["key"]: artifact["data"] for artifact in found}
 
     def versions(self, destination: str) -> list[Any]:
         """All versions that MLflow has of a model."""
@@ -136,6 +171,21 @@ def first(stack: Stack, parameters: dict[str, Any]) -> Training:
     return Training(parameters, json.loads(done.stdout))
 
 
+@pytest.fixture(scope="session")
+def second(stack: Stack, parameters: dict[str, Any]) -> Training:
+    """A full fine-tuning, one rank of which is killed after the first checkpoint."""
+    wanted = {**parameters, **LONG, "destination": "acme/whole", "peft_method": "full"}
+    process = stack.start("train", "--json", *options(wanted))
+    try:
+        checkpointed(process, stack.settings.home_path)
+        ranks_of(process)[-1].kill()
+        stdout, stderr = process.communicate(timeout=COMMAND_TIMEOUT_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    return Training(wanted, json.loads(stdout))
+
+
 def options(parameters: dict[str, Any]) -> list[str]:
     """Parameters as command-line options."""
     found = []
@@ -145,6 +195,21 @@ def options(parameters: dict[str, Any]) -> list[str]:
     return found
 
 
-def changed(training: Training, **values: Any) -> dict[str, Any]:
-    """The parameters of another training."""
-    return {**training.parameters, **values}
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training processes below a command, without the torchrun that started them."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            command = child.cmdline()
+            if "tasks.distributed.train" in command and "torch.distributed.run" not in command:
+                found.append(child)
+    return found
+
+
+def checkpointed(process: subprocess.Popen[str], home: Path) -> None:
+    """Wait for a training's first checkpoint."""
+    deadline = time.monotonic() + COMMAND_TIMEOUT_S
+    while not list(home.glob("trainings/*/step-??????")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.05)

@@ -2,17 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Stack, Training
+from infra.settings import Settings
+from infra.store import Store
+from tests.conftest import ROOT
+from tests.e2e.conftest import Stack, Training, options
 
 pytestmark = pytest.mark.slow
 
+KEPT = ("validate", "pack", "train", "evaluate", "register")
+"""Steps that are not done again. The data and the base are looked at again, the predictor is asked again."""
+
 
 def test_one_version_is_registered_with_its_origin_and_aliases(stack: Stack, first: Training) -> None:
+    from mlflow import MlflowClient
+
     (version,) = stack.versions("acme/notes")
     assert version.tags["training_id"] == first.version["training_id"]
     assert version.tags["version_id"] == first.version["id"]
-    assert first.version["uri"] == "models:/acme--notes/1"
+    assert len(version.tags["data_digest"]) == len(version.tags["base_digest"]) == 64
+    aliases = MlflowClient(stack.settings.tracking_uri).get_registered_model("acme--notes").aliases
+    assert {name: int(number) for name, number in aliases.items()} == {"challenger": 1, "champion": 1}
+
+
+def test_version_in_mlflow_is_an_adapter_without_base_pickle_or_path(
+    stack: Stack, first: Training, stories: Path, tmp_path: Path,
+) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    folder = Path(download_artifacts(
+        first.version["uri"], dst_path=str(tmp_path), tracking_uri=stack.settings.tracking_uri))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.suffix == ".safetensors"] == ["adapter_model.safetensors"]
+    assert not [path.name for path in files if path.suffix in (".bin", ".pkl", ".pt", ".pth")]
+    here = [str(place).encode() for place in (
+        stories, ROOT, stack.settings.home_path, Path(first.parameters["train_data"]).parent, tmp_path.parent)]
+    assert not [path.name for path in files for place in here if place in path.read_bytes()]
+
+
+def test_predictor_answers_with_the_registered_version(stack: Stack, first: Training) -> None:
+    answer = stack.ask("acme/notes")
+    assert answer["status"] == "succeeded"
+    assert answer["version"] == first.version["id"]
+    assert "".join(answer["output"])
+
+
+def test_same_training_again_trains_nothing(stack: Stack, first: Training) -> None:
+    store, name = Store(Settings()), f"trainings/{first.version['training_id']}"
+    before = store.find(name)
+    done = stack.anneal("train", *options(first.parameters))
+    assert done.returncode == 0, done.stderr
+    assert f"acme/notes version 1\n{first.version['id']}" in done.stdout
+    states = stack.steps(stack.runs("finetune acme/notes")[-1])
+    assert {step: states[step] for step in KEPT} == dict.fromkeys(KEPT, "Cached")
+    assert before == store.find(name)
+    assert len(stack.versions("acme/notes")) == 1
+
+
+def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, first: Training) -> None:
+    found = stack.artifacts(stack.runs("finetune acme/notes")[0])
+    assert set(found) == {
+        "data", "forecast", "training-progress", "training-loss", "rouge", "version", "endpoint"}
+    assert "60 training and 4 held-out rows" in found["data"]
+    assert "| steps | 4" in found["forecast"]
+    assert found["training-progress"] == 100
+    assert found["training-loss"].startswith("data:image/svg+xml;base64,")
+    assert "| lead3 |" in found["rouge"]
+    assert "/#/models/acme--notes/versions/1" in found["version"]
+
+
+def test_run_of_the_deployment_by_the_worker_gives_the_same_version(stack: Stack, first: Training) -> None:
+    run = stack.start_run(first.parameters)
+    assert stack.wait_until_over(run)["type"] == "COMPLETED"
+    assert first.version["id"][:12] in stack.artifacts(run)["endpoint"]
+    assert len(stack.versions("acme/notes")) == 1
+
+
+def test_full_fine_tuning_answers_beside_the_adapter(stack: Stack, first: Training, second: Training) -> None:
+    assert second.version["number"] == 1
+    answers = {name: stack.ask(name)["version"] for name in ("acme/notes", "acme/whole")}
+    assert answers == {"acme/notes": first.version["id"], "acme/whole": second.version["id"]}
