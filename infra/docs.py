@@ -47,7 +47,7 @@ def _values(field: dataclasses.Field[object]) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(get_args(kind))
     if limits["ge"] is None:
-        return {bool: "true, false", str: "text"}.get(kind, kind.__name__)
+        return {bool: "true, false", str: "text"}.get(kind, str(kind.__name__))
     upper = f"..{limits['le']}" if limits["le"] is not None else " or more"
     return f"{limits['ge']}{upper}"
 
