@@ -86,14 +86,14 @@ class Stack:
         return [run["id"] for run in found]
 
     def steps(self, run: str) -> dict[str, str]:
-        """Each step of a flow run and the name of its state."""
+        """The state of each step of a flow run, by the first word of its name."""
         found = self.prefect("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
-        return {task["task_key"].removesuffix("_task").split("-")[0]: task["state"]["name"] for task in found}
+        return {task["name"].split()[0]: task["state"]["name"] for task in found}
 
     def artifacts(self, run: str) -> dict[str, Any]:
         """What a flow run shows, by key; the newest of each."""
-        found = self.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}, sort="UPDATED_ASC")
-        return {artifact["key"]: artifact["data"] for artifact in found}
+        found = self.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}, sort="UPDATED_DESC")
+        return {artifact["key"]: artifact["data"] for artifact in reversed(found)}
 
     def versions(self, destination: str) -> list[Any]:
         """All versions that MLflow has of a model."""

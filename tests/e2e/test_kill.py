@@ -13,7 +13,7 @@ from infra.settings import Settings
 from infra.store import Store
 from tests.e2e.conftest import LONG, Stack, Training, checkpointed, options, ranks_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = pytest.mark.slow
 
 ORPHAN_S = 5
 """A rank whose command is gone has this long to go too."""

@@ -31,10 +31,10 @@ def test_one_version_is_registered_with_its_origin_and_aliases(stack: Stack, fir
 def test_version_in_mlflow_is_an_adapter_without_base_pickle_or_path(
     stack: Stack, first: Training, stories: Path, tmp_path: Path,
 ) -> None:
-    from mlflow.artifacts import download_artifacts
+    import mlflow
 
-    folder = Path(download_artifacts(
-        first.version["uri"], dst_path=str(tmp_path), tracking_uri=stack.settings.tracking_uri))
+    mlflow.set_tracking_uri(stack.settings.tracking_uri)
+    folder = Path(mlflow.artifacts.download_artifacts(first.version["uri"], dst_path=str(tmp_path)))
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert [path.name for path in files if path.suffix == ".safetensors"] == ["adapter_model.safetensors"]
     assert not [path.name for path in files if path.suffix in (".bin", ".pkl", ".pt", ".pth")]
