@@ -16,16 +16,17 @@ from flows.parameters import Parameters
 from infra.records import Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
+from infra.store import Store
 from tasks import report
-from tasks.base import base_task
+from tasks.base import base_task, find_base
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task
 from tasks.forecast import forecast
-from tasks.ingest import ingest_task
-from tasks.pack import pack_task
+from tasks.ingest import ingest, ingest_task
+from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
 from tasks.train import train_task
-from tasks.validate import validate_task
+from tasks.validate import validate, validate_task
 
 
 @flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
@@ -38,18 +39,18 @@ def finetune(training: Parameters) -> Version:  # type: ignore[valid-type]
     held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
     split = validate_task(data, held_out, spec.num_validation_samples, subject=name)
     base = base_task(spec.base_model, subject=name)
-    pack = pack_task(split, base, spec, subject=name)
-    report.show("data", report.data_report(split, pack))
+    packed = pack_task(split, base, spec, subject=name)
+    report.show("data", report.data_report(split, packed))
 
-    expected = forecast(settings, spec, pack, base)
+    expected = forecast(settings, spec, packed, base)
     report.show("forecast", report.forecast_report(expected))
-    trained = train_task(spec, pack, base, subject=name)
+    trained = train_task(spec, packed, base, subject=name)
     report.show("forecast", report.forecast_report(expected, trained))
 
-    evaluation = evaluate_task(spec, trained, split, pack, base, subject=name)
+    evaluation = evaluate_task(spec, trained, split, packed, base, subject=name)
     report.show("rouge", report.rouge_report(evaluation))
 
-    version = register_task(spec, trained, evaluation, split, pack, base, subject=name)
+    version = register_task(spec, trained, evaluation, split, packed, base, subject=name)
     deployment = deploy_task(spec, version, evaluation, base, subject=name)
     report.show_links(settings, version, deployment)
     return version
@@ -57,12 +58,6 @@ def finetune(training: Parameters) -> Version:  # type: ignore[valid-type]
 
 def estimate(spec: TrainingSpec) -> dict[str, object]:
     """The forecast of a training without starting it: only ingest, validate and pack are done."""
-    from infra.store import Store
-    from tasks.base import find_base
-    from tasks.ingest import ingest
-    from tasks.pack import find_pack, pack
-    from tasks.validate import validate
-
     settings = Settings()
     store = Store(settings)
     data = ingest(settings, store, spec.train_data)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 EXIT_DONE = 0
@@ -100,7 +101,8 @@ def shown(value: object) -> str:
 def from_os_error(error: OSError, where: str) -> AnnealError:
     """What a failed read or write means to the user."""
     found = f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = (errno.ENOSPC, errno.EDQUOT)  # shutil.Error carries the number only in its text
+    if error.errno in full or any(f"[Errno {number}]" in str(error) for number in full):
         return UserError(
             "the disk is full", where=where,
             fix="Free some space and run the same command again; finished steps are kept.")
@@ -112,7 +114,9 @@ def from_os_error(error: OSError, where: str) -> AnnealError:
 def write_error(path: Path, error: AnnealError) -> None:
     """Leave the error of a child process where its parent looks for it."""
     parts = {"found": error.found, "where": error.where, "allowed": error.allowed, "fix": error.fix}
-    path.write_text(json.dumps({"type": type(error).__name__, **parts}), encoding="utf-8")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"type": type(error).__name__, **parts}), encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_error(path: Path, exit_code: int) -> AnnealError | None:

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from infra.errors import DataError, Transient
+from infra.errors import DataError, Transient, shown
 from infra.settings import Settings
 
 TIMEOUT_S = 30.0
@@ -27,8 +27,12 @@ def without_secrets(address: str) -> str:
     """An address that may be shown: no user, password, query or fragment."""
     if "://" not in address:
         return address
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.hostname or parts.netloc}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    try:
+        parts = urlsplit(address)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as error:
+        raise DataError(f"it is not an address ({error})", where=shown(address), fix="Check its spelling.") from error
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class Store:
         """The manifest of a finished folder; local files are hashed again, remote ones counted."""
         if self.is_local:
             return verify(self._local(name))
-        with _told(self.root):
+        with told(self.root):
             try:
                 manifest = Manifest.from_json(self._fs.cat_file(self._key(name, MANIFEST)))
                 found = self._fs.find(self._key(name), detail=True, refresh=True)
@@ -72,16 +72,16 @@ class Store:
             return self._local(name)
         folder = self._cache / manifest.digest
         if verify(folder) is None:
-            with _scratch_folder(self._cache) as draft:
+            with scratch_folder(self._cache) as draft:
                 for file, entry in manifest.files.items():
                     self._download(self._key(name, file), draft / file, entry.sha256)
                 seal(draft, manifest.record)
-                _move_into_place(draft, folder)
+                move_into_place(draft, folder)
         return folder
 
     def names(self, prefix: str) -> list[str]:
         """Names directly below `prefix`, sorted; finished or not."""
-        with _told(self.root):
+        with told(self.root):
             try:
                 found = self._fs.ls(self._key(prefix), detail=False)
             except FileNotFoundError:
@@ -90,19 +90,19 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Take a folder away, its manifest first."""
-        with _told(self.root), suppress(FileNotFoundError):
+        with told(self.root), suppress(FileNotFoundError):
             self._fs.rm_file(self._key(name, MANIFEST))
             self._fs.rm(self._key(name), recursive=True)
 
     @contextmanager
     def draft(self) -> Iterator[Draft]:
         """A fresh folder to fill and `commit`; thrown away if the block fails before that."""
-        with _told(self.root), _scratch_folder(self._scratch) as path:
+        with told(self.root), scratch_folder(self._scratch) as path:
             yield Draft(self, path)
 
     def _publish(self, name: str, path: Path, manifest: Manifest) -> None:
         if self.is_local:
-            _move_into_place(path, self._local(name))
+            move_into_place(path, self._local(name))
             return
         for file in [*manifest.files, MANIFEST]:
             with (path / file).open("rb") as source, self._fs.open(self._key(name, file), "wb") as target:
@@ -111,7 +111,7 @@ class Store:
     def _download(self, key: str, path: Path, sha256: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        with _told(self.root), self._fs.open(key, "rb") as source, path.open("wb") as target:
+        with told(self.root), self._fs.open(key, "rb") as source, path.open("wb") as target:
             while chunk := source.read(READ_BYTES):
                 digest.update(chunk)
                 target.write(chunk)
@@ -139,7 +139,7 @@ def filesystem(address: str, settings: Settings) -> Any:
 
 def open_remote(address: str, settings: Settings) -> BinaryIO:
     """Open one s3:// object for reading. Raises UserError when it is not there or not ours to read."""
-    with _told(address):
+    with told(address):
         try:
             return filesystem(address, settings).open(address, "rb")  # type: ignore[no-any-return]
         except FileNotFoundError as error:
@@ -148,25 +148,32 @@ def open_remote(address: str, settings: Settings) -> BinaryIO:
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def told(where: str) -> Iterator[None]:
     """Turn what disks and S3 servers raise into errors a user can act on."""
     try:
         yield
-    except (AnnealError, FileNotFoundError):
+    except AnnealError:
         raise
+    except FileNotFoundError as error:
+        raise UserError(f"it does not exist ({error})", where=where,
+                        fix="Check the bucket's name and ANNEAL_S3_ENDPOINT_URL; the bucket is not made for you."
+                        ) from error
     except PermissionError as error:
         raise UserError(f"access denied ({error})", where=where,
                         fix="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the folder's owner.") from error
     except OSError as error:
         raise from_os_error(error, where) from error
     except Exception as error:
+        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+            raise UserError("there are no keys for it", where=where,
+                            fix="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
         if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
             raise Transient(f"the store does not answer ({type(error).__name__}: {error})", where=where) from error
         raise
 
 
 @contextmanager
-def _scratch_folder(parent: Path) -> Iterator[Path]:
+def scratch_folder(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent)
     path = Path(tempfile.mkdtemp(prefix=f"draft-{os.getpid()}-", dir=parent))
@@ -184,7 +191,7 @@ def _sweep(parent: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _move_into_place(path: Path, target: Path) -> None:
+def move_into_place(path: Path, target: Path) -> None:
     """Rename a sealed folder to its name; a damaged or older folder there steps aside."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):

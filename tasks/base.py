@@ -13,11 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from infra.errors import BaseModelError, Transient, shown
 from infra.files import digest_of, seal, sha256_of, verify, write_atomic
 from infra.records import Base
 from infra.settings import Settings
-from infra.store import filesystem
+from infra.store import filesystem, move_into_place, scratch_folder, told
 from tasks.policy import HOUR_S, step
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -68,16 +70,21 @@ def _check(folder: Path, name: str) -> dict[str, Any]:
 
 def _from_hub(settings: Settings, name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     cache = settings.home_path / "cache" / "hub"
     where = f"base model {shown(name)}"
     try:
         return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(PATTERNS)))
+    except HFValidationError as error:
+        raise BaseModelError("there is no such folder, and it is no name of the hub", where=where,
+                             fix="Check the path.") from error
     except LocalEntryNotFoundError as error:
         raise BaseModelError(
             "there is no such folder, and the model hub cannot be reached", where=where,
             fix="Check the path, or the network and HF_TOKEN if it is a hub name.") from error
+    except httpx.TransportError as error:
+        raise Transient(f"the model hub does not answer ({type(error).__name__})", where=where) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status == 429 or status >= 500:
@@ -90,21 +97,24 @@ def _from_hub(settings: Settings, name: str) -> Path:
 def _from_s3(settings: Settings, address: str) -> Path:
     """Copy an s3:// prefix, once for each content (ETags)."""
     remote, prefix = filesystem(address, settings), address.rstrip("/")
-    found = {k: v for k, v in remote.find(prefix, detail=True).items() if any(Path(k).match(p) for p in PATTERNS)}
+    with told(address):
+        listing = remote.find(prefix, detail=True)
+    found = {k: v for k, v in listing.items() if any(Path(k).match(p) for p in PATTERNS)}
     if not found:
         raise BaseModelError("there are no model files", where=f"base model {shown(address)}",
                              fix="Check bucket, prefix and ANNEAL_S3_ENDPOINT_URL.")
     key = digest_of({name: [entry["size"], entry.get("ETag")] for name, entry in found.items()})
     folder = settings.home_path / "cache" / "bases" / key[:32]
     if verify(folder) is None:
-        shutil.rmtree(folder, ignore_errors=True)
         start = len(prefix.removeprefix(PREFIX)) + 1
-        for name in found:
-            target = folder / name[start:]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with remote.open(name, "rb") as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file)
-        seal(folder, {"address": address})
+        with told(address), scratch_folder(folder.parent) as draft:
+            for name in found:
+                target = draft / name[start:]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with remote.open(name, "rb") as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+            seal(draft, {"address": address})
+            move_into_place(draft, folder)
     return folder
 
 

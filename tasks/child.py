@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.errors import AnnealError, Broken, Transient, read_error
+from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.launch import run_group, tail
 from infra.settings import Settings
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, Job
@@ -81,5 +81,7 @@ def gpus() -> tuple[str, ...]:
 
 
 def ranks_of(wanted: int) -> int:
-    """Training processes for a spec's num_ranks."""
+    """Training processes for a spec's num_ranks. Raises UserError for more than there are GPUs."""
+    if gpus() and wanted > len(gpus()):
+        raise UserError(f"num_ranks is {wanted}", allowed=f"at most {len(gpus())}, one a GPU of this machine")
     return wanted or len(gpus()) or 1

@@ -29,15 +29,16 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
         UserError, Broken: the predictor refused it; what it served before goes on.
         Transient: the predictor does not answer.
     """
+    if not spec.deploy:
+        return Deployment(version=version.id, status="skipped", reason="deploy is off")
     if not evaluation.passed:
         raise GateError(
             evaluation.verdict.rstrip("."), where=f"version {version.number} of {version.destination}",
             fix="It is registered as challenger and was not deployed. Train longer or on more data, or set gate=off.")
     url = settings.predictor
-    if not url or not spec.deploy:
-        reason = "deploy is off" if not spec.deploy else (
-            "no predictor is running; start one with `anneal up` and run the same training again, nothing is "
-            "trained twice")
+    if not url:
+        reason = ("no predictor is running; start one with `anneal up` and run the same training again, nothing is "
+                  "trained twice")
         return Deployment(version=version.id, status="skipped", reason=reason)
     registry = Registry(settings)
     smoke = switch(settings, url, version, base)

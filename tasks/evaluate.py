@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +24,13 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.child import ranks_of, run_child
-from tasks.distributed.job import GenerateJob
+from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob
 from tasks.policy import HOUR_S, found_done, step
 from tasks.rouge import lead, score_rows, summarize
 
 FORMAT = 1
 """Raised when the same weights would be scored differently."""
 SHOWN_ROWS = 5
-VALIDATION_PROMPT = -1
 LOSS_TOLERANCE = 0.01
 """Share by which the held-out loss may exceed the base's before a text-only version is refused."""
 
@@ -49,7 +49,7 @@ def evaluate(
         answers = {name: read_answers(work, name) for name in ("tuned", "base")}
     table = list(compared(rows, split, spec, answers)) if split.kind != "text" else []
     rouge = score(table)
-    passed, verdict = judge(rouge, result["loss"], spec.gate)
+    passed, verdict = judge(rouge, result["loss"], spec.gate, held_out=split.validation_rows)
     with store.draft() as draft:
         with (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
@@ -65,7 +65,11 @@ def evaluate(
 def find_evaluation(store: Store, spec: TrainingSpec, trained: Trained, split: Split) -> Evaluation | None:
     """The evaluation made earlier of the same weights, if it still verifies."""
     manifest = store.find(f"evaluations/{_key(spec, trained, split)[:32]}")
-    return Evaluation.of(dict(manifest.record)) if manifest else None
+    if manifest is None:
+        return None
+    found = Evaluation.of(dict(manifest.record))
+    passed, verdict = judge(found.rouge, found.loss, spec.gate, held_out=split.validation_rows)
+    return replace(found, passed=passed, verdict=verdict)
 
 
 def read_answers(work: Path, model: str) -> dict[int, str]:
@@ -108,7 +112,9 @@ def as_lists(scores: Scores) -> dict[str, list[float]]:
     return {metric: [round(value, 6) for value in getattr(scores, metric)] for metric in METRICS}
 
 
-def judge(rouge: dict[str, dict[str, list[float]]], loss: dict[str, float], gate: str) -> tuple[bool, str]:
+def judge(
+    rouge: dict[str, dict[str, list[float]]], loss: dict[str, float], gate: str, *, held_out: int,
+) -> tuple[bool, str]:
     """Pass or fail, with the reason in one sentence."""
     if rouge:
         low, mean, high = rouge["tuned"]["rougeL"]
@@ -118,6 +124,8 @@ def judge(rouge: dict[str, dict[str, list[float]]], loss: dict[str, float], gate
     else:
         worse = loss["tuned"] > loss["base"] * (1 + LOSS_TOLERANCE)
         reason = f"held-out loss {loss['tuned']:.4f} against the base's {loss['base']:.4f}"
+    if not held_out:
+        return True, "Not judged: there are no held-out rows."
     if not np.isfinite(list(loss.values())).all():
         worse, reason = True, f"the held-out loss is {loss['tuned']}"
     if gate == "off":
@@ -135,7 +143,8 @@ def work_folder(settings: Settings) -> Iterator[Path]:
 
 
 def _key(spec: TrainingSpec, trained: Trained, split: Split) -> str:
-    return digest_of([FORMAT, spec.numbers("scores"), trained.digest, split.digest])
+    knobs = {name: value for name, value in spec.numbers("scores").items() if name not in ("gate", "run_validation")}
+    return digest_of([FORMAT, knobs, trained.digest, split.digest])
 
 
 @step("evaluate", timeout_s=24 * HOUR_S, gpu=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infra.errors import UserError
 from infra.records import Base, Pack, Record
@@ -20,6 +22,7 @@ from tasks.child import gpus, ranks_of
 
 TABLE = Path(__file__).resolve().parent.parent / "infra" / "hardware.toml"
 GIB = 1 << 30
+SHAPE_NAMES = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
 ADAM_BYTES = 8
 """Two fp32 moments per trained parameter."""
 ACTIVATIONS_PER_LAYER = 34
@@ -48,33 +51,41 @@ class Forecast(Record):
     parameters: int
     trainable: int
     memory_gib: dict[str, float]
-    fits: bool
-    seconds: float
-    usd: float
+    fits: bool | None
+    """None: the device is not in the table, and neither are its time and price."""
+    seconds: float | None
+    usd: float | None
 
 
 def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> Forecast:
     """Estimate from the base model's configuration alone; loads no weights."""
     config = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
+    config = {**config, **config.get("text_config", {})}
     ranks = ranks_of(spec.num_ranks)
-    device = device_of(settings)
+    name, device = device_of(settings)
     per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
-    parameters, trainable = count_parameters(config, spec)
-    memory = memory_parts(config, spec, pack, ranks, parameters, trainable, on_gpu=device.name != "CPU")
+    parameters, trainable = count_parameters(config, spec, Path(base.path))
+    memory = memory_parts(config, spec, pack, ranks, parameters, trainable, on_gpu=name != "CPU")
+    known: dict[str, Any] = {
+        "device": name, "ranks": ranks, "steps": int(steps), "tokens": tokens, "parameters": parameters,
+        "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()}}
+    if device is None:
+        return Forecast(**known, fits=None, seconds=None, usd=None)
     # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights.
     flops = (6 if spec.peft_method == "full" else 4) * parameters * tokens
-    seconds = flops / (device.tflops * 1e12 * device.utilization * (ranks if device.name != "CPU" else 1))
+    seconds = flops / (device.tflops * 1e12 * device.utilization * (ranks if name != "CPU" else 1))
     return Forecast(
-        device=device.name, ranks=ranks, steps=int(steps), tokens=tokens, parameters=parameters, trainable=trainable,
-        memory_gib={name: round(size / GIB, 3) for name, size in memory.items()},
-        fits=sum(memory.values()) / GIB <= device.memory_gib, seconds=round(seconds, 1),
+        **known, fits=sum(memory.values()) / GIB <= device.memory_gib, seconds=round(seconds, 1),
         usd=round(seconds / 3600 * device.usd_per_hour * ranks, 4))
 
 
-def device_of(settings: Settings) -> Device:
-    """This machine's device in the table, <home>/hardware.toml first. Raises UserError for a bad table."""
+def device_of(settings: Settings) -> tuple[str, Device | None]:
+    """This machine's device and its row in the table, <home>/hardware.toml first.
+
+    Raises UserError for a table that cannot be read; a device that is not in it is no error.
+    """
     own = settings.home_path / "hardware.toml"
     path = own if own.exists() else TABLE
     try:
@@ -83,14 +94,16 @@ def device_of(settings: Settings) -> Device:
         raise UserError(f"the table cannot be read ({error})", where=str(path),
                         allowed="tflops, memory_gib, usd_per_hour and utilization for each device") from error
     here = gpus()[0] if gpus() else "CPU"
-    known = next((device for name, device in table.items() if name.lower() in here.lower()), None)
-    if known is None:
-        raise UserError(f"{here} is not in the table", where=str(path), fix=f"Copy it to {own} and add a row.")
-    return known
+    rows = (device for name, device in table.items() if re.search(rf"\b{re.escape(name)}\b", here, re.IGNORECASE))
+    return here, next(rows, None)
 
 
-def count_parameters(config: dict[str, int], spec: TrainingSpec) -> tuple[int, int]:
-    """(all, trained) parameters of a Llama-like decoder from its configuration."""
+def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -> tuple[int, int]:
+    """(all, trained) parameters. A Llama-like decoder is counted from its configuration alone, any
+    other from the headers of its weight files; what LoRA adds to those is not known (0)."""
+    if not all(name in config for name in SHAPE_NAMES):
+        total = sum(_weights_in(path) for path in folder.glob("*.safetensors"))
+        return total, total if spec.peft_method == "full" else 0
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     inner, heads = config["intermediate_size"], config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
@@ -108,16 +121,24 @@ def count_parameters(config: dict[str, int], spec: TrainingSpec) -> tuple[int, i
 
 
 def memory_parts(
-    config: dict[str, int], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int, *,
+    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int, *,
     on_gpu: bool,
 ) -> dict[str, float]:
     """Bytes per rank: weights, gradients, optimizer, activations, logits."""
     half = spec.precision == "bf16" or (spec.precision == "auto" and on_gpu)
     width = 2 if half and spec.peft_method == "lora" else 4
     share = math.ceil(spec.train_batch_size / ranks / spec.gradient_accumulation_steps)
-    tokens = share * (pack.chunk_tokens if spec.pack_sequences else pack.train.longest)
+    tokens = share * (pack.chunk_tokens if spec.pack_sequences else min(pack.train.longest, pack.chunk_tokens))
     labelled = tokens * pack.train.labelled / max(1, pack.train.tokens)
-    activations = tokens * config["hidden_size"] * config["num_hidden_layers"] * ACTIVATIONS_PER_LAYER
+    layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
+    activations = tokens * hidden * layers * ACTIVATIONS_PER_LAYER
     return {
         "weights": parameters * width, "gradients": trainable * 4, "optimizer": trainable * ADAM_BYTES,
-        "activations": activations * (1 if half else 2), "logits": labelled * config["vocab_size"] * 4 * 2}
+        "activations": activations * (1 if half else 2), "logits": labelled * config.get("vocab_size", 0) * 4 * 2}
+
+
+def _weights_in(path: Path) -> int:
+    """Parameters in a safetensors file, by its header: 8 bytes of length, then JSON."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -91,6 +91,9 @@ def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
                             allowed="a path, an https:// or an s3:// address") from error
         except IsADirectoryError as error:
             raise DataError("it is a folder", where=shown(source), allowed="one JSONL file") from error
+        except OSError as error:
+            raise DataError(f"it cannot be opened ({error.strerror})", where=shown(source),
+                            fix="Check its path and its permissions.") from error
         with file:
             yield file
 

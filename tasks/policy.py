@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from infra.errors import Transient
+from infra.errors import Transient, from_os_error
 from infra.records import Record
 
 P = ParamSpec("P")
@@ -34,11 +34,20 @@ def step(name: str, *, timeout_s: float, gpu: bool = False) -> Callable[[Callabl
     """Decorate a step's function with the common policy. Its `subject` argument names the run."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        prefect_task = task(
+        options = task(
             name=name, task_run_name=f"{name} {{subject}}", retries=RETRIES,
             retry_delay_seconds=exponential_backoff(BACKOFF_S), retry_jitter_factor=0.3,
             retry_condition_fn=may_pass, timeout_seconds=timeout_s, cache_policy=NO_CACHE,
-            tags=["anneal", "gpu" if gpu else "cpu"], persist_result=False)(function)
+            tags=["anneal", "gpu" if gpu else "cpu"], persist_result=False)
+
+        @wraps(function)
+        def work(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except OSError as error:
+                raise from_os_error(error, name) from error
+
+        prefect_task = options(work)
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -6,18 +6,31 @@ The events are the truth (events.jsonl); what is shown here is a view that may m
 from __future__ import annotations
 
 import base64
+import logging
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 SHOW_EVERY_S = 2.0
 CURVE_EVERY_S = 60.0
 WIDTH, HEIGHT, MARGIN = 720, 300, 44
 MARGINALIA = 'font-family="sans-serif" font-size="12" fill="#555"'
+
+
+def if_it_can(show: Callable[[], T]) -> T | None:
+    """Show something in Prefect's UI; a server that is away costs the view, never the training."""
+    try:
+        return show()
+    except Exception as error:  # noqa: BLE001  (whatever the client raises: the work goes on)
+        log.warning("not shown error=%s", error)
+        return None
 
 
 class Progress:
@@ -32,8 +45,8 @@ class Progress:
         self._shown = self._drawn = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._artifact = create_progress_artifact(  # type: ignore[assignment]
-            progress=0.0, key=f"{self._key}-progress", description="Optimizer steps done")
+        self._artifact = if_it_can(lambda: create_progress_artifact(  # type: ignore[assignment]
+            progress=0.0, key=f"{self._key}-progress", description="Optimizer steps done"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -63,15 +76,16 @@ class Progress:
 
     def _show(self, step: int, total: int) -> None:
         if self._artifact is not None:
-            update_progress_artifact(artifact_id=self._artifact, progress=100.0 * step / total)
+            artifact = self._artifact
+            if_it_can(lambda: update_progress_artifact(artifact_id=artifact, progress=100.0 * step / total))
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         if self._losses:
             picture = base64.b64encode(curve(self._losses, self._validation).encode()).decode()
-            create_image_artifact(
+            if_it_can(lambda: create_image_artifact(
                 image_url=f"data:image/svg+xml;base64,{picture}", key=f"{self._key}-loss",
-                description="Loss per step (line) and validation loss (dots), in nats per token")
+                description="Loss per step (line) and validation loss (dots), in nats per token"))
 
 
 def curve(losses: dict[int, float], validation: dict[int, float]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
+from infra.fetch import without_secrets
 from infra.files import MANIFEST, digest_of, sha256_of
 from infra.launch import ROOT
 from infra.records import Base, Evaluation, Pack, Split, Trained, Version
@@ -42,7 +43,7 @@ def register(
     """Build the version's folder, put it into the store and into MLflow, alias `challenger`."""
     lineage = lineage_of(spec, trained, evaluation, split, pack, base)
     with store.draft() as draft:
-        build(draft.path, store, spec, trained, evaluation, split, base, lineage)
+        build(draft.path, store, trained, evaluation, split, base, lineage)
         identity = digest_of({
             p.relative_to(draft.path).as_posix(): sha256_of(p) for p in draft.path.rglob("*") if p.is_file()})
         folder = f"versions/{identity}"
@@ -69,8 +70,9 @@ def lineage_of(
     spec: TrainingSpec, trained: Trained, evaluation: Evaluation, split: Split, pack: Pack, base: Base,
 ) -> dict[str, Any]:
     """What the version came from: data, base, spec, code, measurements."""
-    public = {**dataclasses.asdict(spec), "train_data": Path(spec.train_data).name, "base_model": base.name,
-              "validation_data": Path(spec.validation_data).name}
+    # File names only: an address may carry a signature, a path says where this machine keeps its files.
+    names = {field: Path(without_secrets(getattr(spec, field))).name for field in ("train_data", "validation_data")}
+    public = {**dataclasses.asdict(spec), **names, "base_model": base.name}
     return {
         "training_id": trained.training_id, "spec": public, "data_digest": split.digest, "pack_digest": pack.digest,
         "base": {"name": base.name, "digest": base.digest}, "code_revision": code_revision(),
@@ -80,8 +82,8 @@ def lineage_of(
 
 
 def build(
-    folder: Path, store: Store, spec: TrainingSpec, trained: Trained, evaluation: Evaluation, split: Split,
-    base: Base, lineage: dict[str, Any],
+    folder: Path, store: Store, trained: Trained, evaluation: Evaluation, split: Split, base: Base,
+    lineage: dict[str, Any],
 ) -> None:
     """Fill the version's folder: weights, tokenizer, base.json, serve.json, training.json, checksums."""
     shutil.copytree(store.fetch(trained.folder) / "model", folder, dirs_exist_ok=True)
@@ -90,9 +92,8 @@ def build(
             shutil.copy(Path(base.path) / name, folder / name)
     _write(folder / "base.json", {"name": base.name, "digest": base.digest, "method": trained.method})
     _write(folder / "serve.json", {
-        "prompt_template": "{prompt}" + (split.separator if split.kind == "prompt" else ""),
-        "separator": split.separator if split.kind == "prompt" else "", "context_tokens": base.context_tokens,
-        "sampling": {"max_new_tokens": spec.max_new_tokens}, "smoke_prompt": smoke_prompt(evaluation, base)})
+        "kind": split.kind, "prompt_template": "{prompt}" + (split.separator if split.kind == "prompt" else ""),
+        "context_tokens": base.context_tokens, "smoke_prompt": smoke_prompt(evaluation, base)})
     _write(folder / "training.json", lineage)
     sums = {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*") if p.is_file()}
     (folder / SUMS).write_text("".join(f"{sha}  {name}\n" for name, sha in sorted(sums.items())), encoding="utf-8")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import Transient
+from infra.errors import Broken, Transient
 from infra.records import Version
 from infra.settings import Settings
 
@@ -108,7 +108,7 @@ class Registry:
     def _log_run(self, run: str, lineage: dict[str, Any]) -> None:
         """Parameters, metrics and the data's digest, on MLflow's own pages."""
         for key, value in lineage["spec"].items():
-            self.client.log_param(run, key, value)
+            self.client.log_param(run, key, str(value)[:TAG_CHARACTERS])
         metrics = lineage["metrics"]
         for model, loss in metrics["loss"].items():
             self.client.log_metric(run, f"loss_{model}", loss)
@@ -167,14 +167,13 @@ def uri_of(destination: str, number: int) -> str:
 @contextmanager
 def told(uri: str) -> Iterator[None]:
     """Turn MLflow's failures into Transient where they may pass."""
-    from mlflow.exceptions import MlflowException, RestException
+    from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
         passing = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
-        if error.error_code in passing or not isinstance(error, RestException):
-            raise Transient(f"MLflow does not do it ({error.message})", where=uri.split("@")[-1]) from error
-        raise
+        kind = Transient if error.error_code in passing else Broken
+        raise kind(f"MLflow does not do it ({error.message})", where=uri.split("@")[-1]) from error
     except OSError as error:
         raise Transient(f"MLflow does not answer ({error})", where=uri.split("@")[-1]) from error

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
+from infra.fetch import without_secrets
 from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Split, Trained, Version
 from infra.settings import Settings
 from tasks.forecast import Forecast
+from tasks.progress import if_it_can
 from tasks.registry import name_of
 
 CELL_CHARACTERS = 400
+FITS = {True: "yes", False: "NO: raise gradient_accumulation_steps or lower chunk_size",
+        None: "unknown: this device is not in the table"}
 
 
 def data_report(split: Split, pack: Pack) -> str:
@@ -36,8 +40,9 @@ def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
         f"| steps | {forecast.steps} ({forecast.tokens} tokens) | {actual[0]} |",
         f"| parameters | {forecast.parameters:,}, {forecast.trainable:,} of them trained | |",
         f"| memory of each rank | {memory:.2f} GiB ({parts}) | {actual[1]} |",
-        f"| fits | {'yes' if forecast.fits else 'NO: lower train_batch_size or chunk_size'} | |",
-        f"| time | {forecast.seconds:.0f} s | {actual[2]} |", f"| price | {forecast.usd:.2f} USD | |", "",
+        f"| fits | {FITS[forecast.fits]} | |",
+        f"| time | {'unknown' if forecast.seconds is None else f'{forecast.seconds:.0f} s'} | {actual[2]} |",
+        f"| price | {'unknown' if forecast.usd is None else f'{forecast.usd:.2f} USD'} | |", "",
         "Prices and peak rates: infra/hardware.toml; put your own into <home>/hardware.toml."])
 
 
@@ -62,17 +67,19 @@ def rouge_report(evaluation: Evaluation) -> str:
 
 def show(key: str, markdown: str) -> None:
     """Put a report on the run's Artifacts page."""
-    create_markdown_artifact(key=key, markdown=markdown)
+    if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown))
 
 
 def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:
     """Links to the registered version and to what answers with it."""
     if settings.tracking_uri.startswith("http"):
-        create_link_artifact(
+        page = f"{without_secrets(settings.tracking_uri)}/#/models/{name_of(version.destination)}"
+        if_it_can(lambda: create_link_artifact(
             key="version", link_text=f"{version.destination} version {version.number}",
-            link=f"{settings.tracking_uri}/#/models/{name_of(version.destination)}/versions/{version.number}")
+            link=f"{page}/versions/{version.number}"))
     if deployment.url:
-        create_link_artifact(key="endpoint", link=f"{deployment.url}/models", link_text=f"serves {version.id[:12]}")
+        if_it_can(lambda: create_link_artifact(
+            key="endpoint", link=f"{deployment.url}/models", link_text=f"serves {version.id[:12]}"))
     else:
         show("endpoint", f"Not deployed: {deployment.reason}.")
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.errors import UserError
+from infra.errors import Transient, UserError
 from infra.files import digest_of, sha256_of, verify
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
@@ -33,6 +34,7 @@ TRAINER = 1
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
 CHECKPOINTS = "checkpoints"
+log = logging.getLogger(__name__)
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -53,6 +55,9 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
     identity = training_id(spec, pack, base)
     run = settings.home_path / "trainings" / identity
     with only_one(run):
+        done = find_trained(store, spec, pack, base)
+        if done is not None:  # somebody finished it while we waited for the lock
+            return done
         bring_checkpoint(store, identity, run)
         offset = drop_torn_line(run)
         seen = _Seen(store, identity, run, offset, watch)
@@ -72,6 +77,8 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
                 **result, "folder": f"trainings/{identity}", "training_id": identity, "method": spec.peft_method,
                 "digest": _model_digest(run / "model"), "loss_first": losses["first"], "loss_last": losses["last"]})
             draft.commit(trained.folder, trained.to_json())
+        for name in store.names(f"{CHECKPOINTS}/{identity}"):
+            store.remove(name)
         shutil.rmtree(run, ignore_errors=True)
     return trained
 
@@ -100,11 +107,14 @@ def only_one(run: Path) -> Iterator[None]:
 
 def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
     """On a machine without a checkpoint of its own, start from the one in a remote store."""
-    if store.is_local or list(run.glob("step-*")):
+    if store.is_local or list(run.glob("step-??????")):
         return
     for name in reversed(store.names(f"{CHECKPOINTS}/{identity}")):
         if store.find(name) is not None:
-            shutil.copytree(store.fetch(name) / CHECKPOINTS, run / name.rsplit("/", 1)[-1])
+            part = run / "fetched.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(store.fetch(name) / CHECKPOINTS, part)
+            part.rename(run / name.rsplit("/", 1)[-1])
             return
 
 
@@ -119,7 +129,10 @@ class _Seen:
         for event in events:
             self._watch(event)
         if not self._store.is_local and any(event["event"] == "checkpoint" for event in events):
-            self._copy_newest()
+            try:
+                self._copy_newest()
+            except Transient as error:
+                log.warning("checkpoint not copied, trying again at the next: %s", error)
 
     def _copy_newest(self) -> None:
         for folder in sorted(self._run.glob("step-??????"), reverse=True):

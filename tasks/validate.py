@@ -2,14 +2,13 @@
 
 In:   datasets/<sha>/data.jsonl (and the validation data's)
 Out:  splits/<key>/train.jsonl, validation.jsonl with only the keys of their kind
-Streams: memory grows with the number of distinct prompts (16 bytes each), not with the text.
+Streams: memory grows with the number of rows (a 16-byte hash each), not with their text.
 Dies half-way: nothing is in the store; the same input gives the same split.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ def validate(store: Store, data: Dataset, validation: Dataset | None, num_valida
                 raise DataError(f"its rows are of the kind {other_kind}", where=Path(validation.source).name,
                                 allowed=f"{kind}, as in the training data")
             sources = [(train_file, data.source), (file, validation.source)]
-        spaced = any(_brings_space(row) for path, name in sources for row in read(path, name))
+        spaced = [_brings_space(row) for path, name in sources for row in read(path, name)]
         train = _write(draft.path / "train.jsonl", (
             row for row in read(train_file, data.source) if row.prompt not in held_out))
         if validation is None:
@@ -97,7 +96,7 @@ def validate(store: Store, data: Dataset, validation: Dataset | None, num_valida
         held = _write(draft.path / "validation.jsonl", chosen)
         key = _key(data, validation, num_validation)
         split = Split(
-            folder=f"splits/{key[:32]}", digest=key, kind=kind, separator="" if spaced else "\n",
+            folder=f"splits/{key[:32]}", digest=key, kind=kind, separator="" if sum(spaced) * 2 > len(spaced) else "\n",
             train_rows=train, validation_rows=held, duplicates=len(prompts) - len(set(prompts)),
             leaks=0 if validation is None else len(set(prompts) & set(others)), longest_characters=longest)
         draft.commit(split.folder, split.to_json())
@@ -132,7 +131,7 @@ def survey(path: Path, name: str) -> tuple[list[bytes], RowKind, int]:
 def hold_out(prompts: list[bytes], wanted: int) -> set[bytes]:
     """The prompts that are held out: those with the smallest hashes, every copy of a prompt together.
 
-    At most a tenth of the rows, at least one if there are two different prompts, never all.
+    At most a tenth of the rows, never all; the rarest prompt if every one has more copies than that.
     """
     copies: dict[bytes, int] = {}
     for prompt in prompts:
@@ -141,13 +140,13 @@ def hold_out(prompts: list[bytes], wanted: int) -> set[bytes]:
         return set()
     room = min(wanted, max(1, len(prompts) // HELD_OUT_SHARE))
     chosen: set[bytes] = set()
-    for prompt in heapq.nsmallest(min(room, len(copies) - 1), copies):
-        if copies[prompt] <= room or not chosen:
+    for prompt in sorted(copies):
+        if copies[prompt] <= room:
             chosen.add(prompt)
             room -= copies[prompt]
-        if room <= 0:
+        if room == 0:
             break
-    return chosen
+    return chosen or {min(copies, key=lambda prompt: (copies[prompt], prompt))}
 
 
 def read(path: Path, name: str) -> Iterator[Row]:

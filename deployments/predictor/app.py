@@ -107,6 +107,7 @@ def deploy(owner: str, name: str, body: DeploymentRequest, shelf: Shelved) -> JS
         served = shelf.deploy(model, Order(**body.model_dump()))
     except Exception as error:
         status = 422 if isinstance(error, UserError) and not isinstance(error, Conflict) else 409
+        status = 503 if isinstance(error, Transient) else status
         sentence = str(error) if isinstance(error, AnnealError) else (
             f"The version could not be loaded ({type(error).__name__}); see the predictor's log.")
         log.warning("not deployed model=%s version=%s", model, body.version, exc_info=error)

@@ -44,6 +44,8 @@ class Card:
     base_name: str
     base_digest: str
     precision: Precision
+    kind: str
+    """What it was trained on: prompt, text or messages."""
     prompt_template: str
     context_tokens: int
     stop_ids: frozenset[int]
@@ -91,7 +93,8 @@ def read_card(folder: Path, version: str) -> Card:
         card = Card(
             method=base["method"], base_name=str(base["name"]), base_digest=str(base["digest"]),
             precision=PRECISIONS[str(base.get("dtype", "auto")).removeprefix("torch.")],
-            prompt_template=str(serve["prompt_template"]), context_tokens=int(serve["context_tokens"]),
+            kind=str(serve.get("kind", "prompt")), prompt_template=str(serve["prompt_template"]),
+            context_tokens=int(serve["context_tokens"]),
             stop_ids=frozenset(map(int, serve.get("stop_ids", ()))), smoke_prompt=str(serve.get("smoke_prompt", "")))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"base.json or serve.json lacks or mistypes {error}", where=where,

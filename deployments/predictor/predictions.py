@@ -17,7 +17,7 @@ from typing import Any
 
 from deployments.predictor.engine import Done, Row
 from deployments.predictor.loading import Loaded
-from deployments.predictor.prompts import encode, render
+from deployments.predictor.prompts import encode
 from deployments.predictor.schemas import Input, PredictionRequest
 from deployments.predictor.stream import TextStream
 from deployments.predictor.versions import Shelf
@@ -84,7 +84,7 @@ class Prediction:
 
     def _row(self, loaded: Loaded, given: Input) -> Row:
         self._template = given.prompt_template or loaded.card.prompt_template
-        ids, room = encode(loaded, render(self._template, given.prompt, given.system_prompt))
+        ids, room = encode(loaded, given.prompt, given.system_prompt, given.prompt_template)
         self._seed = secrets.randbits(SEED_BITS) if given.seed is None else given.seed
         sampling = Sampling(
             max_new_tokens=min(given.max_new_tokens, room), temperature=given.temperature, top_p=given.top_p,

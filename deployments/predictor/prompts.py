@@ -16,10 +16,17 @@ def render(template: str, prompt: str, system_prompt: str) -> str:
     return PLACEHOLDERS.sub(lambda match: values[match[1]], template)
 
 
-def encode(loaded: Loaded, text: str) -> tuple[list[int], int]:
-    """Token ids of a rendered prompt, and how many tokens the context leaves for the answer."""
+def encode(loaded: Loaded, prompt: str, system_prompt: str, template: str | None) -> tuple[list[int], int]:
+    """Token ids of a prompt, and how many tokens the context leaves for the answer.
+
+    A version trained on messages is asked through its chat template, as in training, unless the
+    client brings a `template`.
+    """
     with loaded.encoding:
-        ids = loaded.encoder.prompt(text)
+        if loaded.card.kind == "messages" and template is None:
+            ids = loaded.encoder.turn(prompt, system_prompt)
+        else:
+            ids = loaded.encoder.prompt(render(template or loaded.card.prompt_template, prompt, system_prompt))
     limit = loaded.card.context_tokens
     if not ids:
         raise UserError("input.prompt is empty", fix="Write something into the prompt.")

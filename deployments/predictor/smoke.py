@@ -6,7 +6,7 @@ import queue
 
 from deployments.predictor.engine import Done, Row
 from deployments.predictor.loading import Loaded
-from deployments.predictor.prompts import encode, render
+from deployments.predictor.prompts import encode
 from deployments.predictor.stream import TextStream
 from infra.errors import Transient, UserError, shown
 from tasks.distributed.decode import Sampling
@@ -17,7 +17,7 @@ SMOKE_TIMEOUT_S = 300
 
 def smoke_answer(loaded: Loaded, prompt: str) -> str:
     """The version's answer. Raises UserError if it is empty, Broken if the numbers are not finite."""
-    ids, room = encode(loaded, render(loaded.card.prompt_template, prompt, ""))
+    ids, room = encode(loaded, prompt, "", None)
     events: queue.SimpleQueue[str | Done] = queue.SimpleQueue()
     row = Row(
         ids=ids, sampling=Sampling(max_new_tokens=min(SMOKE_TOKENS, room)), stop_ids=loaded.stop_ids,

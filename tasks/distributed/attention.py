@@ -34,7 +34,7 @@ def packed_attention(
         raise BaseModelError("the base model caps its attention scores (softcap), which is not supported",
                              fix="Choose a base of another family, such as Llama, Mistral or Qwen.")
     window = sliding_window if sliding_window and sliding_window < max_length_q else None
-    if q_BHTD.is_cuda:
+    if q_BHTD.is_cuda and q_BHTD.dtype != torch.float32:  # the kernel takes bf16 and fp16 only
         return _on_cuda(q_BHTD, k_BHTD, v_BHTD, scaling, cu_seq_lens_q, max_length_q, window), None
     bounds = cu_seq_lens_q.tolist()
     parts = [
@@ -47,7 +47,7 @@ def packed_attention(
 def _segment(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:
     mask = None
     if window:
-        distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+        distance = torch.arange(q.shape[2], device=q.device)[:, None] - torch.arange(q.shape[2], device=q.device)
         mask = (distance >= 0) & (distance < window)
     return scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])

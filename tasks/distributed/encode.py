@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.errors import DataError
 from infra.records import PackCounts
 from tasks.distributed.job import EncodeJob, main_of
 from tasks.distributed.model import load_tokenizer
@@ -61,8 +62,11 @@ def encode(job: EncodeJob) -> int:
 def encode_split(codec: Codec, job: EncodeJob, path: Path) -> Encoded:
     """Tokenise every row; cut or split those longer than `chunk_tokens`."""
     encoded = Encoded([], [])
-    for row in read_rows(path):
-        segments = codec.row(job.kind, row, job.separator, train_on_prompt=job.train_on_prompt)
+    for number, row in enumerate(read_rows(path), start=1):
+        try:
+            segments = codec.row(job.kind, row, job.separator, train_on_prompt=job.train_on_prompt)
+        except DataError as error:
+            raise DataError(error.found, where=f"{path.stem} row {number}", fix=error.fix) from error
         ids, labels = flatten(segments)
         encoded.examples += 1
         encoded.longest = max(encoded.longest, len(ids))
@@ -72,7 +76,8 @@ def encode_split(codec: Codec, job: EncodeJob, path: Path) -> Encoded:
             pieces = list(wrap(ids, labels, job.chunk_tokens))
             encoded.split += 1
         else:
-            pieces = [cut(ids, labels, job.chunk_tokens, begin=len(codec.bos))]
+            read = 0 if job.kind == "text" else len(segments[0].ids)
+            pieces = [cut(ids, labels, job.chunk_tokens, begin=len(codec.bos), prompt=read)]
             encoded.truncated += 1
             encoded.lost += len(ids) - job.chunk_tokens
         for piece_ids, piece_labels in pieces:
@@ -96,15 +101,14 @@ def flatten(segments: list[Segment]) -> tuple[NDArray[np.int32], NDArray[np.bool
     return ids, labels
 
 
-def cut(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, begin: int
+def cut(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, begin: int, prompt: int
         ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Shorten to `size` tokens: the prompt on its left, after the begin token, then the end.
+    """Shorten to `size` tokens: the first `prompt` tokens on their left, after `begin` of them, then the end.
 
     A completion cut on the right ends without the end token, so the model does not learn to stop there.
     """
     excess = len(ids) - size
-    first_label = int(np.argmax(labels))
-    left = min(excess, max(0, first_label - max(1, begin)))
+    left = min(excess, max(0, prompt - max(1, begin)))
     keep = np.concatenate([np.arange(begin), np.arange(begin + left, len(ids))])[:size]
     return ids[keep], labels[keep]
 

@@ -29,7 +29,7 @@ from tasks.distributed.data import PackedRows
 from tasks.distributed.decode import Sampling, answers
 from tasks.distributed.encode import read_rows
 from tasks.distributed.events import Events
-from tasks.distributed.job import GenerateJob, main_of
+from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob, main_of
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned
 from tasks.distributed.parallel import Group, group
@@ -37,8 +37,6 @@ from tasks.distributed.text import Codec
 from tasks.distributed.train import held_out_loss
 
 BATCH_ROWS = 16
-VALIDATION_PROMPT = -1
-"""Row number of the answer to the spec's validation_prompt."""
 
 Question = tuple[int, list[int]]
 """(row number, token ids)"""

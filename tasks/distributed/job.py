@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from infra import errors
-from infra.errors import AnnealError, UserError
+from infra.errors import AnnealError, Transient, UserError
 from infra.files import write_atomic
 from infra.records import RowKind
 
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
+VALIDATION_PROMPT = -1
+"""Row number of the answer to the spec's validation_prompt."""
 J = TypeVar("J", bound="Job")
 
 
@@ -94,7 +96,10 @@ def main_of(kind: type[J], work: Callable[[J], int]) -> None:
 
 
 def _fail(job: Job, error: AnnealError) -> int:
-    errors.write_error(Path(job.out) / ERROR, error)
+    """A rank that only lost the others leaves the cause that another rank has told."""
+    path = Path(job.out) / ERROR
+    if not (isinstance(error, Transient) and path.exists()):
+        errors.write_error(path, error)
     print(error, file=sys.stderr, flush=True)
     for code, kind in errors.BY_EXIT_CODE.items():
         if isinstance(error, kind):

@@ -39,9 +39,9 @@ class PackedLoss(nn.Module):
             cu_seq_lens_q=batch.bounds_S1, cu_seq_lens_k=batch.bounds_S1,
             max_length_q=batch.longest, max_length_k=batch.longest,
         ).last_hidden_state[0]
-        if len(batch.labels_N) == 0:
-            return hidden_TD.float().sum() * 0.0  # keeps every rank in the same collectives
         head = self.model.get_output_embeddings()
+        if len(batch.labels_N) == 0:  # every weight still takes part: DDP's collectives must match on all ranks
+            return self._chunk(head, hidden_TD[:1], batch.ids_T[:1]) * 0.0
         size = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
         hidden = hidden_TD[batch.predicts_N].split(size)
         labels = batch.labels_N.split(size)

@@ -103,11 +103,6 @@ def save_model(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         _drop_path(folder / "config.json")
 
 
-def context_tokens(model_config: object) -> int:
-    """Longest sequence the model was made for, in tokens."""
-    return int(getattr(model_config, "max_position_embeddings", 0) or 2048)
-
-
 def _drop_path(config: Path) -> None:
     values = json.loads(config.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)

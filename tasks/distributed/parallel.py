@@ -20,6 +20,8 @@ from torch import Tensor
 from tasks.distributed.model import device_of
 
 TIMEOUT = timedelta(seconds=60)
+"""For collectives within a step. A rank that dies is noticed at once, by its closed connection."""
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Group:
     rank: int
     world: int
     device: torch.device
+    patient: dist.ProcessGroup
+    """For waits on work that one rank does alone, such as hashing a checkpoint; CPU tensors only."""
 
     @property
     def is_first(self) -> bool:
@@ -40,9 +44,14 @@ class Group:
         dist.all_reduce(values)
         return values
 
+    def patient_sum(self, values: Tensor) -> Tensor:
+        """The same for a CPU tensor, after work that takes the ranks unequally long."""
+        dist.all_reduce(values, group=self.patient)
+        return values
+
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        """Wait for all ranks, however long one of them takes."""
+        dist.barrier(group=self.patient)
 
 
 @contextmanager
@@ -53,7 +62,8 @@ def group() -> Iterator[Group]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    joined = Group(dist.get_rank(), dist.get_world_size(), device)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    joined = Group(dist.get_rank(), dist.get_world_size(), device, patient)
     try:
         yield joined
         joined.barrier()  # gloo aborts at exit now and then without it

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from infra.errors import Broken, DataError
@@ -85,6 +86,12 @@ class Codec:
         answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
         return ids, answers[-1]
 
+    def turn(self, prompt: str, system_prompt: str) -> list[int]:
+        """Ids of a conversation up to the assistant's answer, for a version trained on messages."""
+        before = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        messages = [*before, {"role": "user", "content": prompt}, {"role": "assistant", "content": "answer"}]
+        return self.question("messages", {"messages": messages}, "")[0]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""
         return str(self.tokenizer.decode(
@@ -117,7 +124,7 @@ class Codec:
         """
         marked = [{**m, "content": PLACEHOLDER.format(i)} for i, m in enumerate(messages)]
         if self.tokenizer.chat_template:
-            text = str(self.tokenizer.apply_chat_template(marked, tokenize=False))
+            text = self._rendered(marked)
             begin = str(self.tokenizer.bos_token or "")
             text = text.removeprefix(begin) if self.bos and begin else text
         else:
@@ -130,6 +137,15 @@ class Codec:
                                 fix="Use prompt/completion rows, or a template that shows every message once.")
             pieces.append(before)
         return [*pieces, rest]
+
+    def _rendered(self, marked: list[dict[str, str]]) -> str:
+        """The conversation by the chat template. Raises DataError when the template refuses it."""
+        try:
+            return str(self.tokenizer.apply_chat_template(marked, tokenize=False))
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in marked)
+            raise DataError(f"the base model's chat template refuses the roles {roles} ({error})",
+                            fix="Change the order of the roles to what the template allows.") from error
 
     def _markup(self, text: str) -> list[int]:
         """Ids of the template's own text, special tokens included."""

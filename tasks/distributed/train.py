@@ -222,7 +222,7 @@ class Trainer:
 
 
 def held_out_loss(model: PackedLoss, rows: PackedRows, ranks: Group, batch_size: int, precision: Any) -> float:
-    """Mean cross-entropy in nats at the labelled tokens of `rows`, shared out over the ranks."""
+    """Mean cross-entropy in nats at the labelled tokens of `rows`, over all ranks; nan without any."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     mine = torch.arange(ranks.rank, len(rows), ranks.world).numpy()
@@ -230,8 +230,8 @@ def held_out_loss(model: PackedLoss, rows: PackedRows, ranks: Group, batch_size:
         batch = rows.batch(mine[start : start + batch_size]).to(ranks.device)
         with torch.inference_mode(), precision():
             sums += torch.tensor([float(model(batch)), len(batch.labels_N)], dtype=torch.float64)
-    total, labels = ranks.sum(sums.to(ranks.device)).tolist()
-    return float(total / max(1.0, labels))
+    total, labels = ranks.patient_sum(sums).tolist()
+    return float(total / labels) if labels else math.nan
 
 
 def main(job: TrainJob) -> int:

@@ -70,6 +70,14 @@ def test_only_what_the_assistant_says_is_learned(codec: Codec) -> None:
     assert answer == "ciao" and question == ids[: len(question)].tolist()
 
 
+def test_a_version_trained_on_messages_is_asked_as_it_was_trained(codec: Codec) -> None:
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "yo"}]
+    trained = codec.row("messages", {"messages": messages}, "", train_on_prompt=False)
+    before = [i for segment in trained if not segment.labelled for i in segment.ids]
+    assert codec.turn("hi", "be kind") == before
+
+
 @pytest.mark.parametrize("pack", [True, False])
 def test_packing_keeps_every_example_whole_and_once(tmp_path: Path, stories: Path, codec: Codec, pack: bool) -> None:
     out, counts = run(tmp_path, stories, pack=pack)
@@ -91,13 +99,19 @@ def test_the_preview_shows_what_is_learned(tmp_path: Path, stories: Path) -> Non
 
 def test_cutting_takes_the_prompt_from_its_left_first() -> None:
     ids, labels = np.arange(10, dtype=np.int32), np.arange(10) >= 7
-    kept, marks = cut(ids, labels, 6, begin=1)
+    kept, marks = cut(ids, labels, 6, begin=1, prompt=7)
     assert kept.tolist() == [0, 5, 6, 7, 8, 9] and marks.sum() == 3
+
+
+def test_cutting_spares_the_completion_when_prompts_are_learned_too() -> None:
+    ids = np.arange(10, dtype=np.int32)
+    kept, marks = cut(ids, ids >= 1, 6, begin=1, prompt=7)
+    assert kept.tolist() == [0, 5, 6, 7, 8, 9] and marks.sum() == 5
 
 
 def test_cutting_takes_the_end_when_the_prompt_is_used_up() -> None:
     ids, labels = np.arange(10, dtype=np.int32), np.arange(10) >= 3
-    kept, marks = cut(ids, labels, 4, begin=1)
+    kept, marks = cut(ids, labels, 4, begin=1, prompt=3)
     assert kept.tolist() == [0, 3, 4, 5] and marks.sum() == 3
 
 

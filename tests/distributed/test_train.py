@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from infra.errors import Diverged
 from infra.files import sha256_of
+from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
+from tasks.distributed.data import PackedRows
 from tasks.distributed.job import TrainJob
 from tests.distributed.conftest import MakeJob, events_of, run_ranks
 
@@ -116,3 +120,16 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: None, make_job: MakeJob) 
     assert events_of(job, "resume")[0]["step"] == int(older.name.split("-")[1])
 
 
+
+
+def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJob, tmp_path: Path) -> None:
+    base = tmp_path / "untied"
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=512, tie_word_embeddings=False)).save_pretrained(base)
+    job = dataclasses.replace(make_job("untied-run", peft_method="full"), base=str(base))
+    rows = len(PackedRows(Path(job.packs) / "train"))
+    spec = dataclasses.replace(TrainingSpec.from_json(job.spec), train_batch_size=rows - 1, num_train_epochs=1)
+    job = dataclasses.replace(job, spec=spec.to_json())
+    assert run_ranks(job, 2).returncode == 0
+    assert len(losses(job)) == 2

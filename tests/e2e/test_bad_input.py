@@ -89,7 +89,8 @@ def refusals(stack: Stack, cases: dict[str, dict[str, Any]], tmp_path_factory: p
         [sys.executable, "-c", BATCH, str(folder)], input=json.dumps(commands), text=True, cwd=ROOT, timeout=150,
         env={**os.environ, **stack.environment}, check=True)
     return {
-        name: Refusal(*((folder / f"{i}.{part}").read_text() for part in ("code", "out", "err")))
+        name: Refusal(int((folder / f"{i}.code").read_text()), *(
+            (folder / f"{i}.{stream}").read_text() for stream in ("out", "err")))
         for i, name in enumerate(cases)}
 
 

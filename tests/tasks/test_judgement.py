@@ -25,6 +25,7 @@ from tests.tasks.conftest import SCORE, Past
 
 LLAMA_2_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000, "intermediate_size": 11008,
               "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False}
+NOWHERE = Path("/nowhere")
 NEEDED: dict[str, Any] = {"train_data": "d", "base_model": "m", "destination": "a/b"}
 
 
@@ -35,40 +36,55 @@ def table(tuned: float, base: float) -> dict[str, dict[str, list[float]]]:
 
 @pytest.mark.parametrize(("tuned", "base", "passed"), [(0.5, 0.2, True), (0.2, 0.25, True), (0.2, 0.5, False)])
 def test_only_a_significantly_worse_version_fails_the_gate(tuned: float, base: float, passed: bool) -> None:
-    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, "not_worse_than_base")[0] is passed
+    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, "not_worse_than_base", held_out=9)[0] is passed
 
 
 def test_text_rows_are_judged_by_their_loss() -> None:
-    assert judge({}, {"tuned": 3.0, "base": 3.5}, "not_worse_than_base")[0]
-    assert not judge({}, {"tuned": 3.6, "base": 3.5}, "not_worse_than_base")[0]
-    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, "not_worse_than_base")[0]
+    assert judge({}, {"tuned": 3.0, "base": 3.5}, "not_worse_than_base", held_out=9)[0]
+    assert not judge({}, {"tuned": 3.6, "base": 3.5}, "not_worse_than_base", held_out=9)[0]
+    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, "not_worse_than_base", held_out=9)[0]
 
 
 def test_the_gate_can_be_switched_off() -> None:
-    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, "off")[0]
+    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, "off", held_out=9)[0]
 
 
 def test_parameters_of_llama_2_7b_are_counted_right() -> None:
-    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, peft_method="full"))[0] == 6_738_415_616
-    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, lora_rank=16))[1] == 39_976_960
+    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, peft_method="full"), NOWHERE)[0] == 6_738_415_616
+    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, lora_rank=16), NOWHERE)[1] == 39_976_960
     narrow = TrainingSpec(**NEEDED, lora_rank=8, lora_targets="q_proj,v_proj")
-    assert count_parameters(LLAMA_2_7B, narrow)[1] == 4_194_304
+    assert count_parameters(LLAMA_2_7B, narrow, NOWHERE)[1] == 4_194_304
 
 
 def test_the_forecast_counts_steps_and_memory(settings: Settings, past: Past) -> None:
     spec = dataclasses.replace(past.spec, num_train_epochs=3, train_batch_size=4, num_ranks=1)
     expected = forecast(settings, spec, past.pack, past.base)
-    assert expected.steps == 9 and expected.tokens == 1800 and expected.seconds > 0
+    assert expected.steps == 9 and expected.tokens == 1800 and (expected.seconds or 0) > 0
     assert set(expected.memory_gib) == {"weights", "gradients", "optimizer", "activations", "logits"}
     longer = forecast(settings, dataclasses.replace(spec, max_steps=5), past.pack, past.base)
     assert longer.steps == 5
 
 
+def test_a_model_of_another_family_is_counted_by_its_weights(settings: Settings, past: Past) -> None:
+    Path(past.base.path, "config.json").write_text('{"n_embd": 64}')
+    expected = forecast(settings, past.spec, past.pack, past.base)
+    assert expected.parameters == 3 and expected.memory_gib["activations"] == 0
+
+
+def test_an_unknown_device_costs_the_forecast_its_time_only(
+    settings: Settings, past: Past, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.forecast.gpus", lambda: ("NVIDIA RTX A4000",))
+    expected = forecast(settings, past.spec, past.pack, past.base)
+    assert (expected.seconds, expected.fits) == (None, None) and expected.steps == 3
+    assert "unknown" in report.forecast_report(expected)
+
+
 def test_a_table_of_devices_of_ones_own_is_used(settings: Settings, past: Past) -> None:
     (settings.home_path / "hardware.toml").write_text(
-        "[CPU]\ntflops = 1.0\nmemory_gib = 1\nusd_per_hour = 3600.0\nutilization = 1.0\n")
+        "[CPU]\ntflops = 0.000001\nmemory_gib = 1\nusd_per_hour = 3600.0\nutilization = 1.0\n")
     own = forecast(settings, past.spec, past.pack, past.base)
-    assert own.usd == pytest.approx(own.seconds, abs=0.1)
+    assert own.seconds and own.usd == pytest.approx(own.seconds, rel=1e-3)
     (settings.home_path / "hardware.toml").write_text("[CPU]\nflops = 1\n")
     with pytest.raises(UserError, match="table cannot be read"):
         forecast(settings, past.spec, past.pack, past.base)
@@ -123,6 +139,11 @@ def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> Non
 def test_a_training_runs_once_at_a_time(tmp_path: Path) -> None:
     with only_one(tmp_path / "run"), pytest.raises(UserError, match="another process"), only_one(tmp_path / "run"):
         pass
+
+
+def test_without_held_out_rows_nothing_is_judged() -> None:
+    assert judge({}, {"tuned": float("nan"), "base": 1.0}, "not_worse_than_base", held_out=0) == (
+        True, "Not judged: there are no held-out rows.")
 
 
 class _State:

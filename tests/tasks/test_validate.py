@@ -116,6 +116,11 @@ def test_copies_of_a_prompt_stay_on_one_side(settings: Settings, store: Store, t
     assert not sides[0] & sides[1] and split.duplicates == 90
 
 
+def test_a_prompt_with_very_many_copies_is_not_held_out() -> None:
+    prompts = [bytes([1]) * 16] * 900 + [bytes([i // 256, i % 256]) * 8 for i in range(1000, 1100)]
+    assert bytes([1]) * 16 not in hold_out(prompts, 50) and len(hold_out(prompts, 50)) == 50
+
+
 def test_the_split_does_not_depend_on_the_order_of_lines() -> None:
     prompts = [bytes([i]) * 16 for i in range(200)]
     assert hold_out(prompts, 10) == hold_out(prompts[::-1], 10)
