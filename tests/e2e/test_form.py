@@ -1,4 +1,7 @@
-"""The Prefect UI's form starts a training: headless Chromium against the real server. Pictures stay in pytest's folder."""
+"""The Prefect UI: its form starts a training, its run page shows the results: pytest tests/e2e/test_form.py
+
+Headless Chromium against the real server; the pictures stay in pytest's temporary folders.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +40,53 @@ def browser() -> Iterator[Chrome]:
     driver.quit()
 
 
-def test_form_starts_a_run_whose_page_shows_curve_and_scores(
-    stack: Stack, first: Training, browser: Chrome, tmp_path: Path,
-) -> None:
+def test_form_starts_a_training(stack: Stack, first: Training, browser: Chrome, tmp_path: Path) -> None:
     deployment = stack.prefect("/deployments/name/finetune/gpu")["id"]
-    ui = stack.settings.prefect_api.removesuffix("/api")
-    browser.get(f"{ui}/deployments/deployment/{deployment}/run")
+    before = runs_of(stack, deployment)
+    browser.get(f"{ui(stack)}/deployments/deployment/{deployment}/run")
     for name, value in first.parameters.items():
         fill(browser, name, value)
     browser.save_screenshot(str(tmp_path / "form.png"))
-    before = set(stack.runs("finetune acme/notes"))
-    see(browser, "//button[@type='submit']").click()
-
-    (run,) = started(stack, before)
+    see(browser, "//button[normalize-space()='Submit']").click()
+    see(browser, "//*[contains(., 'scheduled') or contains(., 'Scheduled')]")
+    (run,) = runs_of(stack, deployment) - before
     assert stack.wait_until_over(run)["type"] == "COMPLETED"
     assert first.version["id"][:12] in stack.artifacts(run)["endpoint"]
+
+
+def test_run_page_leads_to_the_loss_curve_and_the_scores(
+    stack: Stack, first: Training, browser: Chrome, tmp_path: Path,
+) -> None:
+    page = f"{ui(stack)}/runs/flow-run/{stack.runs('finetune acme/notes')[0]}"
+    open_artifact(browser, page, "training-loss")
+    picture = see(browser, "//img[starts-with(@src, 'data:image/svg')]")
+    assert int(picture.get_property("naturalWidth")) > 0
+    browser.save_screenshot(str(tmp_path / "training-loss.png"))
+
+    open_artifact(browser, page, "rouge", tmp_path / "run.png")
+    for model in ("tuned", "base", "lead3"):
+        see(browser, f"//td[normalize-space()='{model}']")
+    browser.save_screenshot(str(tmp_path / "rouge.png"))
+
+
+def open_artifact(browser: Chrome, page: str, key: str, picture: Path | None = None) -> None:
+    """From the run's page to one of its artifacts."""
+    browser.get(page)
+    see(browser, "//li[normalize-space()='Artifacts']").click()
+    card = see(browser, f"//div[normalize-space()='{key}']")
+    if picture:
+        browser.save_screenshot(str(picture))
+    card.click()
+
+
+def ui(stack: Stack) -> str:
+    """Address of the Prefect UI."""
+    return stack.settings.prefect_api.removesuffix("/api")
+
+
+def runs_of(stack: Stack, deployment: str) -> set[str]:
+    """Ids of all runs of a deployment."""
+    return {run["id"] for run in stack.prefect("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})}
 
 
 def fill(browser: Chrome, name: str, value: Any) -> None:
