@@ -98,8 +98,9 @@ def evaluation_of(settings: Settings, version: Version) -> Evaluation:
 def print_table(evaluation: Evaluation) -> None:
     """ROUGE F-measures with their 95 % intervals."""
     print(f"\n{'':8}" + "".join(f"{metric:>25}" for metric in METRICS))
-    for model, scores in evaluation.rouge.items():
-        cells = (f"{mean:.3f} ({low:.3f} to {high:.3f})" for low, mean, high in (scores[m] for m in METRICS))
+    for model in ("tuned", "base", "lead3"):
+        scores = (evaluation.rouge[model][metric] for metric in METRICS)
+        cells = (f"{mean:.3f} ({low:.3f} to {high:.3f})" for low, mean, high in scores)
         print(f"{model:8}" + "".join(f"{cell:>25}" for cell in cells))
 
 

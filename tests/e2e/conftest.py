@@ -32,7 +32,7 @@ KNOBS: dict[str, Any] = {
     "max_new_tokens": 16, "num_evaluation_samples": 4, "num_validation_samples": 4, "gate": "off"}
 """A training of seconds. `gate` is off: four answers of a tiny model say nothing about its quality."""
 
-LONG: dict[str, Any] = {"num_train_epochs": 20, "max_steps": 40, "checkpoint_steps": 5}
+LONG: dict[str, Any] = {"num_train_epochs": 20, "max_steps": 24, "checkpoint_steps": 5}
 """Beside KNOBS: long enough to be killed on the way."""
 
 
@@ -140,8 +140,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterato
             running.up(settings, prepare=pipelines.deploy)
             yield Stack(settings, {**environment, **services.for_runs(settings)})
         finally:
-            running.down(settings)
-    assert {p for p in left_over(settings.home_path) if p.status() != psutil.STATUS_ZOMBIE} == set()
+            stopped = running.down(settings)
+    assert set(stopped) == set(running.NAMES)
+    assert left_over(settings.home_path) == set()
 
 
 @pytest.fixture(autouse=True)

@@ -110,11 +110,12 @@ def test_wrong_input_is_one_sentence_and_a_failed_run_and_registers_nothing(
 
 
 def test_wrong_destination_is_refused_before_anything_is_done(stack: Stack, parameters: dict[str, Any]) -> None:
+    before = stack.runs("finetune ../x")
     done = stack.anneal("train", "--json", *options({**parameters, "destination": "../x"}))
     sentence = Refusal(done.returncode, done.stdout, done.stderr).sentence()
     assert 'destination is "../x"; expected owner/name' in sentence
     assert json.loads(done.stdout) == {"error": sentence, "type": "UserError"}
-    assert stack.runs("finetune ../x") == []
+    assert stack.runs("finetune ../x") == before
 
 
 def test_wrong_destination_in_the_form_is_a_failed_run_with_the_sentence(

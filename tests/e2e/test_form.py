@@ -25,7 +25,7 @@ WAIT_S = 60
 CONTROL = "following::*[self::textarea or self::input or self::select or @role='switch'][1]"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
     """A headless Chromium."""
     from selenium.webdriver import Chrome, ChromeOptions
