@@ -47,7 +47,7 @@ def train_rows(n: int = 3000, seed: int = 0) -> Iterator[dict[str, str]]:
     return _rows(n, seed, TRAIN)
 
 
-def test_rows(n: int = 60, seed: int = 1) -> Iterator[dict[str, str]]:
+def test_rows(n: int = 60, seed: int = 2) -> Iterator[dict[str, str]]:
     return _rows(n, seed, TEST)
 
 

@@ -33,7 +33,7 @@ from tasks.validate import validate
 VOCABULARY_TOKENS = 2048
 CONTEXT_TOKENS = 512
 TOKENIZER_ROWS = 8_000
-CORPUS_ROWS = 60_000
+CORPUS_ROWS = 70_000
 STEPS = 9_000
 RECIPE: dict[str, Any] = {
     "peft_method": "full", "pack_sequences": True, "chunk_size": 512, "train_batch_size": 2, "learning_rate": 4e-3,
