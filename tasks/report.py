@@ -59,8 +59,8 @@ def rouge_report(evaluation: Evaluation) -> str:
     if evaluation.validation_answer:
         lines += ["", f"Answer to validation_prompt: {_cell(evaluation.validation_answer)}"]
     if evaluation.examples:
-        lines += ["", "| prompt | reference | tuned | base |", "|---|---|---|---|"]
-        lines += ["| " + " | ".join(_cell(row[k]) for k in ("prompt", "reference", "tuned", "base")) + " |"
+        lines += ["", "| tuned | reference | base | prompt |", "|---|---|---|---|"]
+        lines += ["| " + " | ".join(_cell(row[k]) for k in ("tuned", "reference", "base", "prompt")) + " |"
                   for row in evaluation.examples]
     return "\n".join(lines)
 
