@@ -45,7 +45,7 @@ def finetune(training: Parameters) -> Version:  # type: ignore[valid-type]
     expected = forecast(settings, spec, packed, base)
     report.show("forecast", report.forecast_report(expected))
     trained = train_task(spec, packed, base, subject=name)
-    report.show("forecast", report.forecast_report(expected, trained))
+    report.show("actual", report.forecast_report(expected, trained))
 
     evaluation = evaluate_task(spec, trained, split, packed, base, subject=name)
     report.show("rouge", report.rouge_report(evaluation))

@@ -60,7 +60,8 @@ def ingest(settings: Settings, store: Store, source: str) -> Dataset:
                 digest.update(chunk)
                 target.write(chunk)
         if size == 0:
-            raise DataError("the file is empty", where=name, allowed="JSONL, one object per line")
+            raise DataError("the file is empty", where=name, allowed="JSONL, one object per line",
+                            fix="Check that it was written and copied whole.")
         folder = folder_of(digest.hexdigest())
         dataset = Dataset(folder=folder, sha256=digest.hexdigest(), bytes=size, source=name)
         if store.find(folder) is None:

@@ -67,7 +67,8 @@ def rouge_report(evaluation: Evaluation) -> str:
 
 def show(key: str, markdown: str) -> None:
     """Put a report on the run's Artifacts page."""
-    if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown))
+    title = markdown.splitlines()[0].lstrip("# ")
+    if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown, description=title))
 
 
 def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:

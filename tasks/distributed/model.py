@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from infra.errors import BaseModelError, UserError, shown
 from infra.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Precision = Literal["auto", "fp32", "bf16"]
 RELATIVE_BASE = "base"
@@ -66,6 +68,8 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
 
     The adapters start from `spec.seed`, in fp32, whatever the base's format.
     """
+    from peft import LoraConfig, get_peft_model  # three seconds that tokenising does without
+
     targets: str | list[str] = spec.lora_targets
     if targets != "all-linear":
         targets = [name.strip() for name in spec.lora_targets.split(",") if name.strip()]
@@ -86,6 +90,8 @@ def load_tuned(base: Path, tuned: Path, *, dtype: torch.dtype, device: torch.dev
     """A trained model from its folder: an adapter on its base, or full weights."""
     if not (tuned / "adapter_config.json").exists():
         return load_base(tuned, dtype=dtype, device=device)
+    from peft import PeftModel
+
     model = load_base(base, dtype=dtype, device=device)
     return PeftModel.from_pretrained(model, str(tuned), local_files_only=True).eval()
 
