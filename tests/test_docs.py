@@ -24,7 +24,7 @@ def test_every_command_that_is_shown_exists() -> None:
 
 def test_every_make_target_that_is_shown_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"\bmake ([a-z-]+)", README):
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
