@@ -101,7 +101,7 @@ def models(shelf: Shelved) -> dict[str, Any]:
 
 @router.put("/deployments/{owner}/{name}")
 def deploy(owner: str, name: str, body: DeploymentRequest, shelf: Shelved) -> JSONResponse:
-    """Load a version beside the current one, try it, switch. 409 or 422: the old one answers on."""
+    """Load a version beside the current one, try it, switch. 409, 422, and 503 (may pass): the old one answers on."""
     model = f"{owner}/{name}"
     try:
         served = shelf.deploy(model, Order(**body.model_dump()))

@@ -173,7 +173,7 @@ def test_bad_version_is_refused_and_the_old_one_answers(
 
 
 @pytest.mark.parametrize(("order", "status", "said"), [
-    ({"folder": "versions/none"}, 409, "missing or damaged"),
+    ({"folder": "versions/none"}, 503, "missing or damaged"),
     ({"folder": "../../etc"}, 422, "folder is"),
     ({"base_digest": "c" * 64}, 422, "trained on base"),
     ({"version": UNKNOWN}, 422, "the folder holds version"),
@@ -192,14 +192,14 @@ def test_damaged_folder_is_not_loaded(predictor: Predictor, expected: dict[str, 
     a, b = predictor.put("a"), predictor.put("b")
     weights = Path(predictor.settings.store_root) / "versions" / b / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert predictor.deploy(b).status_code == 409 and text_of(predictor.answer()) == expected[a]
+    assert predictor.deploy(b).status_code == 503 and text_of(predictor.answer()) == expected[a]
 
 
 def test_record_that_cannot_be_written_leaves_the_old_version(predictor: Predictor, expected: dict[str, str]) -> None:
     records = predictor.settings.home_path / "predictor"
     shutil.rmtree(records)
     records.write_text("in the way")
-    assert predictor.deploy(predictor.put("b")).status_code in (409, 422)
+    assert predictor.deploy(predictor.put("b")).status_code == 503
     assert text_of(predictor.answer()) == expected[predictor.put("a")]
 
 
