@@ -25,6 +25,7 @@ from infra.processes import left_over
 from infra.settings import Settings
 from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port
 
+BUSY_TRIES = 10
 COMMAND_TIMEOUT_S = 150
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 KNOBS: dict[str, Any] = {
@@ -60,9 +61,16 @@ class Stack:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def prefect(self, path: str, **body: Any) -> Any:
-        """What the Prefect server answers: POST with a body, GET without."""
+        """What the Prefect server answers: POST with a body, GET without.
+
+        503 is its word for a locked SQLite database; Prefect's own client asks again too.
+        """
         url, method = f"{self.settings.prefect_api}{path}", "POST" if body else "GET"
-        answer = httpx.request(method, url, json=body or None, timeout=30)
+        for _ in range(BUSY_TRIES):
+            answer = httpx.request(method, url, json=body or None, timeout=30)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
         assert answer.is_success, answer.text
         return answer.json()
 
