@@ -26,7 +26,7 @@ test: $(DONE)  ## the checks and every test that this machine can run
 	$(MAKE) check
 	$(BIN)/pytest
 
-chaos: $(DONE)  ## the rest of the kill grid
+chaos: $(DONE)  ## the slower tests: the rest of the kills, the stack by itself
 	$(BIN)/pytest -m chaos
 
 check: $(DONE)  ## ruff, types

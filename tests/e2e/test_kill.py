@@ -27,6 +27,7 @@ def test_killed_rank_is_started_again_by_the_retry_at_the_last_checkpoint(stack:
     assert len(stack.versions(second.version["destination"])) == 1
 
 
+@pytest.mark.chaos
 def test_killed_command_goes_on_when_it_is_run_again(
     stack: Stack, parameters: dict[str, Any], tmp_path: Path,
 ) -> None:

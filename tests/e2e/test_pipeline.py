@@ -74,6 +74,7 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     assert "/#/models/acme--notes/versions/1" in found["version"]
 
 
+@pytest.mark.chaos
 def test_run_of_the_deployment_by_the_worker_gives_the_same_version(stack: Stack, first: Training) -> None:
     run = stack.start_run(first.parameters)
     assert stack.wait_until_over(run)["type"] == "COMPLETED"

@@ -179,7 +179,7 @@ def test_worker_is_stopped_first_and_prefect_last() -> None:
     assert processes.STOP_ORDER == ("worker", "predictor", "mlflow", "prefect")
 
 
-@pytest.mark.slow
+@pytest.mark.chaos  # the end-to-end tests start, use and stop the same stack
 def test_real_servers_and_worker_start_run_and_stop(settings: Settings) -> None:
     only = ("prefect", "mlflow", "worker")
     running = stack.up(settings, only=only)
