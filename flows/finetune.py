@@ -30,9 +30,9 @@ from tasks.validate import validate, validate_task
 
 
 @flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
-def finetune(training: Parameters) -> Version:  # type: ignore[valid-type]
+def finetune(training: Parameters) -> Version:
     """Ingest, validate, pack, train, evaluate, register, deploy."""
-    settings, spec = Settings(), training.spec()  # type: ignore[attr-defined]
+    settings, spec = Settings(), training.spec()
     name = spec.destination
 
     data = ingest_task(spec.train_data, subject="training data")

@@ -52,7 +52,7 @@ def step(name: str, *, timeout_s: float, gpu: bool = False) -> Callable[[Callabl
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             value = prefect_task(*args, **kwargs)
-            return value.result() if isinstance(value, State) else value  # type: ignore[no-any-return, return-value]
+            return value.result() if isinstance(value, State) else value
 
         return call
 

@@ -119,7 +119,7 @@ def loss_of(model: PreTrainedModel | PeftModel, job: GenerateJob, spec: Training
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     dtype = dtype_of(spec.precision, ranks.device)
     autocast = torch.autocast(ranks.device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    loss = PackedLoss(causal)  # type: ignore[arg-type]
+    loss = PackedLoss(causal)
     return held_out_loss(loss, rows, ranks, spec.validation_batch_size, lambda: autocast)
 
 

@@ -46,7 +46,7 @@ def load_base(path: Path, *, dtype: torch.dtype, device: torch.device) -> PreTra
             f"transformers cannot load it ({error})", where=f"base model {path}",
             allowed="a causal language model with config.json and safetensors weights") from error
     model.config.use_cache = False
-    return model.eval().to(device)  # type: ignore[no-any-return, arg-type]
+    return model.eval().to(device)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -60,7 +60,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise BaseModelError(
             "the tokenizer has no end-of-sequence token", where=f"base model {path}",
             fix='Set "eos_token" in tokenizer_config.json; without it a trained model never stops.')
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
@@ -78,7 +78,7 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
         target_modules=targets, task_type="CAUSAL_LM")
     torch.manual_seed(spec.seed)
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[return-value]
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(

@@ -78,8 +78,8 @@ class Trainer:
         full = spec.peft_method == "full"
         base = load_base(Path(job.base), dtype=torch.float32 if full else dtype, device=ranks.device)
         self.model = base if full else add_adapter(base, spec)
-        causal = base if full else self.model.get_base_model()  # type: ignore[operator]
-        self.loss = PackedLoss(causal).train()  # type: ignore[arg-type]
+        causal = base if full else self.model.get_base_model()
+        self.loss = PackedLoss(causal).train()
         self.autocast = dtype if dtype != torch.float32 else None
         self.ddp = DistributedDataParallel(self.loss, gradient_as_bucket_view=True) if ranks.world > 1 else None
         self.trainable = [p for p in self.loss.parameters() if p.requires_grad]
@@ -192,7 +192,7 @@ class Trainer:
         if not self.ranks.is_first:
             return
         shutil.rmtree(self.run / "model", ignore_errors=True)
-        save_model(self.model, self.run / "model")  # type: ignore[arg-type]
+        save_model(self.model, self.run / "model")
         self.job.finish(self._result(started))
         self.events.emit("done", step=self.plan.steps)
 
@@ -213,7 +213,7 @@ class Trainer:
         return (self.spec.seed * 1_000_003 + step * 4096 + self.ranks.rank) % (1 << 63)
 
     def _no_sync(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
-        return self.ddp.no_sync() if self.ddp and wanted else contextlib.nullcontext()  # type: ignore[return-value]
+        return self.ddp.no_sync() if self.ddp and wanted else contextlib.nullcontext()
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast is None:
