@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from tasks.distributed.encode import Encoded, write_rows
 from tasks.distributed.job import TrainJob
 from tasks.distributed.packer import best_fit
 
-ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 64
 MakeJob = Callable[..., TrainJob]
 
@@ -48,17 +44,6 @@ def make_job(tmp_path: Path, stories: Path) -> MakeJob:
                         chunk_tokens=CHUNK, key="test")
 
     return make
-
-
-def run_ranks(job: TrainJob, ranks: int, *, wait: bool = True) -> subprocess.Popen[bytes]:
-    """The trainer under torchrun, its output in <out>/log.txt."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-               "-m", "tasks.distributed.train", str(job.write())]
-    with (Path(job.out) / "log.txt").open("ab") as log:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if wait:
-        child.wait(120)
-    return child
 
 
 def events_of(job: TrainJob, kind: str = "step") -> list[dict[str, Any]]:

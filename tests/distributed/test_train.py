@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import socket
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from infra.errors import Diverged
+from infra.errors import EXIT_PREEMPTED, Diverged
 from infra.files import sha256_of
 from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
 from tasks.distributed.data import PackedRows
 from tasks.distributed.job import TrainJob
-from tests.distributed.conftest import MakeJob, events_of, run_ranks
+from tests import ranks
+from tests.distributed.conftest import MakeJob, events_of
 
 pytestmark = pytest.mark.slow
 WEIGHTS = {"lora": "model/adapter_model.safetensors", "full": "model/model.safetensors"}
@@ -64,7 +63,7 @@ def test_accumulation_does_not_change_the_trajectory(one_rank: None, make_job: M
 def test_two_ranks_follow_the_trajectory_of_one(one_rank: None, make_job: MakeJob, method: str) -> None:
     alone, together = make_job("alone", peft_method=method), make_job("together", peft_method=method)
     assert trainer.train(alone) == 0
-    assert run_ranks(together, 2).returncode == 0
+    assert ranks.run(together, 2) == [0, 0]
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
     norms = [[event["grad_norm"] for event in events_of(job)] for job in (alone, together)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
@@ -81,15 +80,13 @@ def test_a_diverging_training_stops_before_the_update(one_rank: None, make_job: 
 def test_a_killed_rank_costs_nothing_but_time(make_job: MakeJob, method: str) -> None:
     knobs = {"peft_method": method, "num_train_epochs": 8, "checkpoint_steps": 3, "lora_dropout": 0.1}
     smooth, killed = make_job("smooth", **knobs), make_job("killed", **knobs)
-    assert run_ranks(smooth, 2).returncode == 0
-    agent = run_ranks(killed, 2, wait=False)
+    assert ranks.run(smooth, 2) == [0, 0]
+    under_way = ranks.start(killed, 2)
     wait_for_step(killed, 5)
-    ranks = psutil.Process(agent.pid).children()
-    assert len(ranks) == 2
-    ranks[1].send_signal(signal.SIGKILL)
-    assert agent.wait(60) != 0
-    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
-    assert run_ranks(killed, 2).returncode == 0
+    under_way.send(signal.SIGKILL, rank=1)
+    first, second = under_way.wait(60)
+    assert first not in (0, None) and second == -signal.SIGKILL
+    assert ranks.run(killed, 2) == [0, 0]
     assert events_of(killed, "resume")[0]["step"] >= 3
     by_step = {event["step"]: event["loss"] for event in events_of(killed)}
     assert by_step == {event["step"]: event["loss"] for event in events_of(smooth)}
@@ -98,13 +95,10 @@ def test_a_killed_rank_costs_nothing_but_time(make_job: MakeJob, method: str) ->
 
 def test_sigterm_saves_a_checkpoint_and_exits(make_job: MakeJob) -> None:
     job = make_job("stopped", num_train_epochs=200, checkpoint_steps=1000)
-    agent = run_ranks(job, 2, wait=False)
+    under_way = ranks.start(job, 2)
     wait_for_step(job, 3)
-    began = time.monotonic()
-    os.kill(agent.pid, signal.SIGTERM)
-    agent.wait(40)
-    assert time.monotonic() - began < 30
-    assert events_of(job, "preempted")
+    under_way.send(signal.SIGTERM, rank=1)  # one is enough: the ranks agree
+    assert under_way.wait(30) == [EXIT_PREEMPTED, EXIT_PREEMPTED]
     step = events_of(job, "preempted")[0]["step"]
     record = json.loads((Path(job.out) / f"step-{step:06d}" / "manifest.json").read_text())
     assert record["record"]["step"] == step
@@ -121,7 +115,6 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: None, make_job: MakeJob) 
 
 
 
-
 def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJob, tmp_path: Path) -> None:
     base = tmp_path / "untied"
     LlamaForCausalLM(LlamaConfig(
@@ -131,5 +124,5 @@ def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJ
     rows = len(PackedRows(Path(job.packs) / "train"))
     spec = dataclasses.replace(TrainingSpec.from_json(job.spec), train_batch_size=rows - 1, num_train_epochs=1)
     job = dataclasses.replace(job, spec=spec.to_json())
-    assert run_ranks(job, 2).returncode == 0
+    assert ranks.run(job, 2) == [0, 0]
     assert len(losses(job)) == 2

@@ -1,0 +1,81 @@
+"""Real ranks without the wait for their imports: forked from one process that has made them.
+
+A rank started here is a process of its own with its own gloo connections; it can be killed like
+any other. What is missing is torchrun's agent, so nobody stops the others when one dies: they
+have to notice. The whole chain with torchrun is run by tests/e2e.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from tasks.distributed.job import TrainJob
+from tests.conftest import free_port
+
+PRELOAD = ["tasks.distributed.train", "peft", "torch._dynamo", "torch.distributed.fsdp", "tests.ranks"]
+WAIT_S = 120
+forked = multiprocessing.get_context("forkserver")
+forked.set_forkserver_preload(PRELOAD)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one launch."""
+
+    processes: list[ForkServerProcess]
+
+    def wait(self, timeout_s: float = WAIT_S) -> list[int | None]:
+        """Exit codes by rank; a rank that is still there after `timeout_s` is killed and has None."""
+        deadline = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(0.1, deadline - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+            process.join()
+        return codes
+
+    def send(self, number: signal.Signals, *, rank: int | None = None) -> None:
+        """A signal to one rank, or to all of them."""
+        for process in self.processes if rank is None else [self.processes[rank]]:
+            assert process.pid is not None
+            os.kill(process.pid, number)
+
+
+def start(job: TrainJob, ranks: int, **environment: Any) -> Ranks:
+    """Start the trainer on `ranks` ranks; their output goes to <out>/log.txt."""
+    path, port = str(job.write()), free_port()
+    processes = []
+    for rank in range(ranks):
+        variables = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "OMP_NUM_THREADS": 1, **environment}
+        process = forked.Process(target=_rank, args=(path, {name: str(value) for name, value in variables.items()}))
+        process.start()
+        processes.append(process)
+    return Ranks(processes)
+
+
+def run(job: TrainJob, ranks: int, **environment: Any) -> list[int | None]:
+    """The same to the end; exit codes by rank."""
+    return start(job, ranks, **environment).wait()
+
+
+def _rank(path: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    with (Path(path).parent / "log.txt").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    from tasks.distributed import train
+    from tasks.distributed.job import main_of
+
+    sys.argv = ["train", path]
+    main_of(TrainJob, train.main)
