@@ -99,12 +99,14 @@ class Pack(Record):
     chunk_tokens: int
     train: PackCounts
     validation: PackCounts
+    preview: list[dict[str, Any]] = field(default_factory=list)
+    """The first example as runs of text: {"text", "learned"}; special tokens included."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """Read back `to_json`."""
         counts = {name: PackCounts.of(values[name]) for name in ("train", "validation")}
-        return cls(**{**values, **counts})
+        return super().of({**values, **counts})
 
 
 @dataclass(frozen=True, kw_only=True)

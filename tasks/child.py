@@ -8,6 +8,7 @@ delays the detection of the flow's death by minutes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.launch import run_group, tail
 from infra.settings import Settings
+from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, Job
 
 LOG = "log.txt"
@@ -78,6 +80,13 @@ def gpus() -> tuple[str, ...]:
         return ()
     names = tuple(line.strip() for line in found.splitlines() if line.strip())
     return names if visible is None else names[: len([d for d in visible.split(",") if d.strip()])]
+
+
+def settled(spec: TrainingSpec) -> TrainingSpec:
+    """The spec with what `precision=auto` means on this machine."""
+    if spec.precision != "auto":
+        return spec
+    return dataclasses.replace(spec, precision="bf16" if gpus() else "fp32")
 
 
 def ranks_of(wanted: int) -> int:

@@ -23,7 +23,7 @@ from infra.records import METRICS, Base, Evaluation, Pack, Scores, Split, Traine
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
-from tasks.child import ranks_of, run_child
+from tasks.child import ranks_of, run_child, settled
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob
 from tasks.policy import HOUR_S, found_done, step
 from tasks.rouge import lead, score_rows, summarize
@@ -42,9 +42,9 @@ def evaluate(
     rows = store.fetch(split.folder) / "validation.jsonl"
     with work_folder(settings) as work:
         job = GenerateJob(
-            out=str(work), spec=spec.to_json(), base=base.path, tuned=str(store.fetch(trained.folder) / "model"),
-            packs=str(store.fetch(pack.folder)), rows=str(rows), kind=split.kind, separator=split.separator,
-            context_tokens=base.context_tokens)
+            out=str(work), spec=settled(spec).to_json(), base=base.path,
+            tuned=str(store.fetch(trained.folder) / "model"), packs=str(store.fetch(pack.folder)), rows=str(rows),
+            kind=split.kind, separator=split.separator, context_tokens=base.context_tokens)
         result = run_child(settings, job, "tasks.distributed.generate", ranks=ranks_of(spec.num_ranks))
         answers = {name: read_answers(work, name) for name in ("tuned", "base")}
     table = list(compared(rows, split, spec, answers)) if split.kind != "text" else []

@@ -17,7 +17,7 @@ FITS = {True: "yes", False: "NO: raise gradient_accumulation_steps or lower chun
 
 
 def data_report(split: Split, pack: Pack) -> str:
-    """Rows, duplicates, tokens, what was cut."""
+    """Rows, duplicates, tokens, what was cut, and one example with what is learned of it."""
     def line(name: str, counts: PackCounts) -> str:
         return (f"| {name} | {counts.examples} | {counts.rows} | {counts.tokens} | {counts.labelled} | "
                 f"{counts.longest} | {counts.truncated} ({counts.lost} tokens) | {counts.split} | {counts.fill:.2%} |")
@@ -26,7 +26,9 @@ def data_report(split: Split, pack: Pack) -> str:
         f"Repeated prompts: {split.duplicates}. Held-out prompts that also stand in the training rows: {split.leaks}. "
         f"Between prompt and completion: {'a line break' if split.separator else 'nothing'}.", "",
         f"| | examples | rows of {pack.chunk_tokens} | tokens | learned | longest | cut | split | fill |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|", line("train", pack.train), line("held out", pack.validation)])
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|", line("train", pack.train), line("held out", pack.validation), "",
+        "The first example as the model sees it:", "", "| | text |", "|---|---|",
+        *(f"| {'learned' if run['learned'] else 'read'} | {_cell(run['text'])} |" for run in pack.preview)])
 
 
 def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:

@@ -24,7 +24,7 @@ from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
-from tasks.child import ranks_of, run_child
+from tasks.child import ranks_of, run_child, settled
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
 from tasks.policy import HOUR_S, found_done, step
@@ -34,18 +34,21 @@ TRAINER = 1
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
 CHECKPOINTS = "checkpoints"
+CURVE = ("step", "validation")
+"""Events of earlier launches that a resumed training shows again, for its curve."""
 log = logging.getLogger(__name__)
 Watch = Callable[[dict[str, Any]], None]
 
 
 def training_id(spec: TrainingSpec, pack: Pack, base: Base) -> str:
     """26 lower-case base-32 characters: the same for the same weights, wherever they are trained."""
-    key = digest_of([TRAINER, spec.numbers("weights"), pack.digest, base.digest])
+    key = digest_of([TRAINER, settled(spec).numbers("weights"), pack.digest, base.digest])
     return base64.b32encode(bytes.fromhex(key)).decode().lower()[:ID_CHARACTERS]
 
 
 def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, watch: Watch) -> Trained:
-    """Train to the end, from the last checkpoint if there is one. `watch` sees every event.
+    """Train to the end, from the last checkpoint if there is one. `watch` sees every event, those of earlier
+    launches that belong to the curve again.
 
     Raises:
         UserError: another process is at the same training, or the spec cannot be trained.
@@ -59,10 +62,14 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         if done is not None:  # somebody finished it while we waited for the lock
             return done
         bring_checkpoint(store, identity, run)
-        offset = drop_torn_line(run)
+        drop_torn_line(run)
+        earlier, offset = read_events(run)
+        for event in earlier:
+            if event["event"] in CURVE:
+                watch(event)
         seen = _Seen(store, identity, run, offset, watch)
         job = TrainJob(
-            out=str(run), spec=spec.to_json(), base=base.path, packs=str(store.fetch(pack.folder)),
+            out=str(run), spec=settled(spec).to_json(), base=base.path, packs=str(store.fetch(pack.folder)),
             chunk_tokens=pack.chunk_tokens, key=identity)
         try:
             result = run_child(
@@ -106,14 +113,18 @@ def only_one(run: Path) -> Iterator[None]:
 
 
 def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
-    """On a machine without a checkpoint of its own, start from the one in a remote store."""
-    if store.is_local or list(run.glob("step-??????")):
+    """Take over the checkpoint in a remote store if it is newer than what this machine has."""
+    if store.is_local:
         return
+    here = max((path.name for path in run.glob("step-??????") if verify(path)), default="")
     for name in reversed(store.names(f"{CHECKPOINTS}/{identity}")):
+        if name.rsplit("/", 1)[-1] <= here:
+            return
         if store.find(name) is not None:
             part = run / "fetched.part"
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(store.fetch(name) / CHECKPOINTS, part)
+            shutil.rmtree(run / name.rsplit("/", 1)[-1], ignore_errors=True)  # damaged, or it would not be older
             part.rename(run / name.rsplit("/", 1)[-1])
             return
 

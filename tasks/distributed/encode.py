@@ -1,7 +1,7 @@
 """Tokenise and pack clean rows: the child process of the pack step.
 
 In:   job.json (EncodeJob): train.jsonl, validation.jsonl, the base model's tokenizer
-Out:  train/*.npy and validation/*.npy (tasks/distributed/data.py), preview.json, result.json
+Out:  train/*.npy and validation/*.npy (tasks/distributed/data.py), result.json with counts and a preview
 Dies half-way: the folder has no manifest and is thrown away.
 Run alone: python -m tasks.distributed.encode job.json
 """
@@ -53,8 +53,7 @@ def encode(job: EncodeJob) -> int:
         write_rows(Path(job.out) / split, encoded, rows)
         counts[split] = dataclasses.asdict(count(encoded, rows, job.chunk_tokens))
         if split == "train":
-            preview = show_first(codec, encoded)
-    (Path(job.out) / "preview.json").write_text(json.dumps(preview, ensure_ascii=False), encoding="utf-8")
+            counts["preview"] = show_first(codec, encoded)
     job.finish(counts)
     return 0
 

@@ -62,16 +62,11 @@ class Events:
         return self._tokens / max(1e-9, time.monotonic() - self._start)
 
 
-def drop_torn_line(folder: Path) -> int:
-    """Cut off the half line of a launch that was killed; returns the size of the log in bytes."""
+def drop_torn_line(folder: Path) -> None:
+    """Cut off the half line of a launch that was killed."""
     path = folder / EVENTS
-    if not path.exists():
-        return 0
-    data = path.read_bytes()
-    size = data.rfind(b"\n") + 1
-    if size < len(data):
-        os.truncate(path, size)
-    return size
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def read_events(folder: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

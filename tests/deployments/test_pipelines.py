@@ -9,6 +9,7 @@ import pytest
 from infra.errors import UserError
 from infra.settings import Settings
 
+
 def test_without_a_server_it_says_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deployments.pipelines import deploy
 

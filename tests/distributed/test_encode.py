@@ -92,7 +92,7 @@ def test_packing_keeps_every_example_whole_and_once(tmp_path: Path, stories: Pat
 
 def test_the_preview_shows_what_is_learned(tmp_path: Path, stories: Path) -> None:
     out, _ = run(tmp_path, stories)
-    runs = json.loads((out / "preview.json").read_text())
+    runs = json.loads((out / "result.json").read_text())["preview"]
     assert [piece["learned"] for piece in runs] == [False, True]
     assert runs[1]["text"].endswith("</s>")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from infra.errors import EXIT_PREEMPTED, Diverged
+from infra.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
 from infra.files import sha256_of
 from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
@@ -113,6 +113,16 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: None, make_job: MakeJob) 
     assert trainer.train(job) == 0
     assert events_of(job, "resume")[0]["step"] == int(older.name.split("-")[1])
 
+
+
+def test_a_disk_that_fills_at_a_checkpoint_is_said(
+    make_job: MakeJob, full_disk: Path,
+) -> None:
+    job = make_job("full", peft_method="full", checkpoint_steps=2)
+    job = dataclasses.replace(job, out=str(full_disk))
+    assert ranks.run(job, 1) == [EXIT_USER_ERROR]
+    told = json.loads((full_disk / "error.json").read_text())
+    assert "the disk is full" in told["found"]
 
 
 def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJob, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,14 +136,3 @@ def test_full_disk_says_so_and_what_was_finished_is_kept(
     assert "Free some space and run the same command again" in sentence
     assert stack.versions("wrong/disk") == []
     assert list((full_disk / ".drafts").iterdir()) == []
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB, which the training data just fits on."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"needs the right to mount a file system ({mounted.stderr.strip()})")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)

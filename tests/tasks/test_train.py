@@ -1,0 +1,100 @@
+"""tasks/train.py: whose training it is, and which checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.errors import UserError
+from infra.files import seal, verify
+from infra.settings import Settings
+from infra.store import Store
+from tasks import child
+from tasks.train import CHECKPOINTS, bring_checkpoint, only_one, train, training_id
+from tests.conftest import BUCKET
+from tests.tasks.conftest import Past
+
+
+@pytest.fixture
+def remote(tmp_path: Path, s3_endpoint: str) -> Store:
+    """A store that other machines see too."""
+    return Store(Settings(
+        home=tmp_path / "home", store=f"s3://{BUCKET}/{uuid.uuid4()}", s3_endpoint_url=s3_endpoint))
+
+
+def checkpoint(folder: Path, step: int, text: str) -> Path:
+    """A sealed checkpoint of `step`."""
+    path = folder / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    (path / "weights").write_text(text)
+    seal(path, {"step": step})
+    return path
+
+
+def publish(store: Store, step: int) -> None:
+    """A checkpoint of the training `t` that another machine has copied to the store."""
+    with store.draft() as draft:
+        checkpoint(draft.path / "made", step, "theirs")
+        (draft.path / "made" / f"step-{step:06d}").rename(draft.path / CHECKPOINTS)
+        (draft.path / "made").rmdir()
+        draft.commit(f"{CHECKPOINTS}/t/step-{step:06d}", {"training": "t"})
+
+
+@pytest.mark.parametrize(("here", "there", "newest"), [
+    ([], [5, 10], "theirs"), ([5], [10], "theirs"), ([10], [5], "ours"), ([10], [10], "ours"), ([5], [], "ours")])
+def test_the_newest_checkpoint_of_all_machines_is_used(
+    here: list[int], there: list[int], newest: str, remote: Store, tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for step in here:
+        checkpoint(run, step, "ours")
+    for step in there:
+        publish(remote, step)
+    bring_checkpoint(remote, "t", run)
+    last = max(run.glob("step-??????"))
+    assert last.name == f"step-{max(here + there):06d}"
+    assert (last / "weights").read_text() == newest
+    assert verify(last) is not None
+
+
+def test_a_damaged_checkpoint_here_gives_way_to_the_same_step_from_elsewhere(remote: Store, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (checkpoint(run, 10, "ours") / "weights").write_text("torn")
+    publish(remote, 10)
+    bring_checkpoint(remote, "t", run)
+    assert (run / "step-000010" / "weights").read_text() == "theirs"
+
+
+def test_what_auto_precision_means_here_is_part_of_the_training(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "gpus", lambda: ())
+    on_cpu = training_id(past.spec, past.pack, past.base)
+    monkeypatch.setattr(child, "gpus", lambda: ("NVIDIA H100",))
+    assert training_id(past.spec, past.pack, past.base) != on_cpu
+
+
+def test_a_second_process_at_the_same_training_is_refused(tmp_path: Path) -> None:
+    with only_one(tmp_path / "t"), pytest.raises(UserError, match="another process"), only_one(tmp_path / "t"):
+        pass
+
+
+def test_a_resumed_training_shows_the_whole_curve(
+    past: Past, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = settings.home_path / "trainings" / training_id(past.spec, past.pack, past.base)
+    run.mkdir(parents=True)
+    earlier = [{"event": "start"}, {"event": "step", "step": 1}, {"event": "validation", "step": 1}]
+    torn = '{"event": "st'
+    (run / "events.jsonl").write_text("\n".join([*map(json.dumps, earlier), torn]))
+    monkeypatch.setattr("tasks.train.run_child", lambda *a, **k: pytest.fail("far enough", pytrace=False))
+    with store.draft() as draft:
+        (draft.path / "x").touch()
+        draft.commit(past.pack.folder, {})
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        train(settings, store, past.spec, past.pack, past.base, seen.append)
+    assert seen == earlier[1:]
