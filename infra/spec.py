@@ -56,8 +56,9 @@ class TrainingSpec:
     warmup_ratio: float = knob("Share of the steps in which the learning rate rises from 0.", 0.03, ge=0, le=1)
     weight_decay: float = knob("Decoupled weight decay of AdamW.", 0.0, ge=0)
     max_grad_norm: float = knob("Gradients are scaled down to this norm; 0: not clipped.", 1.0, ge=0)
-    peft_method: Literal["lora", "full"] = knob(
-        "lora: train small adapters beside the frozen base. full: train every weight.", "lora")
+    peft_method: Literal["lora", "qlora", "full"] = knob(
+        "lora: train small adapters beside the frozen base. qlora: the same with the base in 4 bits "
+        "(needs the extra gpu). full: train every weight.", "lora")
     lora_rank: int = knob("Rank of the adapters.", 8, ge=1, le=1024)
     lora_alpha: int = knob("Scale of the adapters; they are multiplied by alpha / rank.", 16, ge=1)
     lora_dropout: float = knob("Dropout in front of the adapters.", 0.05, ge=0, le=1)
@@ -70,6 +71,12 @@ class TrainingSpec:
     train_on_prompt: bool = knob("Also compute the loss on prompts, not only on completions.", False)
     seed: int = knob("Seed of the sample order, the dropout and the adapters.", 42, ge=0, le=2**31 - 1)
     run_validation: bool = knob("Compute the validation loss after every epoch.", True, shapes="scores")
+    validation_steps: int = knob(
+        "Optimizer steps between validations; 0: after every epoch. There is always one at the end.", 0, ge=0)
+    early_stopping_patience: int = knob(
+        "Stop after this many validations in a row without a lower loss; 0: never.", 0, ge=0)
+    keep_weights: Literal["last", "best"] = knob(
+        "Weights of the last step, or of the lowest validation loss.", "last")
     validation_batch_size: int = knob("Held-out rows per forward pass on each GPU.", 1, ge=1, shapes="place")
     validation_prompt: str = knob(
         "A prompt answered after training; the answer is in the evaluation.", "", shapes="scores")
@@ -82,6 +89,12 @@ class TrainingSpec:
     gradient_accumulation_steps: int = knob(
         "Micro-batches that a GPU's share of a batch is cut into: less memory, same numbers.", 1, ge=1,
         shapes="place")
+    activation_checkpointing: bool = knob(
+        "Compute activations again in the backward pass: much less memory, about a quarter more time.", False,
+        shapes="place")
+    parallelism: Literal["auto", "ddp", "fsdp", "hsdp"] = knob(
+        "ddp: a copy of the weights on each GPU. fsdp: a shard on each. hsdp: shards within a node. "
+        "auto: ddp if it fits the GPU's memory, else fsdp.", "auto", shapes="place")
     checkpoint_steps: int = knob("Optimizer steps between checkpoints.", 50, ge=1, shapes="place")
     num_ranks: int = knob(
         "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0, le=4096,
@@ -92,6 +105,13 @@ class TrainingSpec:
         for field in dataclasses.fields(self):
             _check(field, FIELD_TYPES[field.name], getattr(self, field.name))
         check_destination(self.destination)
+        if self.peft_method == "qlora" and self.parallelism in ("fsdp", "hsdp"):
+            raise UserError(f"parallelism is {self.parallelism} and peft_method is qlora",
+                            allowed="auto or ddp with qlora",
+                            fix="A 4-bit base is small: 7 billion weights take about 5 GB on each GPU.")
+        if not self.run_validation and (self.keep_weights == "best" or self.early_stopping_patience):
+            raise UserError("run_validation is off, but keep_weights=best and early_stopping_patience need it",
+                            fix="Leave run_validation on.")
 
     def numbers(self, shapes: Literal["weights", "scores"]) -> dict[str, Any]:
         """The knobs that the weights, or only their scores, depend on. Data and base go by digest."""

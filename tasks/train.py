@@ -30,7 +30,7 @@ from tasks.distributed.job import EVENTS, TrainJob
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import Progress
 
-TRAINER = 1
+TRAINER = 2
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
 CHECKPOINTS = "checkpoints"
@@ -79,10 +79,9 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model")
             shutil.copy(run / EVENTS, draft.path / EVENTS)
-            losses = result.pop("losses")
             trained = Trained.of({
                 **result, "folder": f"trainings/{identity}", "training_id": identity, "method": spec.peft_method,
-                "digest": _model_digest(run / "model"), "loss_first": losses["first"], "loss_last": losses["last"]})
+                "digest": _model_digest(run / "model")})
             draft.commit(trained.folder, trained.to_json())
         for name in store.names(f"{CHECKPOINTS}/{identity}"):
             store.remove(name)

@@ -1,8 +1,8 @@
 """Real ranks without the wait for their imports: forked from one process that has made them.
 
 A rank started here is a process of its own with its own gloo connections; it can be killed like
-any other. What is missing is torchrun's agent, so nobody stops the others when one dies: they
-have to notice. The whole chain with torchrun is run by tests/e2e.
+any other. What is missing is torchrun's agent: when a rank dies, the others have NOTICE_S to
+notice by themselves. The whole chain with torchrun is run by tests/e2e.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from typing import Any
 from tasks.distributed.job import TrainJob
 from tests.conftest import free_port
 
-PRELOAD = ["tasks.distributed.train", "peft", "torch._dynamo", "torch.distributed.fsdp", "tests.ranks"]
+PRELOAD = ["tasks.distributed.train", "peft", "torch._dynamo", "tests.ranks"]
 WAIT_S = 120
+POLL_S = 0.02
+NOTICE_S = 5
+"""A rank that has lost another one may take this long to notice by itself."""
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(PRELOAD)
 
@@ -35,8 +38,10 @@ class Ranks:
     def wait(self, timeout_s: float = WAIT_S) -> list[int | None]:
         """Exit codes by rank; a rank that is still there after `timeout_s` is killed and has None."""
         deadline = time.monotonic() + timeout_s
-        for process in self.processes:
-            process.join(max(0.1, deadline - time.monotonic()))
+        while any(process.is_alive() for process in self.processes) and time.monotonic() < deadline:
+            if any(process.exitcode for process in self.processes):  # torchrun would stop the others
+                deadline = min(deadline, time.monotonic() + NOTICE_S)
+            time.sleep(POLL_S)
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()

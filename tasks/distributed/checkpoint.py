@@ -1,18 +1,22 @@
-"""Checkpoints of a training: trained weights and optimizer state, by torch's DCP.
+"""Checkpoints of a training: trained weights and optimizer state, by torch's DCP, written in the background.
 
 On disk:   <run>/step-000100/   DCP files and manifest.json, renamed into place when complete
+           <run>/best/          the same, weights only, of the lowest validation loss so far
 Dies half-way: a `.part` folder that the next save removes; the checkpoint before it stands.
 There is no random state to save: seeds are functions of (seed, step, rank), like the data order.
-A checkpoint whose manifest does not verify is passed over, and said so.
+A checkpoint whose manifest does not verify is passed over, and said so. Training waits only while
+the state is copied to host memory. Weights are saved by their names in the model, whole or in
+shards: another number of ranks, or the other kind of parallelism, can read them.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +24,25 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
+from infra.crash import crashpoint
 from infra.errors import Transient
 from infra.files import seal, sync_folder, verify
 from tasks.distributed.parallel import Group
 
 KEPT = 2
+BEST = "best"
 FULL_BYTES = 1 << 20
 """With less than this left, a failed write is a full disk."""
 OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
-log = logging.getLogger(__name__)
+Report = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +54,98 @@ class Found:
     record: Mapping[str, Any]
 
 
-def save(run: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: Group,
-         record: Mapping[str, Any]) -> None:
-    """Write the checkpoint after `step` finished steps; all ranks call it together.
+class Checkpoints:
+    """The checkpoints of one run. All ranks call its methods together."""
 
-    Raises OSError, a full disk among others; the checkpoint before it stands.
-    """
-    target = run / f"step-{step:06d}"
-    part = target.with_suffix(".part")
-    if group.is_first:
-        shutil.rmtree(part, ignore_errors=True)
-    group.barrier()
-    weights, state = get_state_dict(model, optimizer, options=OPTIONS)
-    try:
-        dcp.save({"model": weights, "optimizer": state}, checkpoint_id=part)  # type: ignore[attr-defined]
-    except CheckpointException as error:
-        raise _write_error(error, part) from error
-    group.barrier()
-    if group.is_first:
-        seal(part, {"step": step, **record})
+    def __init__(self, run: Path, ranks: Group, tell: Report) -> None:
+        """`tell` gets an event's name and values when a checkpoint is in place, and when one is passed over."""
+        self._run, self._ranks, self._tell = run, ranks, tell
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any],
+             ) -> None:
+        """Copy the state after `step` finished steps, and write it while the next ones run."""
+        weights, state = get_state_dict(model, optimizer, options=OPTIONS)
+        self._start(f"step-{step:06d}", {"model": weights, "optimizer": state}, {"step": step, **record})
+
+    def save_best(self, step: int, model: torch.nn.Module, record: Mapping[str, Any]) -> None:
+        """The same for the weights alone, in the place of the best."""
+        self._start(BEST, {"model": get_model_state_dict(model, options=OPTIONS)}, {"step": step, **record})
+
+    def wait(self) -> None:
+        """Until the last save is in place. Raises OSError, of a full disk among others, and Transient."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def latest(self, key: str) -> Found | None:
+        """The newest checkpoint that verifies and belongs to the training `key`."""
+        for folder in _folders(self._run):
+            found = _read(folder, key)
+            if found is not None:
+                return found
+            self._tell("checkpoint_passed_over", folder=folder.name, reason="damaged, or of another training")
+        return None
+
+    def load(self, found: Found, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put a checkpoint back into the model and the optimizer."""
+        weights, state = get_state_dict(model, optimizer, options=OPTIONS)
+        both: dict[str, Any] = {"model": weights, "optimizer": state}
+        dcp.load(both, checkpoint_id=found.folder)  # type: ignore[attr-defined]
+        set_state_dict(
+            model, optimizer, model_state_dict=both["model"], optim_state_dict=both["optimizer"], options=OPTIONS)
+
+    def load_best(self, key: str, model: torch.nn.Module) -> int:
+        """Put the best weights back; returns their step. Raises Transient if they are damaged."""
+        found = _read(self._run / BEST, key)
+        if found is None:
+            raise Transient("the best weights are damaged", where=str(self._run / BEST),
+                            fix="The next try trains again from the last checkpoint.")
+        weights = {"model": get_model_state_dict(model, options=OPTIONS)}
+        dcp.load(weights, checkpoint_id=found.folder)  # type: ignore[attr-defined]
+        set_model_state_dict(model, weights["model"], options=OPTIONS)
+        return found.step
+
+    def _start(self, name: str, state: dict[str, Any], record: Mapping[str, Any]) -> None:
+        self.wait()
+        began = time.monotonic()
+        part = self._run / f"{name}.part"
+        if self._ranks.is_first:
+            shutil.rmtree(part, ignore_errors=True)
+        self._ranks.barrier()
+        written = dcp.async_save(  # type: ignore[attr-defined]
+            state, checkpoint_id=part, process_group=self._ranks.saving)
+        stall_s = time.monotonic() - began
+        crashpoint("train.checkpoint.mid_write")
+        self._writing = self._writer.submit(self._finish, written, part, record, began, stall_s)
+
+    def _finish(self, written: Any, part: Path, record: Mapping[str, Any], began: float, stall_s: float) -> None:
+        """In the writer's thread: hash, and rename into place."""
+        try:
+            written.result()
+        except CheckpointException as error:
+            raise _write_error(error, part) from error
+        crashpoint("train.checkpoint.before_commit")
+        if not self._ranks.is_first:
+            return
+        seal(part, record)
+        target = part.with_suffix("")
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
-        sync_folder(run)
-        for old in _folders(run)[KEPT:]:
+        sync_folder(self._run)
+        crashpoint("train.checkpoint.after_commit")
+        for old in _folders(self._run)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
-    group.barrier()
+        self._tell("checkpoint", step=record["step"], folder=target.name, stall_s=round(stall_s, 4),
+                   seconds=round(time.monotonic() - began, 3))
+
+
+def _read(folder: Path, key: str) -> Found | None:
+    manifest = verify(folder)
+    if manifest is None or manifest.record.get("key") != key:
+        return None
+    return Found(folder, int(manifest.record["step"]), manifest.record)
 
 
 def _write_error(error: CheckpointException, part: Path) -> Exception:
@@ -82,25 +161,6 @@ def _write_error(error: CheckpointException, part: Path) -> Exception:
     if is_full:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
     return Transient(f"the checkpoint could not be written ({error})", where=part.name)
-
-
-def latest(run: Path, key: str) -> Found | None:
-    """The newest checkpoint that verifies and belongs to the training `key`."""
-    for folder in _folders(run):
-        manifest = verify(folder)
-        if manifest is not None and manifest.record.get("key") == key:
-            return Found(folder, int(manifest.record["step"]), manifest.record)
-        log.warning("checkpoint=%s damaged or foreign, using the one before it", folder.name)
-    return None
-
-
-def load(found: Found, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint back into the model and the optimizer; all ranks call it together."""
-    weights, state = get_state_dict(model, optimizer, options=OPTIONS)
-    both: dict[str, Any] = {"model": weights, "optimizer": state}
-    dcp.load(both, checkpoint_id=found.folder)  # type: ignore[attr-defined]
-    set_state_dict(
-        model, optimizer, model_state_dict=both["model"], optim_state_dict=both["optimizer"], options=OPTIONS)
 
 
 def _folders(run: Path) -> list[Path]:

@@ -11,6 +11,8 @@ number of ranks, takes the same rows at the same step. Shapes: T tokens, S segme
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,10 +41,16 @@ class Batch:
     """Those next tokens."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch(
-            self.ids_T.to(device), self.positions_T.to(device), self.bounds_S1.to(device), self.longest,
-            self.predicts_N.to(device), self.labels_N.to(device))
+        """The same batch on another device; from pinned memory without waiting for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(change(self.ids_T), change(self.positions_T), change(self.bounds_S1), self.longest,
+                     change(self.predicts_N), change(self.labels_N))
 
 
 class PackedRows:
@@ -109,5 +117,47 @@ class Plan:
 
 
 def micro_batches(rows: NDArray[np.int64], *, rank: int, world: int, count: int) -> list[NDArray[np.int64]]:
-    """A rank's share of a batch in `count` parts; parts may be empty when rows are few."""
-    return np.array_split(rows[rank::world], count)
+    """A rank's share of a batch in `count` parts, or fewer where there are not as many rows.
+
+    Every rank has the same number of parts; some may be empty when rows are few.
+    """
+    return np.array_split(rows[rank::world], min(count, math.ceil(len(rows) / world)))
+
+
+class Feed(Iterator[Batch]):
+    """A rank's micro-batches in their order; a thread makes the next one ready while one is used."""
+
+    def __init__(
+        self, rows: PackedRows, plan: Plan, *, rank: int, world: int, count: int, device: torch.device, started: int,
+    ) -> None:
+        self._rows, self._plan, self._device = rows, plan, device
+        self._share = {"rank": rank, "world": world, "count": count}
+        self._order = (
+            part for step in range(started, plan.steps) for part in self._parts(step))
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._coming = self._ask()
+
+    def parts_of(self, step: int) -> int:
+        """Micro-batches of a step."""
+        return len(self._parts(step))
+
+    def __next__(self) -> Batch:
+        if self._coming is None:
+            raise StopIteration
+        batch = self._coming.result()
+        self._coming = self._ask()
+        return batch.to(self._device)
+
+    def _parts(self, step: int) -> list[tuple[NDArray[np.int64], bool]]:
+        """Rows, and whether they are labelled: a rank without rows of its own goes along on another's."""
+        rows = self._plan.rows_of(step)
+        parts = micro_batches(rows, **self._share)
+        return [(part, True) if len(part) else (rows[:1], False) for part in parts]
+
+    def _ask(self) -> Future[Batch] | None:
+        following = next(self._order, None)
+        return None if following is None else self._maker.submit(self._make, *following)
+
+    def _make(self, rows: NDArray[np.int64], labelled: bool) -> Batch:
+        batch = self._rows.batch(rows, labelled=labelled)
+        return batch.pinned() if self._device.type == "cuda" else batch

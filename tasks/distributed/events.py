@@ -25,11 +25,14 @@ class Events:
     folder: Path
     total: int
     muted: bool = False
-    flops_per_token: float = 0.0
+    ranks: int = 1
+    peak_tflops: float = 0.0
+    usd_per_hour: float = 0.0
     _start: float = field(default_factory=time.monotonic)
     _tokens: int = 0
     _labels: int = 0
     _steps: int = 0
+    _flops: float = 0.0
 
     def emit(self, event: str, **values: Any) -> None:
         """Append one line."""
@@ -40,21 +43,34 @@ class Events:
             file.write(line + "\n")
 
     def step(self, step: int, *, loss: float, grad_norm: float, lr: float, tokens: int, labels: int,
-             capacity: int) -> None:
-        """One optimizer step. Loss in nats per labelled token; `capacity`: tokens of the rows if full."""
+             capacity: int, flops: float) -> None:
+        """One optimizer step. Loss in nats per labelled token; `capacity`: tokens of the rows if full.
+
+        Rates are averages since the launch, over all ranks; mfu is FLOP/s over the devices' peak.
+        """
         self._steps += 1
         self._tokens += tokens
         self._labels += labels
+        self._flops += flops
         elapsed = time.monotonic() - self._start
         rate = self._tokens / elapsed
         self.emit(
             "step", step=step, total=self.total, loss=loss, grad_norm=grad_norm, lr=lr, tokens=tokens,
             labels=labels, fill=round(tokens / capacity, 4), tokens_per_s=round(rate, 1),
             labels_per_s=round(self._labels / elapsed, 1),
-            tflops_per_s=round(rate * self.flops_per_token / 1e12, 6),
+            tflops_per_s=round(self._flops / elapsed / 1e12, 6), **self._known(elapsed),
             eta_s=round(elapsed / self._steps * (self.total - step), 1))
         if not self.muted:
             print(tqdm.format_meter(step, self.total, elapsed), flush=True)
+
+    def _known(self, elapsed: float) -> dict[str, float]:
+        """What needs the table of devices."""
+        found = {}
+        if self.peak_tflops:
+            found["mfu"] = round(self._flops / elapsed / 1e12 / self.peak_tflops / self.ranks, 4)
+        if self.usd_per_hour:
+            found["usd"] = round(elapsed / 3600 * self.usd_per_hour * self.ranks, 6)
+        return found
 
     @property
     def tokens_per_s(self) -> float:

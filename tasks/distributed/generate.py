@@ -34,7 +34,7 @@ from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned
 from tasks.distributed.parallel import Group, group
 from tasks.distributed.text import Codec
-from tasks.distributed.train import held_out_loss
+from tasks.distributed.validation import held_out_loss
 
 BATCH_ROWS = 16
 

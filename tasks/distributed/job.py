@@ -67,6 +67,12 @@ class TrainJob(Job):
     packs: str
     chunk_tokens: int
     key: str
+    parallelism: str = "ddp"
+    """ddp, fsdp or hsdp: `auto` is decided before."""
+    peak_tflops: float = 0.0
+    """Of one device, for the share of it that is used; 0: not known."""
+    usd_per_hour: float = 0.0
+    """Of one device."""
 
 
 @dataclass(frozen=True, kw_only=True)

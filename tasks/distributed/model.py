@@ -7,11 +7,18 @@ Only safetensors are read and no code that comes with a model is run.
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from infra.errors import BaseModelError, UserError, shown
 from infra.spec import TrainingSpec
@@ -35,18 +42,33 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def load_base(path: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The base model in evaluation mode. Raises BaseModelError for a folder that is not one."""
+def load_base(
+    path: Path, *, dtype: torch.dtype, device: torch.device, quantized: bool = False,
+) -> PreTrainedModel:
+    """The base model in evaluation mode; `quantized`: its linear layers in 4-bit NF4.
+
+    Raises BaseModelError for a folder that is not one, UserError where 4 bits are not to be had.
+    """
+    options = {"quantization_config": _four_bits(dtype), "device_map": {"": device}} if quantized else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            attn_implementation="sdpa")
+            attn_implementation="sdpa", **options)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise BaseModelError(
             f"transformers cannot load it ({error})", where=f"base model {path}",
             allowed="a causal language model with config.json and safetensors weights") from error
     model.config.use_cache = False
-    return model.eval().to(device)
+    return model.eval() if quantized else model.eval().to(device)
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with doubly quantized constants (arXiv 2305.14314, section 3). Raises UserError without bitsandbytes."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError("peft_method is qlora, and bitsandbytes is not installed", allowed="lora or full",
+                        fix="Install the extra: pip install 'anneal[gpu]'.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -64,9 +86,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
-    """Freeze the base and put LoRA beside its linear layers (arXiv 2106.09685, section 4.1).
+    """Freeze the base and put LoRA beside its linear layers (arXiv 2106.09685, section 4.1), in fp32.
 
-    The adapters start from `spec.seed`, in fp32, whatever the base's format.
+    The adapters' values are made by `start_adapter`, once they lie where they are to be trained.
     """
     from peft import LoraConfig, get_peft_model  # three seconds that tokenising does without
 
@@ -76,7 +98,6 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     config = LoraConfig(
         r=spec.lora_rank, lora_alpha=spec.lora_alpha, lora_dropout=spec.lora_dropout,
         target_modules=targets, task_type="CAUSAL_LM")
-    torch.manual_seed(spec.seed)
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
@@ -96,9 +117,14 @@ def load_tuned(base: Path, tuned: Path, *, dtype: torch.dtype, device: torch.dev
     return PeftModel.from_pretrained(model, str(tuned), local_files_only=True).eval()
 
 
-def save_model(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Write safetensors and configuration; an adapter names its base by a relative token."""
-    model.save_pretrained(str(folder), safe_serialization=True)
+def save_model(
+    model: PreTrainedModel | PeftModel, folder: Path, weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write safetensors and configuration; an adapter names its base by a relative token.
+
+    `weights`: the state dict to write instead of the model's own, which may be in shards.
+    """
+    model.save_pretrained(str(folder), safe_serialization=True, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)
     config = folder / "adapter_config.json"
     if config.exists():

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from infra.crash import crashpoint
 from tasks.distributed.model import device_of
 
 TIMEOUT = timedelta(seconds=60)
@@ -32,7 +33,9 @@ class Group:
     world: int
     device: torch.device
     patient: dist.ProcessGroup
-    """For waits on work that one rank does alone, such as hashing a checkpoint; CPU tensors only."""
+    """For waits on work that one rank does alone, such as writing the weights; CPU tensors only."""
+    saving: dist.ProcessGroup
+    """For checkpoints that are written while the next steps run."""
 
     @property
     def is_first(self) -> bool:
@@ -57,18 +60,38 @@ class Group:
 @contextmanager
 def group() -> Iterator[Group]:
     """Join the group that torchrun set up, leave it in order."""
+    crashpoint("train.before_init")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     device = device_of(int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-    joined = Group(dist.get_rank(), dist.get_world_size(), device, patient)
+    patient, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
+    joined = Group(dist.get_rank(), dist.get_world_size(), device, patient, saving)
     try:
+        crashpoint("train.after_init")
         yield joined
         joined.barrier()  # gloo aborts at exit now and then without it
     finally:
         dist.destroy_process_group()
+
+
+class Later:
+    """Figures that the device is still working on; asking for them waits for these alone."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._ready = values, None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def get(self) -> list[float]:
+        """The figures."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return list(self._values.tolist())
 
 
 class StopFlag:

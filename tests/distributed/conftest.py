@@ -35,13 +35,13 @@ def make_job(tmp_path: Path, stories: Path) -> MakeJob:
     """A training of stories260K on random packs; keyword arguments go into the spec."""
     packs = write_pack(tmp_path / "packs")
 
-    def make(name: str, **knobs: Any) -> TrainJob:
+    def make(name: str, *, parallelism: str = "ddp", **knobs: Any) -> TrainJob:
         out = tmp_path / name
         out.mkdir(exist_ok=True)
         values = {"train_batch_size": 3, "num_train_epochs": 2, "learning_rate": 1e-3, "lora_dropout": 0.0, **knobs}
         spec = TrainingSpec(train_data="d", base_model=str(stories), destination="a/b", **values)
         return TrainJob(out=str(out), spec=spec.to_json(), base=str(stories), packs=str(packs),
-                        chunk_tokens=CHUNK, key="test")
+                        chunk_tokens=CHUNK, key="test", parallelism=parallelism)
 
     return make
 

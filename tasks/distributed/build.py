@@ -1,0 +1,116 @@
+"""From a job to a model that is ready to train, and from a trained model to files.
+
+In:   TrainJob, spec, the ranks          Out: a `Built`; in the end <run>/model/ in safetensors
+LoRA (arXiv 2106.09685) and QLoRA (arXiv 2305.14314) train adapters in fp32 beside a frozen base; full
+fine-tuning trains fp32 weights. The forward pass runs in the spec's precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedModel
+
+from infra.spec import TrainingSpec
+from tasks.distributed.job import TrainJob
+from tasks.distributed.loss import PackedLoss
+from tasks.distributed.model import add_adapter, dtype_of, load_base, save_model
+from tasks.distributed.parallel import Group
+from tasks.distributed.sharding import Spread, empty_base, fill, load_shards, replicate, shard
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A model under training, from four sides."""
+
+    model: PreTrainedModel | PeftModel
+    """What is saved in the end."""
+    causal: PreTrainedModel
+    """The model below the adapters' wrapper."""
+    loss: PackedLoss
+    spread: Spread
+    compute: torch.dtype
+    device: torch.device
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self.compute == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute)
+
+
+def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
+    """Load the base, put adapters on it, spread it over the ranks. Raises BaseModelError, UserError."""
+    compute = dtype_of(spec.precision, ranks.device)
+    full = spec.peft_method == "full"
+    stored = torch.float32 if full else compute
+    path = Path(job.base)
+    sharded = job.parallelism in ("fsdp", "hsdp")
+    if sharded:
+        base = empty_base(path, stored)
+    else:
+        base = load_base(path, dtype=stored, device=ranks.device, quantized=spec.peft_method == "qlora")
+    model = base if full else add_adapter(base, spec)
+    loss = PackedLoss(base).train()
+    if spec.activation_checkpointing:
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    if sharded:
+        spread = shard(loss, base, ranks, job.parallelism, compute)
+        load_shards(model, path, tied=bool(base.config.tie_word_embeddings))
+    if not full:
+        start_adapter(model, spec.seed)
+    if not sharded:  # after the adapter has its start: DDP sends it round
+        spread = replicate(loss, ranks)
+    return Built(model, base, loss, spread, compute, ranks.device)
+
+
+def start_adapter(model: PeftModel, seed: int) -> None:
+    """The adapters' first values: A uniform within 1 / sqrt(inputs), B zero, so that nothing changes at first.
+
+    That is kaiming_uniform_ with a = sqrt(5), as in the LoRA authors' code. Every matrix has a generator of its
+    own, so its values do not depend on where it lies.
+    """
+    for index, (name, parameter) in enumerate((n, p) for n, p in model.named_parameters() if p.requires_grad):
+        whole = torch.zeros(parameter.shape)
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        if "lora_A" in name:
+            bound = whole.shape[1] ** -0.5
+            whole.uniform_(-bound, bound, generator=draw)
+        elif "lora_embedding_B" in name:
+            whole.normal_(generator=draw)
+        fill(parameter, whole)
+
+
+def flops_of(causal: PreTrainedModel, *, full: bool) -> Callable[[int, int], float]:
+    """FLOP of (tokens, labelled tokens): 2 per weight of a linear layer forward, 2 for the gradient of its
+    input, 2 more for that of the weight if it is trained; the head at labelled tokens only. Adapters, norms
+    and attention scores are left out."""
+    head = causal.get_output_embeddings()
+    body = sum(
+        module.in_features * module.out_features for name, module in causal.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and "lora_" not in name)
+    outputs, inputs = head.weight.shape
+    each = 6 if full else 4
+    return lambda tokens, labels: float(each * (body * tokens + outputs * inputs * labels))
+
+
+def save_trained(built: Built, folder: Path, ranks: Group) -> None:
+    """Write the trained weights as safetensors; all ranks call it together, the first one writes."""
+    options = StateDictOptions(
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=built.model is not built.causal, strict=False)
+    weights: dict[str, Any] = dict(get_model_state_dict(built.model, options=options))
+    if ranks.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
+        save_model(built.model, folder, weights)
+    ranks.barrier()

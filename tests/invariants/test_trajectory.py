@@ -1,0 +1,78 @@
+"""One recorded trajectory, reproduced by every way to cut the work up: pytest tests/invariants
+
+golden/<method>.txt holds `step loss gradient_norm` in full digits (float.hex), recorded by
+`python -m tests.invariants.record` on 1 rank. The tolerance covers the order of fp32 sums.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.distributed.job import TrainJob
+from tests import ranks
+from tests.invariants.conftest import MakeJob, trajectory, write_pack
+
+pytestmark = pytest.mark.slow
+
+GOLDEN = Path(__file__).parent / "golden"
+LOSS_RTOL, NORM_RTOL = 5e-6, 1e-4
+DRIFT = 0.5
+"""Residuals that all lean one way are an error even within the tolerance: |mean| <= DRIFT x LOSS_RTOL."""
+CUTS: dict[str, tuple[int, dict[str, object]]] = {
+    "one rank": (1, {}),
+    "two ranks, ddp": (2, {}),
+    "two ranks, fsdp": (2, {"parallelism": "fsdp"}),
+    "four ranks, hsdp": (4, {"parallelism": "hsdp"}),
+    "one rank, fsdp": (1, {"parallelism": "fsdp"}),
+    "accumulation 2": (1, {"gradient_accumulation_steps": 2}),
+    "accumulation 4": (1, {"gradient_accumulation_steps": 4}),
+    "two ranks, accumulation 2": (2, {"gradient_accumulation_steps": 2}),
+    "two ranks, fsdp, accumulation 2": (2, {"parallelism": "fsdp", "gradient_accumulation_steps": 2}),
+    "three ranks, uneven": (3, {}),
+    "three ranks, uneven, fsdp": (3, {"parallelism": "fsdp"}),
+    "activation checkpointing": (1, {"activation_checkpointing": True}),
+    "activation checkpointing, fsdp": (2, {"activation_checkpointing": True, "parallelism": "fsdp"}),
+}
+
+
+def recorded(method: str) -> dict[int, tuple[float, float]]:
+    """The golden trajectory."""
+    rows = (line.split() for line in (GOLDEN / f"{method}.txt").read_text().splitlines())
+    return {int(step): (float.fromhex(loss), float.fromhex(norm)) for step, loss, norm in rows}
+
+
+def check(found: dict[int, tuple[float, float]], wanted: dict[int, tuple[float, float]]) -> None:
+    """Within the tolerance at every step, and not leaning to one side."""
+    assert found.keys() == wanted.keys()
+    a, b = np.array([found[step] for step in wanted]), np.array([wanted[step] for step in wanted])
+    residuals = (a - b) / np.abs(b)
+    assert np.abs(residuals[:, 0]).max() <= LOSS_RTOL
+    assert np.abs(residuals[:, 1]).max() <= NORM_RTOL
+    assert abs(residuals[:, 0].mean()) <= DRIFT * LOSS_RTOL
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_every_cut_gives_the_recorded_trajectory(cut: str, method: str, make_job: MakeJob) -> None:
+    world, values = CUTS[cut]
+    job = make_job("run", peft_method=method, **values)
+    environment = {"LOCAL_WORLD_SIZE": 2} if world == 4 else {}
+    assert ranks.run(job, world, **environment) == [0] * world, log_of(job)
+    check(trajectory(job), recorded(method))
+
+
+def log_of(job: TrainJob) -> str:
+    """The end of the ranks' output."""
+    return (Path(job.out) / "log.txt").read_text(errors="replace")[-3000:]
+
+
+def test_packed_rows_give_the_same_loss_as_one_example_a_row(make_job: MakeJob, tmp_path: Path) -> None:
+    """The whole data in one batch, so that both ways have the same examples in every step."""
+    apart = write_pack(tmp_path / "apart", packed=False)
+    knobs = {"train_batch_size": 100, "num_train_epochs": 6}
+    packed, alone = make_job("packed", **knobs), make_job("alone", packs=str(apart), **knobs)
+    assert ranks.run(packed, 1) == ranks.run(alone, 1) == [0]
+    check(trajectory(alone), trajectory(packed))
