@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test chaos check up down clean help
+.PHONY: install demo test chaos chaos-train check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,6 +28,9 @@ test: $(DONE)  ## the checks and every test that this machine can run
 
 chaos: $(DONE)  ## the slower tests: the rest of the kills, the stack by itself
 	$(BIN)/pytest -m chaos
+
+chaos-train: $(DONE)  ## every kill of the trainer: named points x ranks x methods x parallelism
+	$(BIN)/pytest -m "chaos or not chaos" tests/invariants/test_resume.py
 
 check: $(DONE)  ## ruff, types
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ def parser() -> Parser:
     """The whole command line."""
     root = Parser(prog="anneal", description="Fine-tune language models on your own GPUs.", allow_abbrev=False)
     root.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, run, about in (
         ("train", train, "train, evaluate, register and deploy a model"),
         ("estimate", estimate, "say what a training would take, without training"),

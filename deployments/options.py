@@ -35,6 +35,15 @@ class Parser(argparse.ArgumentParser):
         """Called by argparse."""
         raise UserError(message, fix=f"`{self.prog} --help` lists the options.")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it; what is left over is a mistake in the command's options, not in the root's."""
+        options, extra = self.parse_known_args(args, namespace)
+        if extra:
+            command = getattr(options, "command", None)
+            raise UserError(f"unknown option {extra[0]}",
+                            fix=f"`{self.prog} {command} --help` lists the options." if command else "")
+        return options
+
 
 def add_spec_options(parser: argparse.ArgumentParser) -> None:
     """One `--train-data`-like option for every field of the spec."""

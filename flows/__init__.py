@@ -1,1 +1,10 @@
-"""The DAGs: the only place that knows the order of the steps."""
+"""The pipelines. The order of the steps is in finetune.py and nowhere else.
+
+Importing this package points Prefect at the running stack, so that `finetune(...)` in a Python program is
+seen there; prefect itself reads its settings when it is imported.
+"""
+
+from infra.services import adopt
+from infra.settings import Settings
+
+adopt(Settings())

@@ -75,6 +75,14 @@ def for_runs(settings: Settings) -> dict[str, str]:
     }
 
 
+def adopt(settings: Settings) -> None:
+    """Make this process use the running stack's Prefect; called before prefect is imported."""
+    wanted = {**for_runs(settings), "PREFECT_API_URL": settings.prefect_api}
+    for name, value in wanted.items():
+        if value:
+            os.environ.setdefault(name, value)
+
+
 def _prefect(settings: Settings) -> Plan:
     port = settings.prefect_port
     url = f"http://{_reachable(settings)}:{port}/api"

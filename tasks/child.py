@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.launch import run_group, tail
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, Job
+from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
 
 LOG = "log.txt"
 RANK_LOST = re.compile(r"Signal \d+ \(SIG|Connection (closed|reset) by peer|Timed out waiting")
 """What torchrun and gloo say when a rank was killed or its host went away."""
-CONTRACT_FILES = (JOB, EVENTS, RESULT, ERROR, LOG)
+RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?!.*ChildFailedError)[\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
+"""The last line of a Python traceback."""
+CONTRACT_FILES = (JOB, ROOM, EVENTS, RESULT, ERROR, LOG)
 
 
 def run_child(
@@ -64,6 +67,8 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
     log = tail(folder / LOG, lines=200)
     name = module.rsplit(".", 1)[-1]
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if said := RAISED.findall(log):  # torchrun's banner comes after it
+        cause += f" ({said[-1]})"
     kind = Transient if code < 0 or RANK_LOST.search(log) else Broken
     return kind(f"the child process ended with {cause}", where=name,
                 fix=f"The end of its log:\n{tail(folder / LOG)}")
@@ -79,7 +84,11 @@ def gpus() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     names = tuple(line.strip() for line in found.splitlines() if line.strip())
-    return names if visible is None else names[: len([d for d in visible.split(",") if d.strip()])]
+    if visible is None:
+        return names
+    # CUDA takes the devices before the first one that is not there; -1 is the usual way to say none.
+    shown = takewhile(lambda device: device.strip() not in ("", "-1"), visible.split(","))
+    return names[: len(list(shown))]
 
 
 def settled(spec: TrainingSpec) -> TrainingSpec:

@@ -29,6 +29,12 @@ ACTIVATIONS_PER_LAYER = 34
 """Bytes x tokens x hidden size that a bf16 transformer layer keeps (arXiv 2205.05198, section 4.1)."""
 
 
+NF4_BYTES = 0.52
+"""Bytes of a 4-bit weight with its doubly quantized constants (arXiv 2305.14314, section 3)."""
+CUT = ("weights", "gradients", "optimizer")
+"""What shards divide among the ranks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """One row of the table."""
@@ -51,6 +57,9 @@ class Forecast(Record):
     parameters: int
     trainable: int
     memory_gib: dict[str, float]
+    parallelism: str
+    why: str
+    """Why this parallelism."""
     fits: bool | None
     """None: the device is not in the table, and neither are its time and price."""
     seconds: float | None
@@ -67,10 +76,11 @@ def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> 
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
     parameters, trainable = count_parameters(config, spec, Path(base.path))
-    memory = memory_parts(config, spec, pack, ranks, parameters, trainable, on_gpu=name != "CPU")
+    memory, parallelism, why = spread(config, spec, pack, ranks, parameters, trainable, device, on_gpu=name != "CPU")
     known: dict[str, Any] = {
         "device": name, "ranks": ranks, "steps": int(steps), "tokens": tokens, "parameters": parameters,
-        "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()}}
+        "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
+        "parallelism": parallelism, "why": why}
     if device is None:
         return Forecast(**known, fits=None, seconds=None, usd=None)
     # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights.
@@ -120,18 +130,37 @@ def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -
     return total, layers * trained
 
 
+def spread(
+    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
+    device: Device | None, *, on_gpu: bool,
+) -> tuple[dict[str, float], str, str]:
+    """(memory by parts, ddp | fsdp | hsdp, why): what the spec asks for, or ddp where it fits, else fsdp."""
+    whole = memory_parts(config, spec, pack, ranks, parameters, trainable, on_gpu=on_gpu)
+    cut = {part: size / ranks if part in CUT else size for part, size in whole.items()}
+    if spec.parallelism != "auto":
+        return (whole if spec.parallelism == "ddp" else cut), spec.parallelism, "asked for"
+    if ranks == 1 or spec.peft_method == "qlora" or device is None:
+        why = "one rank" if ranks == 1 else "the device is not in the table" if device is None else "4-bit weights"
+        return whole, "ddp", why
+    needed = sum(whole.values()) / GIB
+    if needed <= device.memory_gib:
+        return whole, "ddp", f"{needed:.1f} GiB a rank fit the {device.memory_gib:.0f} GiB of {device.name}"
+    return cut, "fsdp", f"a whole copy takes {needed:.1f} GiB, {device.name} has {device.memory_gib:.0f}"
+
+
 def memory_parts(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int, *,
     on_gpu: bool,
 ) -> dict[str, float]:
-    """Bytes per rank: weights, gradients, optimizer, activations, logits."""
+    """Bytes per rank with a copy on each: weights, gradients, optimizer, activations, logits."""
     half = spec.precision == "bf16" or (spec.precision == "auto" and on_gpu)
-    width = 2 if half and spec.peft_method == "lora" else 4
+    width = NF4_BYTES if spec.peft_method == "qlora" else 2 if half and spec.peft_method == "lora" else 4
     share = math.ceil(spec.train_batch_size / ranks / spec.gradient_accumulation_steps)
     tokens = share * (pack.chunk_tokens if spec.pack_sequences else min(pack.train.longest, pack.chunk_tokens))
     labelled = tokens * pack.train.labelled / max(1, pack.train.tokens)
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
-    activations = tokens * hidden * layers * ACTIVATIONS_PER_LAYER
+    kept = 2 * layers + ACTIVATIONS_PER_LAYER if spec.activation_checkpointing else layers * ACTIVATIONS_PER_LAYER
+    activations = tokens * hidden * kept
     return {
         "weights": parameters * width, "gradients": trainable * 4, "optimizer": trainable * ADAM_BYTES,
         "activations": activations * (1 if half else 2), "logits": labelled * config.get("vocab_size", 0) * 4 * 2}

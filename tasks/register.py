@@ -25,6 +25,7 @@ from infra.records import Base, Evaluation, Pack, Split, Trained, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
+from tasks.child import settled
 from tasks.policy import HOUR_S, found_done, step
 from tasks.registry import Registry
 
@@ -72,7 +73,7 @@ def lineage_of(
     """What the version came from: data, base, spec, code, measurements."""
     # File names only: an address may carry a signature, a path says where this machine keeps its files.
     names = {field: Path(without_secrets(getattr(spec, field))).name for field in ("train_data", "validation_data")}
-    public = {**dataclasses.asdict(spec), **names, "base_model": base.name}
+    public = {**dataclasses.asdict(settled(spec)), **names, "base_model": base.name}
     return {
         "training_id": trained.training_id, "spec": public, "data_digest": split.digest, "pack_digest": pack.digest,
         "base": {"name": base.name, "digest": base.digest}, "code_revision": code_revision(),

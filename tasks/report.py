@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.logging import get_run_logger
 
 from infra.fetch import without_secrets
 from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Split, Trained, Version
@@ -41,6 +42,7 @@ def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
         f"## Forecast: {forecast.ranks} x {forecast.device}", "", "| | forecast | actual |", "|---|---|---|",
         f"| steps | {forecast.steps} ({forecast.tokens} tokens) | {actual[0]} |",
         f"| parameters | {forecast.parameters:,}, {forecast.trainable:,} of them trained | |",
+        f"| parallelism | {forecast.parallelism}: {forecast.why} | |",
         f"| memory of each rank | {memory:.2f} GiB ({parts}) | {actual[1]} |",
         f"| fits | {FITS[forecast.fits]} | |",
         f"| time | {'unknown' if forecast.seconds is None else f'{forecast.seconds:.0f} s'} | {actual[2]} |",
@@ -84,6 +86,7 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
         if_it_can(lambda: create_link_artifact(
             key="endpoint", link=f"{deployment.url}/models", link_text=f"serves {version.id[:12]}"))
     else:
+        get_run_logger().warning("registered, not deployed: %s", deployment.reason)
         show("endpoint", f"Not deployed: {deployment.reason}.")
 
 

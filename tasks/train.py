@@ -10,15 +10,17 @@ The training id is a function of everything the weights depend on, and of nothin
 from __future__ import annotations
 
 import base64
+import dataclasses
 import fcntl
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.errors import Transient, UserError
+from infra.errors import OutOfMemory, Transient, UserError
 from infra.files import digest_of, sha256_of, verify
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
@@ -27,6 +29,7 @@ from infra.store import Store
 from tasks.child import ranks_of, run_child, settled
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
+from tasks.forecast import device_of, forecast
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import Progress
 
@@ -68,25 +71,50 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             if event["event"] in CURVE:
                 watch(event)
         seen = _Seen(store, identity, run, offset, watch)
+        device = device_of(settings)[1]
         job = TrainJob(
             out=str(run), spec=settled(spec).to_json(), base=base.path, packs=str(store.fetch(pack.folder)),
-            chunk_tokens=pack.chunk_tokens, key=identity)
+            chunk_tokens=pack.chunk_tokens, key=identity,
+            parallelism=forecast(settings, spec, pack, base).parallelism,
+            peak_tflops=device.tflops if device else 0.0, usd_per_hour=device.usd_per_hour if device else 0.0)
         try:
-            result = run_child(
-                settings, job, "tasks.distributed.train", ranks=ranks_of(spec.num_ranks), on_poll=seen.look)
+            result = run_smaller_if_needed(settings, job, seen.look)
         finally:
             seen.look()
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model")
             shutil.copy(run / EVENTS, draft.path / EVENTS)
             trained = Trained.of({
-                **result, "folder": f"trainings/{identity}", "training_id": identity, "method": spec.peft_method,
+                **result, "folder": f"trainings/{identity}", "training_id": identity,
+                "method": "full" if spec.peft_method == "full" else "lora",
                 "digest": _model_digest(run / "model")})
             draft.commit(trained.folder, trained.to_json())
         for name in store.names(f"{CHECKPOINTS}/{identity}"):
             store.remove(name)
         shutil.rmtree(run, ignore_errors=True)
     return trained
+
+
+def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[], None]) -> dict[str, Any]:
+    """Run the ranks; where memory runs out, again with micro-batches of half the size.
+
+    The numbers stay the same: only the cut of a batch into micro-batches changes. Training goes on at the
+    last checkpoint. Raises OutOfMemory when a micro-batch is a single row.
+    """
+    spec = TrainingSpec.from_json(job.spec)
+    ranks = ranks_of(spec.num_ranks)
+    share = math.ceil(spec.train_batch_size / ranks)
+    while True:
+        try:
+            return run_child(settings, job, "tasks.distributed.train", ranks=ranks, on_poll=on_poll)
+        except OutOfMemory as error:
+            parts = spec.gradient_accumulation_steps
+            if parts >= share:
+                raise
+            spec = dataclasses.replace(spec, gradient_accumulation_steps=min(2 * parts, share))
+            job = dataclasses.replace(job, spec=spec.to_json())
+            log.warning("training=%s %s; micro-batches of %d rows from here on", job.key, error.found,
+                        math.ceil(share / spec.gradient_accumulation_steps))
 
 
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:

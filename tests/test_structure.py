@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "flows": {"flows", "tasks", "infra"},
     "deployments": {"deployments", "flows", "tasks", "infra"},
 }
-RANKS_MAY_IMPORT = {"infra.spec", "infra.errors", "infra.files", "infra.records", "infra.orphan", "tasks.distributed"}
+RANKS_MAY_IMPORT = {
+    "infra.spec", "infra.errors", "infra.files", "infra.records", "infra.orphan", "infra.crash", "tasks.distributed"}
 PREDICTOR_MAY_IMPORT = {"deployments.predictor", "tasks.distributed", "infra"}
 FORBIDDEN_FOR_RANKS = ("prefect", "mlflow", "s3fs", "fastapi", "pydantic", "httpx", "fsspec.implementations.http")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

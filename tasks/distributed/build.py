@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
 from infra.spec import TrainingSpec
+from tasks.distributed.checkpoint import write_error
 from tasks.distributed.job import TrainJob
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import add_adapter, dtype_of, load_base, save_model
@@ -106,11 +108,17 @@ def flops_of(causal: PreTrainedModel, *, full: bool) -> Callable[[int, int], flo
 
 
 def save_trained(built: Built, folder: Path, ranks: Group) -> None:
-    """Write the trained weights as safetensors; all ranks call it together, the first one writes."""
+    """Write the trained weights as safetensors; all ranks call it together, the first one writes.
+
+    Raises OSError, of a full disk among others, and Transient.
+    """
     options = StateDictOptions(
         full_state_dict=True, cpu_offload=True, ignore_frozen_params=built.model is not built.causal, strict=False)
     weights: dict[str, Any] = dict(get_model_state_dict(built.model, options=options))
     if ranks.is_first:
         shutil.rmtree(folder, ignore_errors=True)
-        save_model(built.model, folder, weights)
+        try:
+            save_model(built.model, folder, weights)
+        except (SafetensorError, OSError) as error:
+            raise write_error(error, folder, error) from error
     ranks.barrier()

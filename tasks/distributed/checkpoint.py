@@ -125,11 +125,15 @@ class Checkpoints:
         try:
             written.result()
         except CheckpointException as error:
-            raise _write_error(error, part) from error
+            causes = (cause for cause, _ in error.failures.values())
+            raise write_error(error, part, *causes) from error
         crashpoint("train.checkpoint.before_commit")
         if not self._ranks.is_first:
             return
-        seal(part, record)
+        try:
+            seal(part, record)
+        except OSError as error:
+            raise write_error(error, part, error) from error
         target = part.with_suffix("")
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
@@ -148,19 +152,19 @@ def _read(folder: Path, key: str) -> Found | None:
     return Found(folder, int(manifest.record["step"]), manifest.record)
 
 
-def _write_error(error: CheckpointException, part: Path) -> Exception:
-    """What stopped the writing. The half-written folder goes, so that there is room to say it.
+def write_error(error: BaseException, part: Path, *causes: BaseException) -> Exception:
+    """What stopped the writing of a folder: an OSError or Transient. What is written of it goes, to make room.
 
-    torch's writer says "unexpected pos" where the disk is full.
+    torch's writer says "unexpected pos" where the disk is full, that of safetensors something else.
     """
-    causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
     is_full = shutil.disk_usage(part.parent).free < FULL_BYTES
     shutil.rmtree(part, ignore_errors=True)
-    if causes:
-        return causes[0]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return cause
     if is_full:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
-    return Transient(f"the checkpoint could not be written ({error})", where=part.name)
+    return Transient(f"it could not be written ({error})", where=part.name)
 
 
 def _folders(run: Path) -> list[Path]:

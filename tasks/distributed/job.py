@@ -20,6 +20,8 @@ from infra.files import write_atomic
 from infra.records import RowKind
 
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
+ROOM, ROOM_BYTES = "room", 1 << 14
+"""A file that gives its place to error.json when the disk is full."""
 VALIDATION_PROMPT = -1
 """Row number of the answer to the spec's validation_prompt."""
 J = TypeVar("J", bound="Job")
@@ -36,6 +38,7 @@ class Job:
         folder = Path(self.out)
         for name in (RESULT, ERROR):
             (folder / name).unlink(missing_ok=True)
+        write_atomic(folder / ROOM, bytes(ROOM_BYTES))
         write_atomic(folder / JOB, json.dumps(dataclasses.asdict(self), indent=1))
         return folder / JOB
 
@@ -104,6 +107,7 @@ def main_of(kind: type[J], work: Callable[[J], int]) -> None:
 def _fail(job: Job, error: AnnealError) -> int:
     """A rank that only lost the others leaves the cause that another rank has told."""
     path = Path(job.out) / ERROR
+    (path.parent / ROOM).unlink(missing_ok=True)
     if not (isinstance(error, Transient) and path.exists()):
         errors.write_error(path, error)
     print(error, file=sys.stderr, flush=True)

@@ -104,9 +104,11 @@ def test_options_carry_numbers_switches_and_choices() -> None:
     (["--lora-rank", "1.5"], 'lora_rank is "1.5"; expected a value of type int'),
     (["--lora-rank", "0"], "lora_rank is 0; expected at least 1"),
     (["--learning-rate", "nan"], "learning_rate is nan; expected a finite number"),
-    (["--peft-method", "qlora"], 'peft_method is "qlora"; expected one of lora, full'),
+    (["--peft-method", "dora"], 'peft_method is "dora"; expected one of lora, qlora, full'),
+    (["--peft-method", "qlora", "--parallelism", "fsdp"], "expected auto or ddp with qlora"),
+    (["--no-run-validation", "--keep-weights", "best"], "Leave run_validation on."),
     (["--destination", "../x"], 'destination is "../x"; expected owner/name'),
-    (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
+    (["--epochs", "3"], "unknown option --epochs. `anneal train --help` lists the options."),
 ])
 def test_wrong_value_is_one_sentence_and_exit_code_2(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str],

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from infra.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
@@ -34,9 +37,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(trainer.StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def losses(job: TrainJob) -> list[float]:
@@ -115,14 +116,38 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: None, make_job: MakeJob) 
 
 
 
-def test_a_disk_that_fills_at_a_checkpoint_is_said(
-    make_job: MakeJob, full_disk: Path,
+@pytest.mark.parametrize("steps_between", [2, 1000])
+def test_a_disk_that_fills_at_a_checkpoint_or_at_the_end_is_said(
+    make_job: MakeJob, full_disk: Path, steps_between: int,
 ) -> None:
-    job = make_job("full", peft_method="full", checkpoint_steps=2)
+    job = make_job("full", peft_method="full", checkpoint_steps=steps_between)
     job = dataclasses.replace(job, out=str(full_disk))
-    assert ranks.run(job, 1) == [EXIT_USER_ERROR]
+    assert ranks.run(job, 2)[0] == EXIT_USER_ERROR
     told = json.loads((full_disk / "error.json").read_text())
     assert "the disk is full" in told["found"]
+
+
+def test_the_best_weights_are_kept_and_training_stops_when_they_get_no_better(make_job: MakeJob) -> None:
+    knobs = {"peft_method": "full", "num_train_epochs": 30, "learning_rate": 5e-3, "validation_steps": 2,
+             "early_stopping_patience": 2, "keep_weights": "best"}
+    job = make_job("best", **knobs)
+    assert ranks.run(job, 1) == [0]
+    validations = {event["step"]: event["loss"] for event in events_of(job, "validation")}
+    best = min(validations, key=lambda step: validations[step])
+    result = json.loads((Path(job.out) / "result.json").read_text())
+    assert result["best_step"] == best and result["steps"] == list(validations)[-1] < 30 * 2
+    assert [step for step in validations if step > best] == [best + 2, best + 4]
+    assert events_of(job, "stopped_early")[0]["best_step"] == best
+    reached = make_job("reached", **{**knobs, "early_stopping_patience": 0, "keep_weights": "last"})
+    ranks.run(reached, 1, ANNEAL_CRASH_AT=f"train.after_backward:SIGTERM:{best - 1}",
+              ANNEAL_CRASH_FIRED=f"{reached.out}/fired")
+    step = events_of(reached, "preempted")[0]["step"]
+    assert step == best, "the signal is read a step later"
+    weights = load_file(Path(job.out) / "model" / "model.safetensors")
+    last = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    dcp.load({"model": {f"model.{name}": weight for name, weight in last.items()}},
+             checkpoint_id=Path(reached.out) / f"step-{step:06d}")
+    assert all(torch.equal(weights[name], last[name]) for name in weights)
 
 
 def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJob, tmp_path: Path) -> None:

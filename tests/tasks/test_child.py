@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from infra.errors import AnnealError, Broken, DataError, Transient, write_error
 from infra.settings import Settings
-from tasks.child import LOG, failure, run_child
+from tasks.child import LOG, failure, gpus, run_child
 from tasks.distributed.job import ERROR, EncodeJob
 
 
@@ -25,6 +26,22 @@ def test_a_killed_rank_is_retried_and_a_bug_is_not(
 ) -> None:
     (tmp_path / LOG).write_text(log + "\n" * 20)
     assert type(failure(tmp_path, code, "tasks.distributed.train")) is kind
+
+
+def test_what_a_rank_raised_is_told_not_torchruns_banner(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text(
+        "[rank0]: Traceback (most recent call last):\n[rank0]: KeyError: 'w'\n" + "=====\n" * 30
+        + "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n" + "-----\n" * 30)
+    assert "exit code 1 (KeyError: 'w')" in str(failure(tmp_path, 1, "tasks.distributed.train"))
+
+
+@pytest.mark.parametrize(("visible", "count"), [("0,1", 2), ("0,-1,1", 1), ("-1", 0), ("", 0), (None, 2)])
+def test_only_visible_devices_count(visible: str | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.child.subprocess.run", lambda *a, **k: SimpleNamespace(stdout="H100\nH100\n"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert len(gpus.__wrapped__()) == count
 
 
 def test_a_child_that_cannot_read_its_input_says_so(settings: Settings, tmp_path: Path) -> None:

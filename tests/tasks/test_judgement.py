@@ -164,4 +164,4 @@ def test_the_form_has_every_knob_with_range_and_help() -> None:
     assert schema["additionalProperties"] is False
     rank = schema["properties"]["lora_rank"]
     assert (rank["minimum"], rank["maximum"], rank["default"]) == (1, 1024, 8) and rank["description"]
-    assert schema["properties"]["peft_method"]["enum"] == ["lora", "full"]
+    assert schema["properties"]["peft_method"]["enum"] == ["lora", "qlora", "full"]

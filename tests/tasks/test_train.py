@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from pathlib import Path
@@ -9,12 +10,21 @@ from typing import Any
 
 import pytest
 
-from infra.errors import UserError
+from infra.errors import OutOfMemory, UserError
 from infra.files import seal, verify
 from infra.settings import Settings
+from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks import child
-from tasks.train import CHECKPOINTS, bring_checkpoint, only_one, train, training_id
+from tasks.distributed.job import TrainJob
+from tasks.train import (
+    CHECKPOINTS,
+    bring_checkpoint,
+    only_one,
+    run_smaller_if_needed,
+    train,
+    training_id,
+)
 from tests.conftest import BUCKET
 from tests.tasks.conftest import Past
 
@@ -75,6 +85,23 @@ def test_what_auto_precision_means_here_is_part_of_the_training(past: Past, monk
     on_cpu = training_id(past.spec, past.pack, past.base)
     monkeypatch.setattr(child, "gpus", lambda: ("NVIDIA H100",))
     assert training_id(past.spec, past.pack, past.base) != on_cpu
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
+    past: Past, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def run(settings: Settings, job: TrainJob, module: str, **rest: Any) -> dict[str, Any]:
+        tried.append(TrainingSpec.from_json(job.spec).gradient_accumulation_steps)
+        raise OutOfMemory("out of memory", where="training")
+
+    monkeypatch.setattr("tasks.train.run_child", run)
+    spec = dataclasses.replace(past.spec, train_batch_size=12, num_ranks=2)
+    job = TrainJob(out=str(tmp_path), spec=spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
+    with pytest.raises(OutOfMemory):
+        run_smaller_if_needed(settings, job, lambda: None)
+    assert tried == [1, 2, 4, 6]
 
 
 def test_a_second_process_at_the_same_training_is_refused(tmp_path: Path) -> None:
