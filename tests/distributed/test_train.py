@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from infra.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
-from infra.files import sha256_of
 from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
 from tasks.distributed.data import PackedRows
@@ -25,7 +24,6 @@ from tests import ranks
 from tests.distributed.conftest import MakeJob, events_of
 
 pytestmark = pytest.mark.slow
-WEIGHTS = {"lora": "model/adapter_model.safetensors", "full": "model/model.safetensors"}
 
 
 @pytest.fixture
@@ -51,47 +49,11 @@ def wait_for_step(job: TrainJob, step: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_accumulation_does_not_change_the_trajectory(one_rank: None, make_job: MakeJob, method: str) -> None:
-    jobs = [make_job(f"accumulate-{n}", peft_method=method, gradient_accumulation_steps=n) for n in (1, 3)]
-    for job in jobs:
-        assert trainer.train(job) == 0
-    assert losses(jobs[0]) == pytest.approx(losses(jobs[1]), rel=1e-5)
-    assert losses(jobs[0])[-1] < losses(jobs[0])[0]
-
-
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.chaos)])
-def test_two_ranks_follow_the_trajectory_of_one(one_rank: None, make_job: MakeJob, method: str) -> None:
-    alone, together = make_job("alone", peft_method=method), make_job("together", peft_method=method)
-    assert trainer.train(alone) == 0
-    assert ranks.run(together, 2) == [0, 0]
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
-    norms = [[event["grad_norm"] for event in events_of(job)] for job in (alone, together)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-
-
 def test_a_diverging_training_stops_before_the_update(one_rank: None, make_job: MakeJob) -> None:
     job = make_job("diverge", peft_method="full", learning_rate=1e20, max_grad_norm=0.0, warmup_ratio=0.0)
     with pytest.raises(Diverged, match=r"training step \d+: the loss is"):
         trainer.train(job)
     assert not (Path(job.out) / "result.json").exists()
-
-
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.chaos)])
-def test_a_killed_rank_costs_nothing_but_time(make_job: MakeJob, method: str) -> None:
-    knobs = {"peft_method": method, "num_train_epochs": 8, "checkpoint_steps": 3, "lora_dropout": 0.1}
-    smooth, killed = make_job("smooth", **knobs), make_job("killed", **knobs)
-    assert ranks.run(smooth, 2) == [0, 0]
-    under_way = ranks.start(killed, 2)
-    wait_for_step(killed, 5)
-    under_way.send(signal.SIGKILL, rank=1)
-    first, second = under_way.wait(60)
-    assert first not in (0, None) and second == -signal.SIGKILL
-    assert ranks.run(killed, 2) == [0, 0]
-    assert events_of(killed, "resume")[0]["step"] >= 3
-    by_step = {event["step"]: event["loss"] for event in events_of(killed)}
-    assert by_step == {event["step"]: event["loss"] for event in events_of(smooth)}
-    assert sha256_of(Path(killed.out) / WEIGHTS[method]) == sha256_of(Path(smooth.out) / WEIGHTS[method])
 
 
 def test_sigterm_saves_a_checkpoint_and_exits(make_job: MakeJob) -> None:

@@ -33,7 +33,7 @@ KNOBS: dict[str, Any] = {
     "max_new_tokens": 16, "num_evaluation_samples": 4, "num_validation_samples": 4, "gate": "off"}
 """A training of seconds. `gate` is off: four answers of a tiny model say nothing about its quality."""
 
-LONG: dict[str, Any] = {"num_train_epochs": 20, "max_steps": 24, "checkpoint_steps": 5}
+LONG: dict[str, Any] = {"num_train_epochs": 20, "max_steps": 14, "checkpoint_steps": 4}
 """Beside KNOBS: long enough to be killed on the way."""
 
 

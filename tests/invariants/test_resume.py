@@ -31,8 +31,7 @@ POINTS = [START, ("train.after_init", 1), *MIDDLE, *SAVING, END]
 GRID = [
     (method, way, point, nth, rank) for method, way in WAYS for point, nth in POINTS for rank in (0, 1)
     if rank == 0 or point not in ("train.checkpoint.after_commit",)]  # only the first rank commits
-ROW = {("lora", "ddp", "train.after_backward", 5, 1), ("full", "fsdp", "train.checkpoint.before_commit", 1, 0),
-       ("full", "fsdp", "train.mid_step", 10, 1), ("lora", "ddp", "train.checkpoint.mid_write", 3, 1),
+ROW = {("lora", "ddp", "train.after_backward", 5, 1), ("full", "fsdp", "train.checkpoint.before_commit", 3, 0),
        ("full", "ddp", "train.final.before_commit", 1, 0)}
 
 
@@ -79,7 +78,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_changes_nothing(
 
 
 @pytest.mark.parametrize(("before", "after", "ways"), [
-    (2, 1, ("ddp", "fsdp")), (1, 2, ("fsdp", "fsdp")), (2, 2, ("fsdp", "ddp"))])
+    (2, 1, ("fsdp", "ddp")), pytest.param(1, 2, ("ddp", "fsdp"), marks=pytest.mark.chaos)])
 def test_other_ranks_and_the_other_parallelism_go_on_where_these_stopped(
     before: int, after: int, ways: tuple[str, str], make_job: MakeJob, tmp_path: Path,
 ) -> None:

@@ -38,6 +38,10 @@ CUTS: dict[str, tuple[int, dict[str, object]]] = {
 }
 
 
+LATER = {(cut, "full" if number % 2 else "lora") for number, cut in enumerate(CUTS) if number > 2}
+"""The other method of most cuts is left to make chaos."""
+
+
 def recorded(method: str) -> dict[int, tuple[float, float]]:
     """The golden trajectory."""
     rows = (line.split() for line in (GOLDEN / f"{method}.txt").read_text().splitlines())
@@ -54,8 +58,9 @@ def check(found: dict[int, tuple[float, float]], wanted: dict[int, tuple[float, 
     assert abs(residuals[:, 0].mean()) <= DRIFT * LOSS_RTOL
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(("cut", "method"), [
+    pytest.param(cut, method, marks=pytest.mark.chaos if (cut, method) in LATER else ())
+    for cut in CUTS for method in ("lora", "full")])
 def test_every_cut_gives_the_recorded_trajectory(cut: str, method: str, make_job: MakeJob) -> None:
     world, values = CUTS[cut]
     job = make_job("run", peft_method=method, **values)
