@@ -35,7 +35,7 @@ SERVERS = ("prefect", "mlflow", "predictor")
 ASKED_ROW = 0
 """The held-out conversation that the predictor is asked about at the end."""
 KNOBS: dict[str, Any] = {
-    "num_train_epochs": 1, "train_batch_size": 8, "learning_rate": 5e-3, "lora_rank": 32, "lora_alpha": 64,
+    "num_train_epochs": 2, "train_batch_size": 8, "learning_rate": 5e-3, "lora_rank": 32, "lora_alpha": 64,
     "lora_dropout": 0.0, "chunk_size": 512, "num_validation_samples": 60, "num_evaluation_samples": 60,
     "max_new_tokens": 48, "validation_batch_size": 20, "num_ranks": min(2, len(os.sched_getaffinity(0)))}
 
@@ -137,4 +137,6 @@ def take_free_ports() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # prefect's threads may go on asking the server that was just stopped, seen for 150 s
