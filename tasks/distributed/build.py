@@ -24,7 +24,7 @@ from infra.spec import TrainingSpec
 from tasks.distributed.checkpoint import write_error
 from tasks.distributed.job import TrainJob
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import add_adapter, dtype_of, load_base, save_model
+from tasks.distributed.model import add_adapter, dtype_of, load_base, precision, save_model
 from tasks.distributed.parallel import Group
 from tasks.distributed.sharding import Spread, empty_base, fill, load_shards, replicate, shard
 
@@ -47,9 +47,7 @@ class Built:
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass."""
-        if self.compute == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.compute)
+        return precision(self.compute, self.device)
 
 
 def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:

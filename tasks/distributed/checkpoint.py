@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,6 +30,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from infra.crash import crashpoint
 from infra.errors import Transient
@@ -92,7 +93,7 @@ class Checkpoints:
         """Put a checkpoint back into the model and the optimizer."""
         weights, state = get_state_dict(model, optimizer, options=OPTIONS)
         both: dict[str, Any] = {"model": weights, "optimizer": state}
-        dcp.load(both, checkpoint_id=found.folder)  # type: ignore[attr-defined]
+        load(both, checkpoint_id=found.folder)
         set_state_dict(
             model, optimizer, model_state_dict=both["model"], optim_state_dict=both["optimizer"], options=OPTIONS)
 
@@ -103,7 +104,7 @@ class Checkpoints:
             raise Transient("the best weights are damaged", where=str(self._run / BEST),
                             fix="The next try trains again from the last checkpoint.")
         weights = {"model": get_model_state_dict(model, options=OPTIONS)}
-        dcp.load(weights, checkpoint_id=found.folder)  # type: ignore[attr-defined]
+        load(weights, checkpoint_id=found.folder)
         set_model_state_dict(model, weights["model"], options=OPTIONS)
         return found.step
 
@@ -114,8 +115,7 @@ class Checkpoints:
         if self._ranks.is_first:
             shutil.rmtree(part, ignore_errors=True)
         self._ranks.barrier()
-        written = dcp.async_save(  # type: ignore[attr-defined]
-            state, checkpoint_id=part, process_group=self._ranks.saving)
+        written = async_save(state, checkpoint_id=part, process_group=self._ranks.saving)
         stall_s = time.monotonic() - began
         crashpoint("train.checkpoint.mid_write")
         self._writing = self._writer.submit(self._finish, written, part, record, began, stall_s)

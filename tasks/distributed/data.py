@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -112,8 +113,15 @@ class Plan:
     def rows_of(self, step: int) -> NDArray[np.int64]:
         """Rows of the step after `step` finished ones: a fresh order every epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        order = _order(self.rows, self.seed, epoch)
         return order[place * self.batch : (place + 1) * self.batch]
+
+
+@lru_cache(maxsize=2)  # a step asks for its rows several times; the feed may be an epoch ahead
+def _order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    order.setflags(write=False)
+    return order
 
 
 def micro_batches(rows: NDArray[np.int64], *, rank: int, world: int, count: int) -> list[NDArray[np.int64]]:

@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -31,7 +30,7 @@ from tasks.distributed.encode import read_rows
 from tasks.distributed.events import Events
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob, main_of
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned
+from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, precision
 from tasks.distributed.parallel import Group, group
 from tasks.distributed.text import Codec
 from tasks.distributed.validation import held_out_loss
@@ -118,9 +117,8 @@ def loss_of(model: PreTrainedModel | PeftModel, job: GenerateJob, spec: Training
     rows = PackedRows(Path(job.packs) / "validation")
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     dtype = dtype_of(spec.precision, ranks.device)
-    autocast = torch.autocast(ranks.device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    loss = PackedLoss(causal)
-    return held_out_loss(loss, rows, ranks, spec.validation_batch_size, lambda: autocast)
+    return held_out_loss(
+        PackedLoss(causal), rows, ranks, spec.validation_batch_size, lambda: precision(dtype, ranks.device))
 
 
 if __name__ == "__main__":

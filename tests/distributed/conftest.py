@@ -13,19 +13,22 @@ import pytest
 from infra.spec import TrainingSpec
 from tasks.distributed.encode import Encoded, write_rows
 from tasks.distributed.job import TrainJob
-from tasks.distributed.packer import best_fit
+from tasks.distributed.packer import best_fit, one_each
 
 CHUNK = 64
 MakeJob = Callable[..., TrainJob]
 
 
-def write_pack(folder: Path, examples: int = 24, vocabulary: int = 500, seed: int = 0) -> Path:
-    """Packed random examples of 4 to 30 tokens, the second half of each labelled."""
+def write_pack(
+    folder: Path, examples: int = 24, vocabulary: int = 500, seed: int = 0, *, lengths: tuple[int, int] = (4, 30),
+    packed: bool = True,
+) -> Path:
+    """Random examples of `lengths` tokens, the second half of each labelled; packed, or one a row."""
     draw = np.random.default_rng(seed)
     for split in ("train", "validation"):
-        ids = [draw.integers(5, vocabulary, draw.integers(4, 30)).astype(np.int32) for _ in range(examples)]
+        ids = [draw.integers(5, vocabulary, draw.integers(*lengths)).astype(np.int32) for _ in range(examples)]
         labels = [np.arange(len(x)) >= len(x) // 2 for x in ids]
-        rows = best_fit(np.array([len(x) for x in ids]), CHUNK)
+        rows = best_fit(np.array([len(x) for x in ids]), CHUNK) if packed else one_each(examples)
         write_rows(folder / split, Encoded(ids, labels), rows)
     return folder
 
@@ -35,13 +38,13 @@ def make_job(tmp_path: Path, stories: Path) -> MakeJob:
     """A training of stories260K on random packs; keyword arguments go into the spec."""
     packs = write_pack(tmp_path / "packs")
 
-    def make(name: str, *, parallelism: str = "ddp", **knobs: Any) -> TrainJob:
+    def make(name: str, **knobs: Any) -> TrainJob:
         out = tmp_path / name
         out.mkdir(exist_ok=True)
         values = {"train_batch_size": 3, "num_train_epochs": 2, "learning_rate": 1e-3, "lora_dropout": 0.0, **knobs}
         spec = TrainingSpec(train_data="d", base_model=str(stories), destination="a/b", **values)
         return TrainJob(out=str(out), spec=spec.to_json(), base=str(stories), packs=str(packs),
-                        chunk_tokens=CHUNK, key="test", parallelism=parallelism)
+                        chunk_tokens=CHUNK, key="test")
 
     return make
 

@@ -77,7 +77,6 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank: None, make_job: MakeJob) 
     assert events_of(job, "resume")[0]["step"] == int(older.name.split("-")[1])
 
 
-
 @pytest.mark.parametrize("steps_between", [2, 1000])
 def test_a_disk_that_fills_at_a_checkpoint_or_at_the_end_is_said(
     make_job: MakeJob, full_disk: Path, steps_between: int,

@@ -15,6 +15,7 @@ from infra.errors import EXIT_PREEMPTED
 from infra.files import sha256_of
 from tasks.distributed.job import TrainJob
 from tests import ranks
+from tests.distributed.conftest import events_of
 from tests.invariants.conftest import MakeJob, trajectory
 
 pytestmark = pytest.mark.slow
@@ -30,9 +31,22 @@ SAVING = [
 POINTS = [START, ("train.after_init", 1), *MIDDLE, *SAVING, END]
 GRID = [
     (method, way, point, nth, rank) for method, way in WAYS for point, nth in POINTS for rank in (0, 1)
-    if rank == 0 or point not in ("train.checkpoint.after_commit",)]  # only the first rank commits
+    if rank == 0 or point != "train.checkpoint.after_commit"]  # only the first rank commits
 ROW = {("lora", "ddp", "train.after_backward", 5, 1), ("full", "fsdp", "train.checkpoint.before_commit", 3, 0),
        ("full", "ddp", "train.final.before_commit", 1, 0)}
+
+
+RESUMES = {5: 2, 10: 6}
+"""A kill in this step comes after the next save has waited for the checkpoint of that one."""
+
+
+def resumes_at(point: str, nth: int) -> int:
+    """The least step that a training killed there goes on from; 0: it may have to start over."""
+    if point == END[0]:
+        return 14
+    if ".checkpoint." in point:
+        return 2 * (nth - 1)
+    return RESUMES.get(nth, 0)
 
 
 def outcome(job: TrainJob, method: str) -> tuple[dict[int, tuple[float, float]], str]:
@@ -61,6 +75,7 @@ def test_a_kill_changes_nothing(
     codes = ranks.run(job, 2, ANNEAL_CRASH_AT=f"{point}:SIGKILL:{nth}:{rank}", ANNEAL_CRASH_FIRED=fired)
     assert fired.exists() and codes[rank] == -signal.SIGKILL
     assert ranks.run(job, 2) == [0, 0]
+    assert max((event["step"] for event in events_of(job, "resume")), default=0) >= resumes_at(point, nth)
     assert outcome(job, method) == smooth[method, way]
 
 
@@ -74,6 +89,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_changes_nothing(
     codes = ranks.run(stopped, 2, ANNEAL_CRASH_AT="train.mid_step:SIGTERM:5:1", ANNEAL_CRASH_FIRED=tmp_path / "fired")
     assert codes == [EXIT_PREEMPTED, EXIT_PREEMPTED]
     assert ranks.run(stopped, 2) == [0, 0]
+    assert events_of(stopped, "resume")[0]["step"] == events_of(stopped, "preempted")[0]["step"] >= 5
     assert outcome(stopped, method) == outcome(alone, method)
 
 

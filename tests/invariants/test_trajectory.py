@@ -13,7 +13,7 @@ import pytest
 
 from tasks.distributed.job import TrainJob
 from tests import ranks
-from tests.invariants.conftest import MakeJob, trajectory, write_pack
+from tests.invariants.conftest import MakeJob, trajectory, write_data
 
 pytestmark = pytest.mark.slow
 
@@ -76,8 +76,10 @@ def log_of(job: TrainJob) -> str:
 
 def test_packed_rows_give_the_same_loss_as_one_example_a_row(make_job: MakeJob, tmp_path: Path) -> None:
     """The whole data in one batch, so that both ways have the same examples in every step."""
-    apart = write_pack(tmp_path / "apart", packed=False)
+    apart = write_data(tmp_path / "apart", packed=False)
     knobs = {"train_batch_size": 100, "num_train_epochs": 6}
     packed, alone = make_job("packed", **knobs), make_job("alone", packs=str(apart), **knobs)
     assert ranks.run(packed, 1) == ranks.run(alone, 1) == [0]
     check(trajectory(alone), trajectory(packed))
+    losses = [loss for loss, _ in trajectory(packed).values()]
+    assert losses[-1] < losses[0]
