@@ -24,7 +24,7 @@ demo: $(DONE)  ## the whole job on the built-in data: train, evaluate, register,
 
 test: $(DONE)  ## the checks and every test that this machine can run
 	$(MAKE) check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 chaos: $(DONE)  ## the slower tests: the rest of the kills, the stack by itself
 	$(BIN)/pytest -m chaos

@@ -17,13 +17,33 @@ from pathlib import Path
 
 import httpx
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from infra.settings import Settings
 from infra.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+END_TO_END = "tests/e2e/"
 S3_KEY, S3_SECRET, BUCKET = "test-key", "test-secret", "anneal"
+
+
+class ByFile(LoadScopeScheduling):
+    """A worker gets a file's tests at once, so that its fixtures are made once; all of tests/e2e share one stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return END_TO_END if nodeid.startswith(END_TO_END) else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """How `make test` divides the tests among its two workers. (Its mode loadgroup does nothing under pytest 9.2.)"""
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """End-to-end tests first: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(END_TO_END))
 
 
 @pytest.fixture(autouse=True)
