@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test chaos chaos-train check up down clean help
+.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-resume check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -31,6 +31,19 @@ chaos: $(DONE)  ## the slower tests: the rest of the kills, the stack by itself
 
 chaos-train: $(DONE)  ## every kill of the trainer: named points x ranks x methods x parallelism
 	$(BIN)/pytest -m "chaos or not chaos" tests/invariants/test_resume.py
+
+bench-train: $(VENV)/.bench  ## tokens a second against TRL and transformers' Trainer
+	$(BIN)/python -m tests.benchmarks.train
+
+bench-packing: $(VENV)/.bench  ## how full the rows are, and how fast, against TRL
+	$(BIN)/python -m tests.benchmarks.packing
+
+bench-resume: $(VENV)/.bench  ## what a checkpoint costs, and the time from a kill to the next step
+	$(BIN)/python -m tests.benchmarks.resume
+
+$(VENV)/.bench: $(DONE)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	touch $(VENV)/.bench
 
 check: $(DONE)  ## ruff, types
 	$(BIN)/ruff check .

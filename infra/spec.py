@@ -99,7 +99,8 @@ class TrainingSpec:
     num_ranks: int = knob(
         "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0, le=4096,
         shapes="place")
-    precision: Literal["auto", "fp32", "bf16"] = knob("auto: bf16 on a GPU, fp32 on a CPU.", "auto")
+    precision: Literal["auto", "fp32", "bf16"] = knob(
+        "auto: bf16 on a GPU and on a CPU that has it (avx512_bf16, amx_bf16), else fp32.", "auto")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -95,7 +95,17 @@ def settled(spec: TrainingSpec) -> TrainingSpec:
     """The spec with what `precision=auto` means on this machine."""
     if spec.precision != "auto":
         return spec
-    return dataclasses.replace(spec, precision="bf16" if gpus() else "fp32")
+    return dataclasses.replace(spec, precision="bf16" if gpus() or cpu_has_bf16() else "fp32")
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices by itself (Linux tells); others do it more slowly than fp32."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return flags is not None and bool({"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
 
 
 def ranks_of(wanted: int) -> int:

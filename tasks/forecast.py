@@ -18,7 +18,7 @@ from infra.errors import UserError
 from infra.records import Base, Pack, Record
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.child import gpus, ranks_of
+from tasks.child import gpus, ranks_of, settled
 
 TABLE = Path(__file__).resolve().parent.parent / "infra" / "hardware.toml"
 GIB = 1 << 30
@@ -27,8 +27,10 @@ ADAM_BYTES = 8
 """Two fp32 moments per trained parameter."""
 ACTIVATIONS_PER_LAYER = 34
 """Bytes x tokens x hidden size that a bf16 transformer layer keeps (arXiv 2205.05198, section 4.1)."""
-
-
+LOGITS_HELD = 1 << 25
+"""The trainer works through the labels in chunks: tasks/distributed/head.py."""
+USABLE = 0.9
+"""Share of a device's memory that is not lost to the CUDA context, NCCL's buffers and gaps."""
 NF4_BYTES = 0.52
 """Bytes of a 4-bit weight with its doubly quantized constants (arXiv 2305.14314, section 3)."""
 CUT = ("weights", "gradients", "optimizer")
@@ -44,6 +46,11 @@ class Device:
     memory_gib: float
     usd_per_hour: float
     utilization: float
+
+    @property
+    def usable_gib(self) -> float:
+        """What tensors can have of it."""
+        return self.memory_gib * USABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +77,19 @@ def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> 
     """Estimate from the base model's configuration alone; loads no weights."""
     config = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
     config = {**config, **config.get("text_config", {})}
-    ranks = ranks_of(spec.num_ranks)
+    parameters, trainable = count_parameters(config, spec, Path(base.path))
     name, device = device_of(settings)
+    return estimate(config, settled(spec), pack, parameters, trainable, ranks_of(spec.num_ranks), name, device)
+
+
+def estimate(
+    config: dict[str, Any], spec: TrainingSpec, pack: Pack, parameters: int, trainable: int, ranks: int, name: str,
+    device: Device | None,
+) -> Forecast:
+    """The same for any number of any device."""
     per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
-    parameters, trainable = count_parameters(config, spec, Path(base.path))
     memory, parallelism, why = spread(config, spec, pack, ranks, parameters, trainable, device, on_gpu=name != "CPU")
     known: dict[str, Any] = {
         "device": name, "ranks": ranks, "steps": int(steps), "tokens": tokens, "parameters": parameters,
@@ -83,11 +97,12 @@ def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> 
         "parallelism": parallelism, "why": why}
     if device is None:
         return Forecast(**known, fits=None, seconds=None, usd=None)
-    # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights.
-    flops = (6 if spec.peft_method == "full" else 4) * parameters * tokens
+    # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights; a second forward.
+    each = (6 if spec.peft_method == "full" else 4) + (2 if spec.activation_checkpointing else 0)
+    flops = each * parameters * tokens
     seconds = flops / (device.tflops * 1e12 * device.utilization * (ranks if name != "CPU" else 1))
     return Forecast(
-        **known, fits=sum(memory.values()) / GIB <= device.memory_gib, seconds=round(seconds, 1),
+        **known, fits=sum(memory.values()) / GIB <= device.usable_gib, seconds=round(seconds, 1),
         usd=round(seconds / 3600 * device.usd_per_hour * ranks, 4))
 
 
@@ -97,15 +112,19 @@ def device_of(settings: Settings) -> tuple[str, Device | None]:
     Raises UserError for a table that cannot be read; a device that is not in it is no error.
     """
     own = settings.home_path / "hardware.toml"
-    path = own if own.exists() else TABLE
-    try:
-        table = {name: Device(name, **row) for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items()}
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise UserError(f"the table cannot be read ({error})", where=str(path),
-                        allowed="tflops, memory_gib, usd_per_hour and utilization for each device") from error
+    table = devices(own if own.exists() else TABLE)
     here = gpus()[0] if gpus() else "CPU"
     rows = (device for name, device in table.items() if re.search(rf"\b{re.escape(name)}\b", here, re.IGNORECASE))
     return here, next(rows, None)
+
+
+def devices(path: Path = TABLE) -> dict[str, Device]:
+    """The table of devices. Raises UserError."""
+    try:
+        return {name: Device(name, **row) for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items()}
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UserError(f"the table cannot be read ({error})", where=str(path),
+                        allowed="tflops, memory_gib, usd_per_hour and utilization for each device") from error
 
 
 def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -> tuple[int, int]:
@@ -143,9 +162,9 @@ def spread(
         why = "one rank" if ranks == 1 else "the device is not in the table" if device is None else "4-bit weights"
         return whole, "ddp", why
     needed = sum(whole.values()) / GIB
-    if needed <= device.memory_gib:
-        return whole, "ddp", f"{needed:.1f} GiB a rank fit the {device.memory_gib:.0f} GiB of {device.name}"
-    return cut, "fsdp", f"a whole copy takes {needed:.1f} GiB, {device.name} has {device.memory_gib:.0f}"
+    if needed <= device.usable_gib:
+        return whole, "ddp", f"{needed:.1f} GiB a rank fit the {device.usable_gib:.0f} usable GiB of {device.name}"
+    return cut, "fsdp", f"a whole copy takes {needed:.1f} GiB, {device.name} has {device.usable_gib:.0f} usable"
 
 
 def memory_parts(
@@ -161,9 +180,10 @@ def memory_parts(
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
     kept = 2 * layers + ACTIVATIONS_PER_LAYER if spec.activation_checkpointing else layers * ACTIVATIONS_PER_LAYER
     activations = tokens * hidden * kept
+    logits = min(labelled * config.get("vocab_size", 0), LOGITS_HELD)
     return {
         "weights": parameters * width, "gradients": trainable * 4, "optimizer": trainable * ADAM_BYTES,
-        "activations": activations * (1 if half else 2), "logits": labelled * config.get("vocab_size", 0) * 4 * 2}
+        "activations": activations * (1 if half else 2), "logits": logits * 4 * 2}
 
 
 def _weights_in(path: Path) -> int:

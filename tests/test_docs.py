@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from deployments import docs
 from deployments.cli import parser
-from infra import docs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_are_up_to_date() -> None:
-    assert docs.filled(README) == README, "run: python -m infra.docs"
+    assert docs.filled(README) == README, "run: python -m deployments.docs"
 
 
 def test_every_command_that_is_shown_exists() -> None:

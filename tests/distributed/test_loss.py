@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.distributed import loss as loss_module
+from tasks.distributed import head as head_module
 from tasks.distributed.attention import packed_attention
 from tasks.distributed.data import Batch, PackedRows, Plan, micro_batches
+from tasks.distributed.head import LinearCrossEntropy
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import load_base
 from tests.distributed.conftest import write_pack
@@ -39,7 +40,7 @@ def reference(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def test_packed_loss_and_gradient_equal_single_examples(
     rows: PackedRows, stories: Path, monkeypatch: pytest.MonkeyPatch, chunk_logits: int,
 ) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk_logits)
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
     cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
     plain, packed = load_base(stories, **cpu), PackedLoss(load_base(stories, **cpu))
     batch = rows.batch(np.arange(3))
@@ -49,6 +50,35 @@ def test_packed_loss_and_gradient_equal_single_examples(
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     for a, b in zip(plain.parameters(), packed.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5 * float(a.grad.abs().max()))
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 3.0), (2.0, 5.0)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chunk_logits", [1 << 25, 50 * 4])
+def test_the_head_and_its_gradients_are_those_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, scale: float, cap: float | None, bias: bool, chunk_logits: int,
+) -> None:
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(33, 16).double(), torch.randn(50, 16).double()
+    inputs = [hidden, weight, *([torch.randn(50).double()] if bias else [])]
+    labels = torch.randint(0, 50, (33,))
+    for tensor in inputs:
+        tensor.requires_grad_()
+    logits = torch.nn.functional.linear(*inputs) * scale
+    expected = torch.nn.functional.cross_entropy(
+        torch.tanh(logits / cap) * cap if cap else logits, labels, reduction="sum")
+    found = LinearCrossEntropy.apply(hidden, weight, inputs[2] if bias else None, labels, scale, cap)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    ours, theirs = (torch.autograd.grad(3 * loss, inputs) for loss in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
+
+
+def test_a_label_that_the_model_finds_impossible_has_a_finite_loss() -> None:
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [300.0]])
+    loss = LinearCrossEntropy.apply(hidden, weight, None, torch.tensor([0]), 1.0, None)
+    assert loss.item() == 300.0
 
 
 def test_a_change_in_one_segment_does_not_reach_another(rows: PackedRows, stories: Path) -> None:

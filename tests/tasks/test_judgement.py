@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from deployments import docs
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, Transient, UserError
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks import report
 from tasks.base import find_base
+from tasks.distributed.head import CHUNK_LOGITS
 from tasks.evaluate import judge
-from tasks.forecast import count_parameters, forecast
+from tasks.forecast import LOGITS_HELD, count_parameters, devices, estimate, forecast
 from tasks.policy import may_pass
 from tasks.progress import curve
 from tasks.train import only_one, training_id
@@ -63,6 +65,23 @@ def test_the_forecast_counts_steps_and_memory(settings: Settings, past: Past) ->
     assert set(expected.memory_gib) == {"weights", "gradients", "optimizer", "activations", "logits"}
     longer = forecast(settings, dataclasses.replace(spec, max_steps=5), past.pack, past.base)
     assert longer.steps == 5
+
+
+def test_the_forecast_knows_how_many_logits_the_trainer_holds() -> None:
+    assert LOGITS_HELD == CHUNK_LOGITS
+
+
+@pytest.mark.parametrize(("model", "method", "device", "ranks", "fits", "parallelism"), [
+    ("Llama-2-7B", "lora", "A40", 1, True, "ddp"), ("Llama-2-7B", "full", "A100", 1, False, "ddp"),
+    ("Llama-2-7B", "full", "A100", 8, True, "fsdp"), ("Llama-2-70B", "lora", "H100", 8, True, "fsdp"),
+    ("Llama-2-70B", "qlora", "H100", 1, True, "ddp"), ("Llama-2-70B", "full", "A100", 8, False, "fsdp")])
+def test_the_guides_models_fit_where_one_would_expect(
+    model: str, method: docs.Method, device: str, ranks: int, fits: bool, parallelism: str,
+) -> None:
+    spec = docs.guide_spec(model, method)
+    counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
+    found = estimate(docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, ranks, device, devices()[device])
+    assert (found.fits, found.parallelism) == (fits, parallelism), found
 
 
 def test_a_model_of_another_family_is_counted_by_its_weights(settings: Settings, past: Past) -> None:

@@ -81,10 +81,12 @@ def test_a_damaged_checkpoint_here_gives_way_to_the_same_step_from_elsewhere(rem
 
 
 def test_what_auto_precision_means_here_is_part_of_the_training(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "gpus", lambda: ())
-    on_cpu = training_id(past.spec, past.pack, past.base)
-    monkeypatch.setattr(child, "gpus", lambda: ("NVIDIA H100",))
-    assert training_id(past.spec, past.pack, past.base) != on_cpu
+    found = {}
+    for gpus, bf16 in (((), False), ((), True), (("NVIDIA H100",), False)):
+        monkeypatch.setattr(child, "gpus", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(child, "cpu_has_bf16", lambda bf16=bf16: bf16)
+        found[gpus, bf16] = training_id(past.spec, past.pack, past.base)
+    assert found[(), False] != found[(), True] == found[("NVIDIA H100",), False]
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(

@@ -1,0 +1,109 @@
+"""The tables of the README, made from the code they describe; the forecasts for the guide's models.
+
+In:   README.md with <!-- table: name --> ... <!-- end --> marks     Out: the same with fresh tables
+Run alone: python -m deployments.docs   (tests/test_docs.py fails while the README is not up to date)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from infra.files import write_atomic
+from infra.records import Pack, PackCounts
+from infra.settings import Settings
+from infra.spec import FIELD_TYPES, TrainingSpec
+from tasks.forecast import Forecast, count_parameters, devices, estimate
+
+
+def _llama_2(hidden: int, inner: int, layers: int, heads: int, keys: int) -> dict[str, Any]:
+    return {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": 32_000,
+            "num_attention_heads": heads, "num_key_value_heads": keys}
+
+
+GUIDE_MODELS = {
+    "Llama-2-7B": _llama_2(4096, 11_008, 32, 32, 32), "Llama-2-13B": _llama_2(5120, 13_824, 40, 40, 40),
+    "Llama-2-70B": _llama_2(8192, 28_672, 80, 64, 8)}
+"""Shapes: arXiv 2307.09288."""
+GUIDE_COUNTS = PackCounts(
+    rows=747, examples=14_732, tokens=3_058_023, labelled=438_807, truncated=0, lost=0, split=0, longest=1213,
+    fill=0.9994)
+"""SAMSum's training split in Llama-2 tokens, packed to 4,096 (measured)."""
+GUIDE_PACK = Pack(folder="", digest="", chunk_tokens=4096, train=GUIDE_COUNTS, validation=GUIDE_COUNTS)
+Method = Literal["lora", "qlora", "full"]
+METHODS: tuple[Method, ...] = get_args(Method)
+README = Path(__file__).resolve().parent.parent / "README.md"
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def parameters() -> str:
+    """Every knob of a training: name, values, default, meaning."""
+    lines = ["| parameter | values | default | meaning |", "|---|---|---|---|"]
+    for field in dataclasses.fields(TrainingSpec):
+        default = "**required**" if field.default is dataclasses.MISSING else _code(field.default)
+        lines.append(f"| `{field.name}` | {_values(field)} | {default} | {field.metadata['help']} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings() -> str:
+    """Every environment variable."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        lines.append(f"| `ANNEAL_{name.upper()}` | {_code(field.default)} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def forecasts() -> str:
+    """What the guide's job (SAMSum, 3 epochs) takes on common devices, from the models' configurations alone."""
+    places = [(device, count) for name, device in devices().items() if name != "CPU" for count in (1, 8)]
+    lines = ["| model, method | " + " | ".join(f"{count} x {device.name}" for device, count in places) + " |",
+             "|---" * (1 + len(places)) + "|"]
+    for (model, config), method in product(GUIDE_MODELS.items(), METHODS):
+        spec = guide_spec(model, method)
+        counted = count_parameters(config, spec, Path())
+        cells = [_cell(estimate(config, spec, GUIDE_PACK, *counted, count, device.name, device))
+                 for device, count in places]
+        lines.append(f"| {model} {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def guide_spec(model: str, method: Method) -> TrainingSpec:
+    """The guide's job with one of its models."""
+    return TrainingSpec(
+        train_data="samsum.jsonl", base_model=model, destination="you/samsum", peft_method=method,
+        chunk_size=GUIDE_PACK.chunk_tokens, train_batch_size=8, num_train_epochs=3, precision="bf16",
+        activation_checkpointing=True)
+
+
+def _cell(found: Forecast) -> str:
+    memory = f"{sum(found.memory_gib.values()):.0f} GiB"
+    if not found.fits:
+        return f"no, {memory}"
+    return f"{(found.seconds or 0) / 60:.0f} min, ${found.usd:.2f}, {memory} {found.parallelism}"
+
+
+def filled(text: str) -> str:
+    """The text with its tables made anew."""
+    tables = {"parameters": parameters, "settings": settings, "forecasts": forecasts}
+    return MARKED.sub(lambda mark: mark[1] + tables[mark[2]]() + mark[3], text)
+
+
+def _values(field: dataclasses.Field[object]) -> str:
+    kind, limits = FIELD_TYPES[field.name], field.metadata
+    if get_origin(kind) is Literal:
+        return ", ".join(get_args(kind))
+    if limits["ge"] is None:
+        return {bool: "true, false", str: "text"}.get(kind, str(kind.__name__))
+    upper = f"..{limits['le']}" if limits["le"] is not None else " or more"
+    return f"{limits['ge']}{upper}"
+
+
+def _code(value: object) -> str:
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if str(value) else "empty"
+
+
+if __name__ == "__main__":
+    write_atomic(README, filled(README.read_text(encoding="utf-8")))

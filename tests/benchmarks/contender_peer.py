@@ -1,0 +1,101 @@
+"""TRL's SFTTrainer and the plain transformers Trainer as contenders, on the examples that Anneal has tokenised.
+
+TRL packs by itself (bfd) and computes its loss with its fused head. The plain Trainer flattens examples with
+DataCollatorWithFlattening. Both clip, use AdamW (fused) and a constant rate, as Anneal does here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from tasks.distributed.data import PackedRows
+from tasks.distributed.loss import PackedLoss
+from tests.benchmarks.data import validation_loss
+from tests.benchmarks.windows import Windows
+
+
+class InWindows(TrainerCallback):
+    """Lets the trainer go only when the parent wants steps, and stops it in the end."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any,
+    ) -> None:
+        self._gate(control)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any,
+    ) -> None:
+        self._gate(control)
+
+    def _gate(self, control: TrainerControl) -> None:
+        if not self.windows.gate():
+            control.should_training_stop = True
+
+
+def main() -> None:
+    """Options: base, packs, trainer (trl or hf), precision, rows, accumulation, length, learning_rate."""
+    options, windows = json.loads(sys.argv[1]), Windows()
+    disable_progress_bars()
+    packs = PackedRows(Path(options["packs"]) / "train")
+    model = AutoModelForCausalLM.from_pretrained(options["base"], dtype=torch.float32, attn_implementation="sdpa")
+    cuda = torch.cuda.is_available()
+    per_row = 1 if options["trainer"] == "trl" else max(1, round((len(packs.segments) - 1) / len(packs)))
+    common: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": options["rows"] * per_row,
+        "gradient_accumulation_steps": options["accumulation"], "learning_rate": options["learning_rate"],
+        "lr_scheduler_type": "constant", "max_steps": 100_000, "bf16": options["precision"] == "bf16",
+        "use_cpu": not cuda, "save_strategy": "no", "logging_steps": 10, "report_to": [], "optim": "adamw_torch_fused",
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "disable_tqdm": True, "seed": 0, "gradient_checkpointing": False}
+    if options["trainer"] == "trl":
+        arguments = SFTConfig(**common, packing=True, packing_strategy="bfd", max_length=options["length"])
+        trainer: Trainer = SFTTrainer(
+            model, arguments, train_dataset=examples_of(packs), callbacks=[InWindows(windows)])
+    else:
+        collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+        arguments = TrainingArguments(**common, remove_unused_columns=False)
+        trainer = Trainer(model, arguments, collate, examples_of(packs), callbacks=[InWindows(windows)])
+    collate = trainer.data_collator
+
+    def counted(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(collate(examples))
+        windows.tokens += batch["input_ids"].numel()  # neither of the two pads
+        return batch
+
+    trainer.data_collator = counted
+    trainer.train()
+    trained = PackedLoss(trainer.accelerator.unwrap_model(trainer.model))
+    windows.end(validation_loss(trained, Path(options["packs"])))
+
+
+def examples_of(packs: PackedRows) -> Dataset:
+    """Token ids and labels of each example."""
+    spans = list(pairwise(packs.segments.tolist()))
+    return Dataset.from_dict({
+        "input_ids": [packs.tokens[a:b].tolist() for a, b in spans],
+        "labels": [[t if y else -100 for t, y in zip(packs.tokens[a:b].tolist(), packs.labels[a:b], strict=True)]
+                   for a, b in spans]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""`make bench-resume`: how long a checkpoint holds training up, and how long from a kill to the next step.
+
+Full fine-tuning of a Llama of 20 million weights (240 MB of weights and optimizer state) on SAMSum, 2 ranks
+under torchrun, a checkpoint every CHECKPOINT_STEPS steps. The stall is what a step with a checkpoint takes longer
+than the median of those without one. One rank is killed with SIGKILL; the clock runs from there, through torchrun's
+end and a new launch with its imports, to the first step that had not been done.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from infra.spec import TrainingSpec
+from tasks.distributed.job import TrainJob
+from tests.benchmarks.data import llama_20m, needs_shared, packs_of, rows_of
+from tests.benchmarks.report import finish, say
+from tests.conftest import ROOT
+
+CHECKPOINT_STEPS = 10
+STEPS = 60
+KILLS = 3
+GOAL_STALL = 0.01
+GOAL_INTERVAL = 50
+"""Steps between checkpoints for which the goal is judged: the default of `checkpoint_steps`."""
+WAIT_S = 300
+
+
+def main() -> None:
+    """Measure, print, judge."""
+    needs_shared()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base = llama_20m(folder / "base")
+        packs = packs_of(rows_of(folder / "rows", train="val", validation="val"), base, 1024, folder / "packs")
+        job = job_of(folder / "run", base, packs)
+        resumes = [kill_and_resume(job, nth) for nth in range(1, KILLS + 1)]
+        launch(job).wait()
+        with_one, without = step_times(Path(job.out))
+    stall = max(0.0, median(with_one) - median(without))
+    share = stall / (stall + GOAL_INTERVAL * median(without))
+    figures = {
+        "step_s": median(without), "step_with_checkpoint_s": median(with_one), "stall_s": stall, "stall_share": share,
+        "kill_to_next_step_s": median(resumes), "kills": resumes}
+    goal = f"a checkpoint every {GOAL_INTERVAL} steps costs at most {GOAL_STALL:.0%} (is {share:.2%})"
+    finish(figures, {goal: share <= GOAL_STALL})
+
+
+def job_of(out: Path, base: Path, packs: Path) -> TrainJob:
+    """Two rows of 1,024 tokens a step."""
+    out.mkdir()
+    spec = TrainingSpec(
+        train_data="samsum", base_model=str(base), destination="bench/model", peft_method="full", precision="fp32",
+        train_batch_size=2, num_train_epochs=50, max_steps=STEPS, checkpoint_steps=CHECKPOINT_STEPS,
+        run_validation=False)
+    return TrainJob(out=str(out), spec=spec.to_json(), base=str(base), packs=str(packs), chunk_tokens=1024, key="bench")
+
+
+def launch(job: TrainJob) -> subprocess.Popen[bytes]:
+    """The trainer on 2 ranks, as the pipeline starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+               "tasks.distributed.train", str(job.write())]
+    with (Path(job.out) / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
+def kill_and_resume(job: TrainJob, nth: int) -> float:
+    """Seconds from the death of a rank, one step after the nth checkpoint, to the next step that is new."""
+    out, process = Path(job.out), launch(job)
+    wait_for(out, lambda event: event["event"] == "step" and event["step"] > CHECKPOINT_STEPS * nth)
+    while not (out / f"step-{CHECKPOINT_STEPS * nth:06d}").exists():
+        time.sleep(0.01)
+    reached = max(event["step"] for event in events(out) if event["event"] == "step")
+    ranks = [child for child in psutil.Process(process.pid).children(recursive=True)
+             if "tasks.distributed.train" in child.cmdline()]
+    killed = time.time()
+    ranks[-1].kill()
+    process.wait()
+    again = launch(job)
+    told = wait_for(out, lambda event: event["event"] == "step" and event["step"] > reached and event["time"] > killed)
+    for child in psutil.Process(again.pid).children(recursive=True):
+        child.kill()
+    again.wait()
+    say(f"  kill {nth}: {told['time'] - killed:.1f} s to step {told['step']}")
+    return float(told["time"] - killed)
+
+
+def wait_for(out: Path, wanted: Any) -> dict[str, Any]:
+    """The first event of that kind."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        for event in events(out):
+            if wanted(event):
+                return event
+        time.sleep(0.02)
+    raise TimeoutError(f"nothing came; the log is {out / 'log'}")
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    """What the run has told so far; the last line may be half."""
+    path = out / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines if line]
+
+
+def step_times(out: Path) -> tuple[list[float], list[float]]:
+    """Seconds of the steps right after a checkpoint began, and of the others, in the last launch."""
+    told = events(out)
+    last = max(index for index, event in enumerate(told) if event["event"] in ("start", "resume"))
+    times = {event["step"]: event["time"] for event in told[last:] if event["event"] == "step"}
+    each = {step: times[step] - times[step - 1] for step in times if step - 1 in times}
+    # The loop looks back one step: a checkpoint after step n delays the report of step n + 1.
+    return ([s for step, s in each.items() if step % CHECKPOINT_STEPS == 1],
+            [s for step, s in each.items() if step % CHECKPOINT_STEPS > 2])
+
+
+if __name__ == "__main__":
+    main()

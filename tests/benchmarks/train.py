@@ -1,0 +1,168 @@
+"""`make bench-train`: tokens a second and peak memory against TRL's SFTTrainer and transformers' Trainer.
+
+Full fine-tuning on SAMSum, loss on the summaries only, the same tokens and the same global batch for all, on
+stories260K (rows of 512 tokens, 4 a step) and on a Llama of 20 million random weights (rows of 1,024, 2 a
+step), on 1 and 2 ranks. Every contender is first tried in fp32 and bf16, and the peers also with one row or all
+rows of a step at a time; the fastest variant of each stays. Those are measured in turns; medians count.
+Quality: validation loss of stories260K after the same number of steps, against TRL's.
+FLOP: 6 a weight of every linear layer and token, of the head per labelled token (tasks/distributed/build.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from infra.spec import TrainingSpec
+from tasks.distributed.build import flops_of
+from tasks.distributed.data import PackedRows
+from tests.benchmarks.data import STORIES, llama_20m, needs_shared, packs_of, rows_of
+from tests.benchmarks.report import finish, interleaved, medians, say, seconds
+from tests.benchmarks.windows import Contender, best_of
+
+ROUNDS = 5
+LEARNING_RATE = 1e-3
+HELD_OUT = 100
+QUALITY_STEPS = 100
+GOALS = {"stories260k": {"trl": 1.6, "hf_trainer": 1.7}, "llama20m": {"trl": 7.0, "hf_trainer": 3.0}}
+GOAL_OF_MATMUL, GOAL_QUALITY = 0.60, 1.005
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One model and its data."""
+
+    name: str
+    base: Path
+    packs: Path
+    length: int
+    rows: int
+    steps: int
+    """Of a window."""
+
+    def anneal(self, folder: Path, ranks: int, precision: str) -> Contender:
+        """Our trainer, all rows of a step at a time."""
+        out = tempfile.mkdtemp(dir=folder)
+        spec = TrainingSpec(
+            train_data="samsum", base_model=str(self.base), destination="bench/model", peft_method="full",
+            precision=precision, train_batch_size=self.rows, num_train_epochs=100, learning_rate=LEARNING_RATE,
+            lr_schedule="constant", warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=1.0)
+        job = {"out": out, "spec": spec.to_json(), "base": str(self.base), "packs": str(self.packs),
+               "chunk_tokens": self.length, "key": "bench"}
+        return Contender("tests.benchmarks.contender_anneal", job, ranks, folder / "log", grouped=True)
+
+    def peer(self, folder: Path, ranks: int, trainer: str, precision: str, accumulation: int) -> Contender:
+        """The same for a peer."""
+        return Contender("tests.benchmarks.contender_peer", {
+            "base": str(self.base), "packs": str(self.packs), "trainer": trainer, "precision": precision,
+            "rows": self.rows // ranks // accumulation, "accumulation": accumulation, "length": self.length,
+            "learning_rate": LEARNING_RATE}, ranks, folder / "log")
+
+    def variants(self, folder: Path, ranks: int) -> dict[str, dict[str, Callable[[], Contender]]]:
+        """What is tried, by contender."""
+        found: dict[str, dict[str, Callable[[], Contender]]] = {
+            "anneal": {p: partial(self.anneal, folder, ranks, p) for p in ("fp32", "bf16")}}
+        mine = self.rows // ranks
+        for trainer in ("trl", "hf_trainer"):
+            found[trainer] = {
+                f"{p}, accumulation {a}": partial(self.peer, folder, ranks, trainer, p, a)
+                for p, a in product(("fp32", "bf16"), sorted({1, mine}))}
+        return found
+
+
+def main() -> None:
+    """Measure, print, judge."""
+    needs_shared()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        figures: dict[str, Any] = {"matmul_tflops": matmul_rates()}
+        goals: dict[str, bool] = {}
+        for setting, ranks in product(settings(folder), (1, 2)):
+            name = f"{setting.name}_{ranks}"
+            say(f"{name}: {setting.rows} rows of {setting.length} tokens a step")
+            found = compare(setting, folder, ranks)
+            figures[name] = found
+            for peer, goal in GOALS[setting.name].items():
+                ratio = found["tokens_per_s"]["anneal"] / found["tokens_per_s"][peer]
+                figures[f"ratio_{peer}_{name}"] = ratio
+                goals[f"{name}: {goal} times {peer} (is {ratio:.2f})"] = ratio >= goal
+            if setting.name == "llama20m" and ranks == 1:
+                share = share_of_matmul(setting, found, figures["matmul_tflops"])
+                figures["share_of_matmul_rate"] = share
+                goals[f"{name}: {GOAL_OF_MATMUL:.0%} of the matmul rate (is {share:.0%})"] = share >= GOAL_OF_MATMUL
+        quality = same_tokens(next(settings(folder)), folder)
+        figures["validation_loss"] = quality
+        goals[f"validation loss within 0.5 % of TRL's ({quality['anneal']:.4f}, TRL {quality['trl']:.4f})"] = (
+            quality["anneal"] <= quality["trl"] * GOAL_QUALITY)
+        finish(figures, goals, ("trl", "accelerate", "datasets"))
+
+
+def settings(folder: Path) -> Any:
+    """The two models with their packs."""
+    if not (folder / "rows").exists():
+        rows = rows_of(folder / "rows", train="train", validation="val")
+        held_out = rows / "validation.jsonl"
+        held_out.write_text("".join(held_out.read_text(encoding="utf-8").splitlines(keepends=True)[:HELD_OUT]))
+        llama_20m(folder / "llama20m")
+        packs_of(rows, STORIES, 512, folder / "packs512")
+        packs_of(rows, folder / "llama20m", 1024, folder / "packs1024")
+    yield Setting("stories260k", STORIES, folder / "packs512", 512, rows=4, steps=6)
+    yield Setting("llama20m", folder / "llama20m", folder / "packs1024", 1024, rows=2, steps=2)
+
+
+def compare(setting: Setting, folder: Path, ranks: int) -> dict[str, Any]:
+    """Median tokens a second, and peak memory, of the best variant of each contender."""
+    chosen = {name: best_of(variants, setting.steps) for name, variants in setting.variants(folder, ranks).items()}
+    figures = interleaved(
+        {name: partial(contender.tokens_per_s, setting.steps) for name, (_, contender) in chosen.items()}, ROUNDS)
+    ends = {name: contender.end() for name, (_, contender) in chosen.items()}
+    return {
+        "tokens_per_s": medians(figures), "variant": {name: variant for name, (variant, _) in chosen.items()},
+        "rounds": figures, "peak_memory_mib": {name: end["peak_memory_bytes"] >> 20 for name, end in ends.items()}}
+
+
+def same_tokens(setting: Setting, folder: Path) -> dict[str, float]:
+    """Validation loss after QUALITY_STEPS steps of the same batch size in fp32."""
+    found = {}
+    for name, contender in (("anneal", setting.anneal(folder, 1, "fp32")),
+                            ("trl", setting.peer(folder, 1, "trl", "fp32", setting.rows))):
+        contender.tokens_per_s(QUALITY_STEPS)
+        end = contender.end()
+        say(f"  {name}: validation loss {end['validation_loss']:.4f} after {end['tokens']} tokens")
+        found[name] = float(end["validation_loss"])
+    return found
+
+
+def matmul_rates() -> dict[str, float]:
+    """TFLOP/s of a product of two 2048 x 2048 matrices on this machine: the median of 9."""
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.randn(2048, 2048).to(dtype)
+        work = partial(torch.mm, a, a)
+        work()
+        found[name] = 2 * 2048**3 / medians({"": [seconds(work) for _ in range(9)]})[""] / 1e12
+    return found
+
+
+def share_of_matmul(setting: Setting, found: dict[str, Any], rates: dict[str, float]) -> float:
+    """Our FLOP/s over the matmul rate of the precision that won."""
+    config = AutoConfig.from_pretrained(setting.base)
+    with torch.device("meta"):
+        flops = flops_of(AutoModelForCausalLM.from_config(config), full=True)
+    packs = PackedRows(setting.packs / "train")
+    tokens, labels = int(packs.tokens_in.sum()), int(packs.labels_in.sum())
+    each = flops(tokens, labels) / tokens
+    return float(found["tokens_per_s"]["anneal"] * each / 1e12 / rates[found["variant"]["anneal"]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Measure trainers that are alive at the same time, in turns.
+
+A contender is a process (or one per rank) that trains only when it is told to: the parent sends a number of
+steps, the first rank answers with tokens and seconds. Start-up is paid once, and a slow minute of the machine
+hits every contender alike. Zero steps: it answers with its validation loss and peak memory, and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.conftest import ROOT, free_port
+
+MARK = "@window "
+
+
+class Windows:
+    """The contender's side: `gate` before every step, on every rank."""
+
+    def __init__(self) -> None:
+        self.tokens, self.all_tokens = 0, 0
+        self._left, self._began = 0, 0.0
+        self._first = os.environ.get("RANK", "0") == "0"
+
+    def gate(self) -> bool:
+        """Wait until steps are wanted. False: no more."""
+        if self._left == 0:
+            seconds, tokens = time.perf_counter() - self._began, self._over_ranks(self.tokens)
+            self.all_tokens += tokens
+            if self._began:
+                self.tell({"tokens": tokens, "seconds": seconds})
+            else:
+                self.tell({"ready": True})
+            self._left = self._over_ranks(int(sys.stdin.readline() or 0) if self._first else 0)
+            self.tokens, self._began = 0, time.perf_counter()
+        self._left -= 1
+        return self._left >= 0
+
+    def tell(self, answer: dict[str, Any]) -> None:
+        """One line to the parent."""
+        if self._first:
+            print(MARK + json.dumps(answer), flush=True)
+
+    def end(self, validation_loss: float) -> None:
+        """The last answer. Peak memory: resident bytes of the first rank, or of its GPU."""
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        self.tell({"validation_loss": validation_loss, "peak_memory_bytes": peak, "tokens": self.all_tokens})
+
+    @staticmethod
+    def _over_ranks(value: int) -> int:
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return value
+        total = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(total)
+        return int(total)
+
+
+class Contender:
+    """The parent's side of one contender. `grouped`: it wants a process group also of one rank."""
+
+    def __init__(self, module: str, options: dict[str, Any], ranks: int, log: Path, *, grouped: bool = False) -> None:
+        port, cores = free_port(), os.cpu_count() or 1
+        self._processes = []
+        with log.open("ab") as errors:
+            for rank in range(ranks):
+                environment = {"OMP_NUM_THREADS": max(1, cores // ranks), "HF_HUB_OFFLINE": "1"}
+                if ranks > 1 or grouped:
+                    environment |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
+                                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                self._processes.append(subprocess.Popen(
+                    [sys.executable, "-m", module, json.dumps(options)], cwd=ROOT, text=True, stderr=errors,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    env={**os.environ, **{name: str(value) for name, value in environment.items()}}))
+        self._log = log
+        self._answer()
+
+    def tokens_per_s(self, steps: int) -> float:
+        """Real tokens a second over so many steps, all ranks together."""
+        answer = self._ask(steps)
+        return float(answer["tokens"] / answer["seconds"])
+
+    def end(self) -> dict[str, Any]:
+        """Its last answer; afterwards it is gone."""
+        try:
+            return self._ask(0)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Stop it now."""
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    def _ask(self, steps: int) -> dict[str, Any]:
+        stdin = self._processes[0].stdin
+        assert stdin is not None
+        stdin.write(f"{steps}\n")
+        stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        stdout = self._processes[0].stdout
+        assert stdout is not None
+        for line in stdout:
+            if line.startswith(MARK):
+                return dict(json.loads(line.removeprefix(MARK)))
+        raise RuntimeError(f"a contender died; its last words are in {self._log}")
+
+
+def best_of(variants: dict[str, Callable[[], Contender]], steps: int) -> tuple[str, Contender]:
+    """The fastest of the variants by one window after a warm-up of one step, still alive; the others are not."""
+    best: tuple[float, str, Contender] | None = None
+    for name, start in variants.items():
+        contender = start()
+        contender.tokens_per_s(1)
+        speed = contender.tokens_per_s(steps)
+        print(f"  tried {name:<32} {speed:8.0f} tokens/s", flush=True)
+        slower, best = (contender, best) if best and best[0] >= speed else (best and best[2], (speed, name, contender))
+        if slower:
+            slower.kill()
+    assert best is not None
+    return best[1], best[2]
