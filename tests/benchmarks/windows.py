@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tasks.distributed.parallel import PATIENCE
 from tests.conftest import ROOT, free_port
 
 MARK = "@window "
@@ -32,6 +33,7 @@ class Windows:
         self.tokens, self.all_tokens = 0, 0
         self._left, self._began = 0, 0.0
         self._first = os.environ.get("RANK", "0") == "0"
+        self._patient: dist.ProcessGroup | None = None
 
     def gate(self) -> bool:
         """Wait until steps are wanted. False: no more."""
@@ -58,12 +60,13 @@ class Windows:
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         self.tell({"validation_loss": validation_loss, "peak_memory_bytes": peak, "tokens": self.all_tokens})
 
-    @staticmethod
-    def _over_ranks(value: int) -> int:
+    def _over_ranks(self, value: int) -> int:
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return value
-        total = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(total)
+        if self._patient is None:  # while others have their turn, a contender waits for minutes
+            self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        total = torch.tensor(value)
+        dist.all_reduce(total, group=self._patient)
         return int(total)
 
 
