@@ -75,7 +75,7 @@ def guide_spec(model: str, method: Method) -> TrainingSpec:
     return TrainingSpec(
         train_data="samsum.jsonl", base_model=model, destination="you/samsum", peft_method=method,
         chunk_size=GUIDE_PACK.chunk_tokens, train_batch_size=8, num_train_epochs=3, precision="bf16",
-        activation_checkpointing=True)
+        pack_sequences=True, activation_checkpointing=True)
 
 
 def _cell(found: Forecast) -> str:

@@ -19,6 +19,7 @@ from infra.records import Base, Pack, Record
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.child import gpus, ranks_of, settled
+from tasks.distributed.job import CHUNK_LOGITS
 
 TABLE = Path(__file__).resolve().parent.parent / "infra" / "hardware.toml"
 GIB = 1 << 30
@@ -27,8 +28,8 @@ ADAM_BYTES = 8
 """Two fp32 moments per trained parameter."""
 ACTIVATIONS_PER_LAYER = 34
 """Bytes x tokens x hidden size that a bf16 transformer layer keeps (arXiv 2205.05198, section 4.1)."""
-LOGITS_HELD = 1 << 25
-"""The trainer works through the labels in chunks: tasks/distributed/head.py."""
+LOGIT_BYTES = 10
+"""Of a logit, its softmax and their bf16 copies: tasks/distributed/head.py."""
 USABLE = 0.9
 """Share of a device's memory that is not lost to the CUDA context, NCCL's buffers and gaps."""
 NF4_BYTES = 0.52
@@ -86,11 +87,11 @@ def estimate(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, parameters: int, trainable: int, ranks: int, name: str,
     device: Device | None,
 ) -> Forecast:
-    """The same for any number of any device."""
+    """The same for any number of any device; `spec.precision` is settled."""
     per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
-    memory, parallelism, why = spread(config, spec, pack, ranks, parameters, trainable, device, on_gpu=name != "CPU")
+    memory, parallelism, why = spread(config, spec, pack, ranks, parameters, trainable, device)
     known: dict[str, Any] = {
         "device": name, "ranks": ranks, "steps": int(steps), "tokens": tokens, "parameters": parameters,
         "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
@@ -151,10 +152,10 @@ def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -
 
 def spread(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
-    device: Device | None, *, on_gpu: bool,
+    device: Device | None,
 ) -> tuple[dict[str, float], str, str]:
     """(memory by parts, ddp | fsdp | hsdp, why): what the spec asks for, or ddp where it fits, else fsdp."""
-    whole = memory_parts(config, spec, pack, ranks, parameters, trainable, on_gpu=on_gpu)
+    whole = memory_parts(config, spec, pack, ranks, parameters, trainable)
     cut = {part: size / ranks if part in CUT else size for part, size in whole.items()}
     if spec.parallelism != "auto":
         return (whole if spec.parallelism == "ddp" else cut), spec.parallelism, "asked for"
@@ -168,22 +169,22 @@ def spread(
 
 
 def memory_parts(
-    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int, *,
-    on_gpu: bool,
+    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
 ) -> dict[str, float]:
     """Bytes per rank with a copy on each: weights, gradients, optimizer, activations, logits."""
-    half = spec.precision == "bf16" or (spec.precision == "auto" and on_gpu)
-    width = NF4_BYTES if spec.peft_method == "qlora" else 2 if half and spec.peft_method == "lora" else 4
+    half = spec.precision == "bf16"
+    # Full fine-tuning in bf16: fp32 weights, and the copies that autocast makes of them for a step.
+    width = NF4_BYTES if spec.peft_method == "qlora" else (2 if spec.peft_method == "lora" else 6) if half else 4
     share = math.ceil(spec.train_batch_size / ranks / spec.gradient_accumulation_steps)
     tokens = share * (pack.chunk_tokens if spec.pack_sequences else min(pack.train.longest, pack.chunk_tokens))
     labelled = tokens * pack.train.labelled / max(1, pack.train.tokens)
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
     kept = 2 * layers + ACTIVATIONS_PER_LAYER if spec.activation_checkpointing else layers * ACTIVATIONS_PER_LAYER
     activations = tokens * hidden * kept
-    logits = min(labelled * config.get("vocab_size", 0), LOGITS_HELD)
+    logits = min(labelled * config.get("vocab_size", 0), CHUNK_LOGITS)
     return {
         "weights": parameters * width, "gradients": trainable * 4, "optimizer": trainable * ADAM_BYTES,
-        "activations": activations * (1 if half else 2), "logits": logits * 4 * 2}
+        "activations": activations * (1 if half else 2), "logits": logits * LOGIT_BYTES}
 
 
 def _weights_in(path: Path) -> int:

@@ -91,7 +91,8 @@ def build(
     for name in TOKENIZER_FILES:
         if (Path(base.path) / name).exists():
             shutil.copy(Path(base.path) / name, folder / name)
-    _write(folder / "base.json", {"name": base.name, "digest": base.digest, "method": trained.method})
+    _write(folder / "base.json", {
+        "name": base.name, "digest": base.digest, "method": trained.method, "dtype": lineage["spec"]["precision"]})
     _write(folder / "serve.json", {
         "kind": split.kind, "prompt_template": "{prompt}" + (split.separator if split.kind == "prompt" else ""),
         "context_tokens": base.context_tokens, "smoke_prompt": smoke_prompt(evaluation, base)})

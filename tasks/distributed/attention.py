@@ -2,8 +2,7 @@
 
 Segments never see each other. Registered with transformers under a name of our own, which also
 makes the model skip building masks. CUDA: torch's `varlen_attn` (bf16 or fp16). CPU: segment by
-segment; up to SHORT tokens by two plain matrix products, whose backward pass took half of the time
-of scaled_dot_product_attention's in bf16 and four fifths in fp32 (torch 2.13, AVX-512).
+segment; up to SHORT tokens by plain matrix products, which are faster there (DECISIONS.md).
 Shapes: B=1, H heads (K of keys and values), T tokens, D head size, S segments.
 """
 
@@ -54,7 +53,7 @@ def packed_attention(
 
 def _segment(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None) -> Tensor:
     if q.device.type == "cpu" and q.shape[2] <= SHORT and not window:
-        return _by_products(q, k, v, scaling or q.shape[3] ** -0.5)
+        return _by_products(q, k, v, q.shape[3] ** -0.5 if scaling is None else scaling)
     mask = None
     if window:
         distance = torch.arange(q.shape[2], device=q.device)[:, None] - torch.arange(q.shape[2], device=q.device)

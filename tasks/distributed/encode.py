@@ -59,7 +59,10 @@ def encode(job: EncodeJob) -> int:
 
 
 def encode_split(codec: Codec, job: EncodeJob, path: Path) -> Encoded:
-    """Tokenise every row; cut or split those longer than `chunk_tokens`."""
+    """Tokenise every row; cut or split those longer than `chunk_tokens`.
+
+    Raises DataError for a row that would teach nothing.
+    """
     encoded = Encoded([], [])
     for number, row in enumerate(read_rows(path), start=1):
         try:
@@ -79,6 +82,11 @@ def encode_split(codec: Codec, job: EncodeJob, path: Path) -> Encoded:
             pieces = [cut(ids, labels, job.chunk_tokens, begin=len(codec.bos), prompt=read)]
             encoded.truncated += 1
             encoded.lost += len(ids) - job.chunk_tokens
+        if not any(marks.any() for _, marks in pieces):
+            raise DataError(
+                f"nothing of it is left to learn in {job.chunk_tokens} tokens: it has {len(ids)}, and what it teaches "
+                "comes too late", where=f"{path.stem} row {number}",
+                fix="Raise chunk_size, shorten what stands before the answer, or leave the row out.")
         for piece_ids, piece_labels in pieces:
             encoded.ids.append(piece_ids)
             encoded.labels.append(piece_labels)

@@ -1,9 +1,10 @@
 """The vocabulary head and its cross-entropy in one step, a chunk of labels at a time.
 
-The logits of a chunk live only until their gradient is known: both passes are done in the forward
-pass, so nothing is computed twice and no more than one chunk of logits is ever held. The idea is
-that of Liger kernel's FusedLinearCrossEntropy (arXiv 2410.10989, section 3.2), here in plain torch.
-Gradients add up in fp32. Shapes: N labels, D hidden size, V vocabulary, C labels of a chunk.
+The logits of a chunk live only until their gradient is known: in training both passes are done in the
+forward pass, so nothing is computed twice. The idea is that of Liger kernel's FusedLinearCrossEntropy
+(arXiv 2410.10989, section 3.2), here in plain torch. Of one chunk the logits, their softmax and, in
+bf16, the rounded copies of both are held: 8 bytes a logit in fp32, 10 in bf16. Gradients add up in fp32.
+Shapes: N labels, D hidden size, V vocabulary, C labels of a chunk.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = 1 << 25
-"""Largest number of logits held at a time: 128 MiB in fp32."""
+from tasks.distributed.job import CHUNK_LOGITS
 
 
 def head_loss(head: nn.Module, hidden_ND: Tensor, labels_N: Tensor, scale: float, cap: float | None) -> Tensor:
@@ -24,11 +25,25 @@ def head_loss(head: nn.Module, hidden_ND: Tensor, labels_N: Tensor, scale: float
 
     `scale` multiplies the logits (Cohere, Granite), `cap` bends them to cap * tanh(logits / cap) (Gemma 2).
     """
-    if isinstance(head, nn.Linear):
+    if isinstance(head, nn.Linear) and torch.is_grad_enabled():
         loss: Tensor = LinearCrossEntropy.apply(hidden_ND, head.weight, head.bias, labels_N, scale, cap)
         return loss
-    logits_NV = head(hidden_ND).float() * scale  # a head with an adapter
-    return cross_entropy(torch.tanh(logits_NV / cap) * cap if cap else logits_NV, labels_N, reduction="sum")
+    # A head with an adapter, or no gradients wanted: autograd, which keeps no chunk either.
+    size = chunk_of(head.weight)
+    losses = [
+        checkpoint(_plain_loss, head, hidden_CD, labels_C, scale, cap, use_reentrant=False)
+        for hidden_CD, labels_C in zip(hidden_ND.split(size), labels_N.split(size), strict=True)]
+    return torch.stack(losses).sum()
+
+
+def chunk_of(weight_VD: Any) -> int:
+    """Labels of a chunk."""
+    return max(1, CHUNK_LOGITS // int(weight_VD.shape[0]))
+
+
+def _plain_loss(head: nn.Module, hidden_CD: Tensor, labels_C: Tensor, scale: float, cap: float | None) -> Tensor:
+    logits_CV = head(hidden_CD).float() * scale
+    return cross_entropy(torch.tanh(logits_CV / cap) * cap if cap else logits_CV, labels_C, reduction="sum")
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -39,28 +54,29 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor,
         scale: float, cap: float | None,
     ) -> Tensor:
-        compute = torch.get_autocast_dtype(hidden_ND.device.type) if torch.is_autocast_enabled(
-            hidden_ND.device.type) else hidden_ND.dtype
-        weight = weight_VD.to(compute)
+        device = hidden_ND.device.type
+        mixed = torch.is_autocast_enabled(device)
+        compute = torch.get_autocast_dtype(device) if mixed else hidden_ND.dtype
+        weight, bias = weight_VD.to(compute), None if bias_V is None else bias_V.to(compute)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND, dtype=compute) if wants_hidden else None
         grad_weight_VD = grad_bias_V = None
         total = torch.zeros((), device=hidden_ND.device)
-        size = max(1, CHUNK_LOGITS // weight_VD.shape[0])
-        with torch.autocast(hidden_ND.device.type, enabled=False):
+        size = chunk_of(weight_VD)
+        with torch.autocast(device, enabled=False):
             for start in range(0, len(labels_N), size):
                 part = slice(start, start + size)
-                hidden_CD, labels_C = hidden_ND[part].to(compute), labels_N[part]
-                logits_CV = linear(hidden_CD, weight, None if bias_V is None else bias_V.to(compute)).float()
-                loss, grad_CV = loss_and_gradient(logits_CV, labels_C, scale, cap)
+                hidden_CD = hidden_ND[part].to(compute)
+                loss, grad_CV = loss_and_gradient(linear(hidden_CD, weight, bias).float(), labels_N[part], scale, cap)
                 total += loss
-                grad = grad_CV.to(compute)
-                if grad_hidden_ND is not None:
-                    torch.mm(grad, weight, out=grad_hidden_ND[part])
-                if wants_weight:
-                    grad_weight_VD = added(grad_weight_VD, grad.T @ hidden_CD)
                 if wants_bias:
                     grad_bias_V = added(grad_bias_V, grad_CV.sum(0))
+                grad_CV = grad_CV.to(compute)
+                if grad_hidden_ND is not None:
+                    torch.mm(grad_CV, weight, out=grad_hidden_ND[part])
+                if wants_weight:
+                    grad_weight_VD = added(grad_weight_VD, grad_CV.T @ hidden_CD)
+                del grad_CV  # before the next chunk is made
         ctx.gradients = (grad_hidden_ND, grad_weight_VD, grad_bias_V)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         return total
@@ -69,7 +85,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [
-            None if gradient is None else (gradient.mul_(outer)).to(dtype)
+            None if gradient is None else gradient.mul_(outer).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)]
         ctx.gradients = None
         return (*scaled, None, None, None)

@@ -22,6 +22,8 @@ from infra.records import RowKind
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
 ROOM, ROOM_BYTES = "room", 1 << 14
 """A file that gives its place to error.json when the disk is full."""
+CHUNK_LOGITS = 1 << 25
+"""Largest number of logits that training holds at a time: tasks/distributed/head.py."""
 VALIDATION_PROMPT = -1
 """Row number of the answer to the spec's validation_prompt."""
 J = TypeVar("J", bound="Job")

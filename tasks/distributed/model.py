@@ -37,7 +37,7 @@ def device_of(local_rank: int = 0) -> torch.device:
 
 
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
-    """Number format of the forward pass."""
+    """Number format of the forward pass. The pipeline settles `auto` before (tasks/child.py); else fp32 on a CPU."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32

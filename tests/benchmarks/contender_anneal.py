@@ -29,6 +29,7 @@ def main() -> None:
                 windows.tokens += int(trainer.rows.tokens_in[trainer.plan.rows_of(step)].sum())
             step += 1
         trainer.look_back(all_of_them=True)
+        windows.measured()
         windows.end(validation_loss(trainer.built.loss, Path(job.packs)))
 
 

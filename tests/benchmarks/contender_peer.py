@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import (
@@ -54,15 +55,17 @@ class InWindows(TrainerCallback):
 
 
 def main() -> None:
-    """Options: base, packs, trainer (trl or hf), precision, rows, accumulation, length, learning_rate."""
+    """Options: those that tests/benchmarks/train.py gives in `peer`."""
     options, windows = json.loads(sys.argv[1]), Windows()
     disable_progress_bars()
     packs = PackedRows(Path(options["packs"]) / "train")
-    model = AutoModelForCausalLM.from_pretrained(options["base"], dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        options["base"], dtype=torch.float32, attn_implementation=options["attention"])
     cuda = torch.cuda.is_available()
-    per_row = 1 if options["trainer"] == "trl" else max(1, round((len(packs.segments) - 1) / len(packs)))
+    # The plain Trainer is given examples: as many a batch as the rows of the others hold.
+    each = 1.0 if options["trainer"] == "trl" else (len(packs.segments) - 1) / len(packs)
     common: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": options["rows"] * per_row,
+        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": max(1, round(options["rows"] * each)),
         "gradient_accumulation_steps": options["accumulation"], "learning_rate": options["learning_rate"],
         "lr_scheduler_type": "constant", "max_steps": 100_000, "bf16": options["precision"] == "bf16",
         "use_cpu": not cuda, "save_strategy": "no", "logging_steps": 10, "report_to": [], "optim": "adamw_torch_fused",
@@ -85,16 +88,16 @@ def main() -> None:
     trainer.data_collator = counted
     trainer.train()
     trained = PackedLoss(trainer.accelerator.unwrap_model(trainer.model))
+    windows.measured()
     windows.end(validation_loss(trained, Path(options["packs"])))
 
 
 def examples_of(packs: PackedRows) -> Dataset:
     """Token ids and labels of each example."""
     spans = list(pairwise(packs.segments.tolist()))
+    labels = np.where(packs.labels, packs.tokens, -100)
     return Dataset.from_dict({
-        "input_ids": [packs.tokens[a:b].tolist() for a, b in spans],
-        "labels": [[t if y else -100 for t, y in zip(packs.tokens[a:b].tolist(), packs.labels[a:b], strict=True)]
-                   for a, b in spans]})
+        "input_ids": [packs.tokens[a:b] for a, b in spans], "labels": [labels[a:b] for a, b in spans]})
 
 
 if __name__ == "__main__":

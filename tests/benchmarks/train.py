@@ -2,9 +2,10 @@
 
 Full fine-tuning on SAMSum, loss on the summaries only, the same tokens and the same global batch for all, on
 stories260K (rows of 512 tokens, 4 a step) and on a Llama of 20 million random weights (rows of 1,024, 2 a
-step), on 1 and 2 ranks. Every contender is first tried in fp32 and bf16, and the peers also with one row or all
-rows of a step at a time; the fastest variant of each stays. Those are measured in turns; medians count.
-Quality: validation loss of stories260K after the same number of steps, against TRL's.
+step), on 1 and 2 ranks. Every contender is first tried in fp32 and bf16, and the peers also with sdpa and eager
+attention, with one row of a step or (sdpa) all rows at a time; the fastest variant of each stays. Those are measured in
+turns, and so is the rate of matrix products; medians count.
+Quality: validation loss of stories260K after the same number of steps, in the variants whose speed is reported.
 FLOP: 6 a weight of every linear layer and token, of the head per labelled token (tasks/distributed/build.py).
 """
 
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ ROUNDS = 5
 LEARNING_RATE = 1e-3
 HELD_OUT = 100
 QUALITY_STEPS = 100
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GOALS = {"stories260k": {"trl": 1.6, "hf_trainer": 1.7}, "llama20m": {"trl": 7.0, "hf_trainer": 3.0}}
 GOAL_OF_MATMUL, GOAL_QUALITY = 0.60, 1.005
 
@@ -60,12 +63,14 @@ class Setting:
                "chunk_tokens": self.length, "key": "bench"}
         return Contender("tests.benchmarks.contender_anneal", job, ranks, folder / "log", grouped=True)
 
-    def peer(self, folder: Path, ranks: int, trainer: str, precision: str, accumulation: int) -> Contender:
+    def peer(
+        self, folder: Path, ranks: int, trainer: str, precision: str, accumulation: int, attention: str,
+    ) -> Contender:
         """The same for a peer."""
         return Contender("tests.benchmarks.contender_peer", {
             "base": str(self.base), "packs": str(self.packs), "trainer": trainer, "precision": precision,
             "rows": self.rows // ranks // accumulation, "accumulation": accumulation, "length": self.length,
-            "learning_rate": LEARNING_RATE}, ranks, folder / "log")
+            "attention": attention, "learning_rate": LEARNING_RATE}, ranks, folder / "log")
 
     def variants(self, folder: Path, ranks: int) -> dict[str, dict[str, Callable[[], Contender]]]:
         """What is tried, by contender."""
@@ -74,8 +79,8 @@ class Setting:
         mine = self.rows // ranks
         for trainer in ("trl", "hf_trainer"):
             found[trainer] = {
-                f"{p}, accumulation {a}": partial(self.peer, folder, ranks, trainer, p, a)
-                for p, a in product(("fp32", "bf16"), sorted({1, mine}))}
+                f"{p}, accumulation {a}, {attention}": partial(self.peer, folder, ranks, trainer, p, a, attention)
+                for p in DTYPES for a, attention in dict.fromkeys([(mine, "sdpa"), (mine, "eager"), (1, "sdpa")])}
         return found
 
 
@@ -84,7 +89,7 @@ def main() -> None:
     needs_shared()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        figures: dict[str, Any] = {"matmul_tflops": matmul_rates()}
+        figures: dict[str, Any] = {}
         goals: dict[str, bool] = {}
         for setting, ranks in product(settings(folder), (1, 2)):
             name = f"{setting.name}_{ranks}"
@@ -96,17 +101,17 @@ def main() -> None:
                 figures[f"ratio_{peer}_{name}"] = ratio
                 goals[f"{name}: {goal} times {peer} (is {ratio:.2f})"] = ratio >= goal
             if setting.name == "llama20m" and ranks == 1:
-                share = share_of_matmul(setting, found, figures["matmul_tflops"])
+                share = share_of_matmul(setting, found)
                 figures["share_of_matmul_rate"] = share
                 goals[f"{name}: {GOAL_OF_MATMUL:.0%} of the matmul rate (is {share:.0%})"] = share >= GOAL_OF_MATMUL
-        quality = same_tokens(next(settings(folder)), folder)
+        quality = same_tokens(next(settings(folder)), folder, figures["stories260k_1"]["variant"])
         figures["validation_loss"] = quality
         goals[f"validation loss within 0.5 % of TRL's ({quality['anneal']:.4f}, TRL {quality['trl']:.4f})"] = (
             quality["anneal"] <= quality["trl"] * GOAL_QUALITY)
         finish(figures, goals, ("trl", "accelerate", "datasets"))
 
 
-def settings(folder: Path) -> Any:
+def settings(folder: Path) -> Iterator[Setting]:
     """The two models with their packs."""
     if not (folder / "rows").exists():
         rows = rows_of(folder / "rows", train="train", validation="val")
@@ -122,19 +127,24 @@ def settings(folder: Path) -> Any:
 def compare(setting: Setting, folder: Path, ranks: int) -> dict[str, Any]:
     """Median tokens a second, and peak memory, of the best variant of each contender."""
     chosen = {name: best_of(variants, setting.steps) for name, variants in setting.variants(folder, ranks).items()}
-    figures = interleaved(
-        {name: partial(contender.tokens_per_s, setting.steps) for name, (_, contender) in chosen.items()}, ROUNDS)
+    measures = {name: partial(contender.tokens_per_s, setting.steps) for name, (_, contender) in chosen.items()}
+    matmul = {f"matmul_{name}": partial(matmul_tflops, dtype) for name, dtype in DTYPES.items()}
+    figures = interleaved({**measures, **matmul}, ROUNDS)
     ends = {name: contender.end() for name, (_, contender) in chosen.items()}
+    middle = medians(figures)
     return {
-        "tokens_per_s": medians(figures), "variant": {name: variant for name, (variant, _) in chosen.items()},
+        "tokens_per_s": {name: middle[name] for name in chosen},
+        "tokens_a_step": {name: round(contender.tokens_a_step) for name, (_, contender) in chosen.items()},
+        "matmul_tflops": {name: middle[f"matmul_{name}"] for name in DTYPES},
+        "variant": {name: variant for name, (variant, _) in chosen.items()},
         "rounds": figures, "peak_memory_mib": {name: end["peak_memory_bytes"] >> 20 for name, end in ends.items()}}
 
 
-def same_tokens(setting: Setting, folder: Path) -> dict[str, float]:
-    """Validation loss after QUALITY_STEPS steps of the same batch size in fp32."""
-    found = {}
-    for name, contender in (("anneal", setting.anneal(folder, 1, "fp32")),
-                            ("trl", setting.peer(folder, 1, "trl", "fp32", setting.rows))):
+def same_tokens(setting: Setting, folder: Path, chosen: dict[str, str]) -> dict[str, float]:
+    """Validation loss after QUALITY_STEPS steps of the same batch size, in the fastest variants."""
+    found, variants = {}, setting.variants(folder, 1)
+    for name in ("anneal", "trl"):
+        contender = variants[name][chosen[name]]()
         contender.tokens_per_s(QUALITY_STEPS)
         end = contender.end()
         say(f"  {name}: validation loss {end['validation_loss']:.4f} after {end['tokens']} tokens")
@@ -142,18 +152,14 @@ def same_tokens(setting: Setting, folder: Path) -> dict[str, float]:
     return found
 
 
-def matmul_rates() -> dict[str, float]:
-    """TFLOP/s of a product of two 2048 x 2048 matrices on this machine: the median of 9."""
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(2048, 2048).to(dtype)
-        work = partial(torch.mm, a, a)
-        work()
-        found[name] = 2 * 2048**3 / medians({"": [seconds(work) for _ in range(9)]})[""] / 1e12
-    return found
+def matmul_tflops(dtype: torch.dtype) -> float:
+    """TFLOP/s of a product of two 2048 x 2048 matrices on this machine, the median of 9 products."""
+    a = torch.randn(2048, 2048).to(dtype)
+    torch.mm(a, a)
+    return 2 * 2048**3 / median(seconds(partial(torch.mm, a, a)) for _ in range(9)) / 1e12
 
 
-def share_of_matmul(setting: Setting, found: dict[str, Any], rates: dict[str, float]) -> float:
+def share_of_matmul(setting: Setting, found: dict[str, Any]) -> float:
     """Our FLOP/s over the matmul rate of the precision that won."""
     config = AutoConfig.from_pretrained(setting.base)
     with torch.device("meta"):
@@ -161,7 +167,7 @@ def share_of_matmul(setting: Setting, found: dict[str, Any], rates: dict[str, fl
     packs = PackedRows(setting.packs / "train")
     tokens, labels = int(packs.tokens_in.sum()), int(packs.labels_in.sum())
     each = flops(tokens, labels) / tokens
-    return float(found["tokens_per_s"]["anneal"] * each / 1e12 / rates[found["variant"]["anneal"]])
+    return float(found["tokens_per_s"]["anneal"] * each / 1e12 / found["matmul_tflops"][found["variant"]["anneal"]])
 
 
 if __name__ == "__main__":

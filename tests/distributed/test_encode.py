@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.errors import DataError
 from tasks.distributed.data import PackedRows
 from tasks.distributed.encode import cut, encode, flatten, wrap
 from tasks.distributed.job import EncodeJob
@@ -122,6 +123,21 @@ def test_wrapping_learns_every_label_exactly_once(size: int) -> None:
     learned = [token for piece, marks in pieces for token in piece[marks].tolist()]
     assert learned == list(range(4, 23))
     assert max(len(piece) for piece, _ in pieces) <= size
+
+
+def test_a_row_that_would_teach_nothing_is_refused(tmp_path: Path, stories: Path) -> None:
+    late = {"messages": [
+        {"role": "system", "content": "be kind"}, {"role": "user", "content": "a long story " * 20},
+        {"role": "assistant", "content": "yo"}]}
+    source = tmp_path / "late"
+    source.mkdir()
+    for split in ("train", "validation"):
+        (source / f"{split}.jsonl").write_text(json.dumps(late) + "\n")
+    job = EncodeJob(
+        out=str(tmp_path / "out"), rows=str(source), tokenizer=str(stories), kind="messages", separator="",
+        chunk_tokens=32, pack=True, wrap=False, train_on_prompt=False)
+    with pytest.raises(DataError, match="nothing of it is left to learn in 32 tokens"):
+        encode(job)
 
 
 def test_the_truncation_is_counted(tmp_path: Path, stories: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLayer
 
 from tasks.distributed import head as head_module
 from tasks.distributed.attention import packed_attention
 from tasks.distributed.data import Batch, PackedRows, Plan, micro_batches
-from tasks.distributed.head import LinearCrossEntropy
+from tasks.distributed.head import LinearCrossEntropy, head_loss
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import load_base
 from tests.distributed.conftest import write_pack
@@ -75,6 +77,32 @@ def test_the_head_and_its_gradients_are_those_of_autograd(
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
 
 
+def test_the_head_in_bf16_is_near_the_head_in_fp32_and_leaves_a_frozen_weight_alone() -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(40, 64, requires_grad=True), torch.nn.Linear(64, 300, bias=False)
+    labels = torch.randint(0, 300, (40,))
+    head.weight.requires_grad_(False)
+    exact = head_loss(head, hidden, labels, 1.0, None)
+    (wanted,) = torch.autograd.grad(exact, hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = head_loss(head, hidden, labels, 1.0, None)
+    rough.backward()
+    assert rough.item() == pytest.approx(exact.item(), rel=2e-3) and hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32 and head.weight.grad is None
+    assert float((hidden.grad - wanted).norm() / wanted.norm()) < 1e-2
+
+
+def test_a_head_with_an_adapter_or_without_gradients_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 50 * 7)
+    torch.manual_seed(0)
+    hidden, head, labels = torch.randn(33, 16), torch.nn.Linear(16, 50), torch.randint(0, 50, (33,))
+    adapted = LoraLayer(head, "default", config=LoraConfig(r=4, lora_alpha=8), r=4, lora_alpha=8)
+    expected = head_loss(head, hidden, labels, 0.5, 3.0)
+    with torch.no_grad():
+        assert head_loss(head, hidden, labels, 0.5, 3.0).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert head_loss(adapted, hidden, labels, 0.5, 3.0).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_a_label_that_the_model_finds_impossible_has_a_finite_loss() -> None:
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [300.0]])
     loss = LinearCrossEntropy.apply(hidden, weight, None, torch.tensor([0]), 1.0, None)
@@ -98,6 +126,21 @@ def test_a_change_in_one_segment_does_not_reach_another(rows: PackedRows, storie
     before, after = hidden(batch.ids_T), hidden(changed)
     assert not torch.equal(before[:end], after[:end])
     assert torch.equal(before[end:], after[end:])
+
+
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2)])
+@pytest.mark.parametrize("tokens", [1, 287, 288, 1024, 1025])
+def test_attention_by_products_is_attention(tokens: int, heads: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, count, tokens, 4, requires_grad=True) for count in (heads[0], *[heads[1]] * 2))
+    bounds = torch.tensor([0, tokens], dtype=torch.int32)
+    found, _ = packed_attention(torch.nn.Module(), q, k, v, None, cu_seq_lens_q=bounds, max_length_q=tokens)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    weights = torch.randn_like(expected)
+    assert torch.allclose(found.transpose(1, 2), expected, atol=2e-6)
+    ours, theirs = (
+        torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found.transpose(1, 2), expected))
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_a_sliding_window_hides_what_is_too_far() -> None:

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,14 +68,41 @@ def test_sigterm_saves_a_checkpoint_and_exits(make_job: MakeJob) -> None:
     assert record["record"]["step"] == step
 
 
-def test_a_damaged_checkpoint_is_passed_over(one_rank: None, make_job: MakeJob) -> None:
+def zeros(path: Path) -> None:
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def of_another_training(manifest: Path) -> None:
+    told = json.loads(manifest.read_text())
+    told["record"]["key"] = "another"
+    manifest.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(("damage", "file"), [
+    (zeros, "__0_0.distcp"), (half, "__0_0.distcp"), (one_bit, "__0_0.distcp"), (Path.unlink, ".metadata"),
+    (half, "manifest.json"), (of_another_training, "manifest.json")])
+def test_a_damaged_checkpoint_is_passed_over_aloud(
+    one_rank: None, make_job: MakeJob, damage: Callable[[Path], None], file: str,
+) -> None:
     job = make_job("damaged", num_train_epochs=6, checkpoint_steps=3)
     assert trainer.train(job) == 0
+    weights = (Path(job.out) / "model" / "adapter_model.safetensors").read_bytes()
     newest, older = sorted(Path(job.out).glob("step-*"), reverse=True)[:2]
-    part = next(newest.glob("*.distcp"))
-    part.write_bytes(b"\0" * part.stat().st_size)
+    damage(newest / file)
     assert trainer.train(job) == 0
+    assert [event["folder"] for event in events_of(job, "checkpoint_passed_over")] == [newest.name]
     assert events_of(job, "resume")[0]["step"] == int(older.name.split("-")[1])
+    assert (Path(job.out) / "model" / "adapter_model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("steps_between", [2, 1000])
