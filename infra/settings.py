@@ -30,7 +30,8 @@ class Settings(BaseSettings):
     mlflow_uri: str = Field("", description="MLflow server; empty: the running stack's, else <home>/mlflow.db.")
     predictor_url: str = Field("", description="Predictor; empty: the running stack's, else versions stay undeployed.")
     prefect_url: str = Field("", description="Prefect API; empty: PREFECT_API_URL, else the running stack's.")
-    host: str = Field("127.0.0.1", description="Address on which `anneal up` listens; Prefect and MLflow ask for no password.")
+    host: str = Field(
+        "127.0.0.1", description="Address on which `anneal up` listens; Prefect and MLflow ask for no password.")
     prefect_port: int = Field(4200, description="Port of the Prefect server.", ge=1, le=65535)
     mlflow_port: int = Field(5000, description="Port of the MLflow server.", ge=1, le=65535)
     predictor_port: int = Field(5001, description="Port of the predictor.", ge=1, le=65535)
