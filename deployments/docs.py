@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from infra.files import write_atomic
 from infra.records import Pack, PackCounts
 from infra.settings import Settings
-from infra.spec import FIELD_TYPES, TrainingSpec
+from infra.spec import FIELD_TYPES, Method, TrainingSpec
 from tasks.forecast import Forecast, count_parameters, devices, estimate
 
 
@@ -33,7 +33,6 @@ GUIDE_COUNTS = PackCounts(
     fill=0.9994)
 """SAMSum's training split in Llama-2 tokens, packed to 4,096 (measured)."""
 GUIDE_PACK = Pack(folder="", digest="", chunk_tokens=4096, train=GUIDE_COUNTS, validation=GUIDE_COUNTS)
-Method = Literal["lora", "qlora", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
 README = Path(__file__).resolve().parent.parent / "README.md"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -20,6 +20,8 @@ from infra.errors import UserError, shown
 
 DESTINATION = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9]+)*")
 DESTINATION_CHARACTERS = 120
+Method = Literal["lora", "qlora", "full"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def knob(
@@ -56,7 +58,7 @@ class TrainingSpec:
     warmup_ratio: float = knob("Share of the steps in which the learning rate rises from 0.", 0.03, ge=0, le=1)
     weight_decay: float = knob("Decoupled weight decay of AdamW.", 0.0, ge=0)
     max_grad_norm: float = knob("Gradients are scaled down to this norm; 0: not clipped.", 1.0, ge=0)
-    peft_method: Literal["lora", "qlora", "full"] = knob(
+    peft_method: Method = knob(
         "lora: train small adapters beside the frozen base. qlora: the same with the base in 4 bits "
         "(needs the extra gpu). full: train every weight.", "lora")
     lora_rank: int = knob("Rank of the adapters.", 8, ge=1, le=1024)
@@ -99,7 +101,7 @@ class TrainingSpec:
     num_ranks: int = knob(
         "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0, le=4096,
         shapes="place")
-    precision: Literal["auto", "fp32", "bf16"] = knob(
+    precision: Precision = knob(
         "auto: bf16 on a GPU and on a CPU that has it (avx512_bf16, amx_bf16), else fp32.", "auto")
 
     def __post_init__(self) -> None:

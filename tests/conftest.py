@@ -123,6 +123,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun would tell this rank of one machine."""
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in values.items()}}
+
+
 def wait_until_responds(url: str, timeout_s: float = 30) -> None:
     """Return once anything answers there."""
     deadline = time.monotonic() + timeout_s

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.distributed.job import TrainJob
-from tests.conftest import free_port
+from tests.conftest import free_port, rank_variables
 
 PRELOAD = ["tasks.distributed.train", "peft", "torch._dynamo", "tests.ranks"]
 WAIT_S = 120
@@ -60,10 +60,9 @@ def start(job: TrainJob, ranks: int, **environment: Any) -> Ranks:
     path, port = str(job.write()), free_port()
     processes = []
     for rank in range(ranks):
-        variables = {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "OMP_NUM_THREADS": 1, **environment}
-        process = forked.Process(target=_rank, args=(path, {name: str(value) for name, value in variables.items()}))
+        variables = {"OMP_NUM_THREADS": 1, **environment}
+        process = forked.Process(target=_rank, args=(
+            path, rank_variables(rank, ranks, port) | {name: str(value) for name, value in variables.items()}))
         process.start()
         processes.append(process)
     return Ranks(processes)

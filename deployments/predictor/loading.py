@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from deployments.predictor.engine import Engine
 from infra.errors import AnnealError, UserError, shown
 from infra.files import MANIFEST, Manifest
-from tasks.distributed.model import Precision, device_of, dtype_of, load_base, load_tokenizer
+from infra.spec import Precision
+from tasks.distributed.model import device_of, dtype_of, load_base, load_tokenizer
 from tasks.distributed.text import Codec
 
 T = TypeVar("T")

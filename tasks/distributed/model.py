@@ -10,7 +10,7 @@ import contextlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -22,12 +22,11 @@ from transformers import (
 )
 
 from infra.errors import BaseModelError, UserError, shown
-from infra.spec import TrainingSpec
+from infra.spec import Precision, TrainingSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-Precision = Literal["auto", "fp32", "bf16"]
 RELATIVE_BASE = "base"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from trl import pack_dataset
 from tasks.distributed.packer import Rows, best_fit
 from tests.benchmarks.data import llama_2_tokenizer, lognormal_lengths, needs_shared, rows_of
 from tests.benchmarks.report import finish, interleaved, medians, say, seconds
+from tests.distributed.test_packer import check
 
 CAPACITIES = (512, 2048, 8192)
 ROUNDS = 5
@@ -69,13 +71,13 @@ def against_trl(name: str, lengths: NDArray[np.int64], capacity: int) -> dict[st
     ends = np.cumsum(lengths)
     examples = np.split(flat, ends[:-1])
     dataset = Dataset.from_dict({"input_ids": examples})
-    theirs = pack_dataset(dataset, capacity, "bfd", {"load_from_cache_file": False})
+    pack = partial(pack_dataset, dataset, capacity, "bfd", {"load_from_cache_file": False})
     times = medians(interleaved({
         "anneal": lambda: seconds(lambda: moved(examples, best_fit(lengths, capacity))),
-        "trl": lambda: seconds(lambda: pack_dataset(dataset, capacity, "bfd", {"load_from_cache_file": False})),
+        "trl": lambda: seconds(pack),
     }, ROUNDS))
     ours = judge(best_fit(lengths, capacity), lengths, capacity)
-    fills = np.array([len(row) for row in theirs["input_ids"]])
+    fills = np.array([len(row) for row in pack()["input_ids"]])
     trl = {"rows": len(fills), "fill": fills.sum() / (len(fills) * capacity), "over": len(fills) - ours["bound"],
            "seconds": times["trl"]}
     found = {**ours, "seconds": times["anneal"], "trl": trl, "ratio_trl": times["trl"] / times["anneal"]}
@@ -90,9 +92,7 @@ def moved(examples: list[NDArray[np.int32]], rows: Rows) -> NDArray[np.int32]:
 
 def judge(rows: Rows, lengths: NDArray[np.int64], capacity: int) -> dict[str, Any]:
     """Rows, how full they are, and how many more than any packing needs. Every example is there once."""
-    assert np.array_equal(np.sort(rows.order), np.arange(len(lengths)))
-    fills = np.add.reduceat(lengths[rows.order], rows.starts[:-1])
-    assert fills.max() <= capacity
+    fills = check(rows, lengths, capacity)
     bound = -(-int(lengths.sum()) // capacity)
     return {"rows": len(rows), "bound": bound, "over": len(rows) - bound,
             "fill": float(fills.sum() / (len(rows) * capacity))}

@@ -8,7 +8,6 @@ runs from there, through torchrun's end and a new launch with its imports, to th
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import psutil
 
 from infra.spec import TrainingSpec
+from tasks.distributed.events import read_events
 from tasks.distributed.job import TrainJob
 from tests.benchmarks.data import llama_20m, needs_shared, packs_of, rows_of
 from tests.benchmarks.report import finish, say
@@ -46,7 +46,7 @@ def main() -> None:
         job = job_of(folder / "run", base, packs)
         resumes = [kill_and_resume(job, nth) for nth in range(1, KILLS + 1)]
         launch(job).wait()
-        written = [event for event in events(Path(job.out)) if event["event"] == "checkpoint"]
+        written = [event for event in read_events(Path(job.out))[0] if event["event"] == "checkpoint"]
         step_s = median_step(Path(job.out))
         stall = median(event["stall_s"] for event in written)
     share = stall / (stall + GOAL_INTERVAL * step_s)
@@ -81,7 +81,7 @@ def kill_and_resume(job: TrainJob, nth: int) -> float:
     out, process = Path(job.out), launch(job)
     wait_for(out, lambda event: event["event"] == "step" and event["step"] > CHECKPOINT_STEPS * nth)
     wait_for(out, lambda event: event["event"] == "checkpoint" and event["step"] == CHECKPOINT_STEPS * nth)
-    reached = max(event["step"] for event in events(out) if event["event"] == "step")
+    reached = max(event["step"] for event in read_events(out)[0] if event["event"] == "step")
     ranks = [child for child in psutil.Process(process.pid).children(recursive=True)
              if "tasks.distributed.train" in child.cmdline()]
     killed = time.time()
@@ -100,23 +100,16 @@ def wait_for(out: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, A
     """The first event of that kind."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        for event in events(out):
+        for event in read_events(out)[0]:
             if wanted(event):
                 return event
         time.sleep(0.02)
     raise TimeoutError(f"nothing came; the log is {out / 'log'}")
 
 
-def events(out: Path) -> list[dict[str, Any]]:
-    """What the run has told so far; the last line may be half."""
-    path = out / "events.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line]
-
-
 def median_step(out: Path) -> float:
     """Seconds between the reports of two steps that follow each other."""
-    told = [event for event in events(out) if event["event"] == "step"]
+    told = [event for event in read_events(out)[0] if event["event"] == "step"]
     return median(b["time"] - a["time"] for a, b in pairwise(told) if b["step"] == a["step"] + 1)
 
 

@@ -22,11 +22,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from infra.spec import TrainingSpec
+from infra.spec import Precision, TrainingSpec
 from tasks.distributed.build import flops_of
 from tasks.distributed.data import PackedRows
+from tasks.distributed.model import dtype_of
+from tasks.distributed.sharding import empty_base
 from tests.benchmarks.data import STORIES, llama_20m, needs_shared, packs_of, rows_of
 from tests.benchmarks.report import finish, interleaved, medians, say, seconds
 from tests.benchmarks.windows import Contender, best_of
@@ -35,7 +36,8 @@ ROUNDS = 5
 LEARNING_RATE = 1e-3
 HELD_OUT = 100
 QUALITY_STEPS = 100
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+CPU = torch.device("cpu")
 GOALS = {"stories260k": {"trl": 1.6, "hf_trainer": 1.7}, "llama20m": {"trl": 7.0, "hf_trainer": 3.0}}
 GOAL_OF_MATMUL, GOAL_QUALITY = 0.60, 1.005
 
@@ -75,12 +77,12 @@ class Setting:
     def variants(self, folder: Path, ranks: int) -> dict[str, dict[str, Callable[[], Contender]]]:
         """What is tried, by contender."""
         found: dict[str, dict[str, Callable[[], Contender]]] = {
-            "anneal": {p: partial(self.anneal, folder, ranks, p) for p in ("fp32", "bf16")}}
+            "anneal": {p: partial(self.anneal, folder, ranks, p) for p in PRECISIONS}}
         mine = self.rows // ranks
         for trainer in ("trl", "hf_trainer"):
             found[trainer] = {
                 f"{p}, accumulation {a}, {attention}": partial(self.peer, folder, ranks, trainer, p, a, attention)
-                for p in DTYPES for a, attention in dict.fromkeys([(mine, "sdpa"), (mine, "eager"), (1, "sdpa")])}
+                for p in PRECISIONS for a, attention in dict.fromkeys([(mine, "sdpa"), (mine, "eager"), (1, "sdpa")])}
         return found
 
 
@@ -128,14 +130,14 @@ def compare(setting: Setting, folder: Path, ranks: int) -> dict[str, Any]:
     """Median tokens a second, and peak memory, of the best variant of each contender."""
     chosen = {name: best_of(variants, setting.steps) for name, variants in setting.variants(folder, ranks).items()}
     measures = {name: partial(contender.tokens_per_s, setting.steps) for name, (_, contender) in chosen.items()}
-    matmul = {f"matmul_{name}": partial(matmul_tflops, dtype) for name, dtype in DTYPES.items()}
+    matmul = {f"matmul_{name}": partial(matmul_tflops, dtype_of(name, CPU)) for name in PRECISIONS}
     figures = interleaved({**measures, **matmul}, ROUNDS)
     ends = {name: contender.end() for name, (_, contender) in chosen.items()}
     middle = medians(figures)
     return {
         "tokens_per_s": {name: middle[name] for name in chosen},
         "tokens_a_step": {name: round(contender.tokens_a_step) for name, (_, contender) in chosen.items()},
-        "matmul_tflops": {name: middle[f"matmul_{name}"] for name in DTYPES},
+        "matmul_tflops": {name: middle[f"matmul_{name}"] for name in PRECISIONS},
         "variant": {name: variant for name, (variant, _) in chosen.items()},
         "rounds": figures, "peak_memory_mib": {name: end["peak_memory_bytes"] >> 20 for name, end in ends.items()}}
 
@@ -161,9 +163,7 @@ def matmul_tflops(dtype: torch.dtype) -> float:
 
 def share_of_matmul(setting: Setting, found: dict[str, Any]) -> float:
     """Our FLOP/s over the matmul rate of the precision that won."""
-    config = AutoConfig.from_pretrained(setting.base)
-    with torch.device("meta"):
-        flops = flops_of(AutoModelForCausalLM.from_config(config), full=True)
+    flops = flops_of(empty_base(setting.base, torch.float32), full=True)
     packs = PackedRows(setting.packs / "train")
     tokens, labels = int(packs.tokens_in.sum()), int(packs.labels_in.sum())
     each = flops(tokens, labels) / tokens

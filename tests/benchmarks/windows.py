@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from tasks.distributed.parallel import PATIENCE
 from tests.benchmarks.report import say
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, free_port, rank_variables
 
 MARK = "@window "
 TRIALS = 2
@@ -87,14 +87,13 @@ class Contender:
         self.tokens_a_step = 0.0
         with log.open("ab") as errors:
             for rank in range(ranks):
-                environment = {"OMP_NUM_THREADS": max(1, cores // ranks), "HF_HUB_OFFLINE": "1"}
+                environment = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "HF_HUB_OFFLINE": "1"}
                 if ranks > 1 or grouped:
-                    environment |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
-                                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                    environment |= rank_variables(rank, ranks, port)
                 self._processes.append(subprocess.Popen(
                     [sys.executable, "-m", module, json.dumps(options)], cwd=ROOT, text=True, stderr=errors,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    env={**os.environ, **{name: str(value) for name, value in environment.items()}}))
+                    env={**os.environ, **environment}))
         self._log = log
         self._answer()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from tasks.distributed import train as trainer
 from tasks.distributed.data import PackedRows
 from tasks.distributed.job import TrainJob
 from tests import ranks
+from tests.conftest import free_port, rank_variables
 from tests.distributed.conftest import MakeJob, events_of
 
 pytestmark = pytest.mark.slow
@@ -30,12 +30,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process as the only rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for name, value in rank_variables(0, 1, free_port()).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(trainer.StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
 
 

@@ -19,17 +19,11 @@ from infra import processes, services, stack
 from infra.errors import Broken, UserError
 from infra.services import MARK, Plan
 from infra.settings import Settings
+from tests.conftest import free_port
 
 SERVER = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); " \
          "print('started!', flush=True); time.sleep(600)"
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from deployments import docs
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, Transient, UserError
 from infra.settings import Settings
-from infra.spec import TrainingSpec
+from infra.spec import Method, TrainingSpec
 from tasks import report
 from tasks.base import find_base
 from tasks.evaluate import judge
@@ -72,7 +72,7 @@ def test_the_forecast_counts_steps_and_memory(settings: Settings, past: Past) ->
     ("Llama-2-70B", "qlora", "H100", 1, False, "ddp"), ("Llama-2-70B", "qlora", "H200", 1, True, "ddp"),
     ("Llama-2-70B", "full", "A100", 8, False, "fsdp")])
 def test_the_guides_models_fit_where_one_would_expect(
-    model: str, method: docs.Method, device: str, ranks: int, fits: bool, parallelism: str,
+    model: str, method: Method, device: str, ranks: int, fits: bool, parallelism: str,
 ) -> None:
     spec = docs.guide_spec(model, method)
     counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
