@@ -19,7 +19,7 @@ from infra.records import Base, Pack, Record
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.child import gpus, ranks_of, settled
-from tasks.distributed.job import CHUNK_LOGITS
+from tasks.distributed.job import BLOCK_LOGITS, CHUNK_LOGITS
 
 TABLE = Path(__file__).resolve().parent.parent / "infra" / "hardware.toml"
 GIB = 1 << 30
@@ -28,8 +28,8 @@ ADAM_BYTES = 8
 """Two fp32 moments per trained parameter."""
 ACTIVATIONS_PER_LAYER = 34
 """Bytes x tokens x hidden size that a bf16 transformer layer keeps (arXiv 2205.05198, section 4.1)."""
-LOGIT_BYTES = 10
-"""Of a logit, its softmax and their bf16 copies: tasks/distributed/head.py."""
+LOGIT_BYTES, BLOCK_BYTES = 4, 8
+"""Of a logit (half in bf16), and of one whose softmax is being made: tasks/distributed/head.py."""
 USABLE = 0.9
 """Share of a device's memory that is not lost to the CUDA context, NCCL's buffers and gaps."""
 NF4_BYTES = 0.52
@@ -184,7 +184,8 @@ def memory_parts(
     logits = min(labelled * config.get("vocab_size", 0), CHUNK_LOGITS)
     return {
         "weights": parameters * width, "gradients": trainable * 4, "optimizer": trainable * ADAM_BYTES,
-        "activations": activations * (1 if half else 2), "logits": logits * LOGIT_BYTES}
+        "activations": activations * (1 if half else 2),
+        "logits": logits * LOGIT_BYTES / (2 if half else 1) + min(logits, BLOCK_LOGITS["cuda"]) * BLOCK_BYTES}
 
 
 def _weights_in(path: Path) -> int:

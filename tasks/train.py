@@ -33,7 +33,7 @@ from tasks.forecast import device_of, forecast
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import Progress
 
-TRAINER = 3
+TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
 CHECKPOINTS = "checkpoints"

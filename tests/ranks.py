@@ -55,25 +55,29 @@ class Ranks:
             os.kill(process.pid, number)
 
 
-def start(job: TrainJob, ranks: int, **environment: Any) -> Ranks:
-    """Start the trainer on `ranks` ranks; their output goes to <out>/log.txt."""
+def start(job: TrainJob, ranks: int, *, constants: dict[str, Any] | None = None, **environment: Any) -> Ranks:
+    """Start the trainer on `ranks` ranks; their output goes to <out>/log.txt.
+
+    `constants`: values for names such as "tasks.distributed.attention.SHORT" in those ranks.
+    """
     path, port = str(job.write()), free_port()
     processes = []
     for rank in range(ranks):
         variables = {"OMP_NUM_THREADS": 1, **environment}
         process = forked.Process(target=_rank, args=(
-            path, rank_variables(rank, ranks, port) | {name: str(value) for name, value in variables.items()}))
+            path, rank_variables(rank, ranks, port) | {name: str(value) for name, value in variables.items()},
+            constants or {}))
         process.start()
         processes.append(process)
     return Ranks(processes)
 
 
-def run(job: TrainJob, ranks: int, **environment: Any) -> list[int | None]:
+def run(job: TrainJob, ranks: int, **options: Any) -> list[int | None]:
     """The same to the end; exit codes by rank."""
-    return start(job, ranks, **environment).wait()
+    return start(job, ranks, **options).wait()
 
 
-def _rank(path: str, environment: dict[str, str]) -> None:
+def _rank(path: str, environment: dict[str, str], constants: dict[str, Any]) -> None:
     os.environ.update(environment)
     with (Path(path).parent / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
@@ -81,5 +85,9 @@ def _rank(path: str, environment: dict[str, str]) -> None:
     from tasks.distributed import train
     from tasks.distributed.job import main_of
 
+    for name, value in constants.items():
+        module, constant = name.rsplit(".", 1)
+        assert hasattr(sys.modules[module], constant), name
+        setattr(sys.modules[module], constant, value)
     sys.argv = ["train", path]
     main_of(TrainJob, train.main)

@@ -1,10 +1,10 @@
 """The vocabulary head and its cross-entropy in one step, a chunk of labels at a time.
 
-The logits of a chunk live only until their gradient is known: in training both passes are done in the
-forward pass, so nothing is computed twice. The idea is that of Liger kernel's FusedLinearCrossEntropy
-(arXiv 2410.10989, section 3.2), here in plain torch. Of one chunk the logits, their softmax and, in
-bf16, the rounded copies of both are held: 8 bytes a logit in fp32, 10 in bf16. Gradients add up in fp32.
-Shapes: N labels, D hidden size, V vocabulary, C labels of a chunk.
+In training both passes are done in the forward pass, so nothing is computed twice, and the gradient of a
+chunk's logits takes their place, a block at a time: the blocks stay in the processor's cache. The idea is
+that of Liger kernel's FusedLinearCrossEntropy (arXiv 2410.10989, section 3.2), here in plain torch. A
+chunk takes 4 bytes a logit in fp32, 2 in bf16; a block 8 more. Gradients add up in fp32.
+Shapes: N labels, D hidden size, V vocabulary, C labels of a chunk, B labels of a block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
-from tasks.distributed.job import CHUNK_LOGITS
+from tasks.distributed.job import BLOCK_LOGITS, CHUNK_LOGITS
 
 
 def head_loss(head: nn.Module, hidden_ND: Tensor, labels_N: Tensor, scale: float, cap: float | None) -> Tensor:
@@ -67,11 +67,10 @@ class LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(labels_N), size):
                 part = slice(start, start + size)
                 hidden_CD = hidden_ND[part].to(compute)
-                loss, grad_CV = loss_and_gradient(linear(hidden_CD, weight, bias).float(), labels_N[part], scale, cap)
-                total += loss
+                grad_CV = linear(hidden_CD, weight, bias)
+                total += turn_into_gradient(grad_CV, labels_N[part], scale, cap)
                 if wants_bias:
-                    grad_bias_V = added(grad_bias_V, grad_CV.sum(0))
-                grad_CV = grad_CV.to(compute)
+                    grad_bias_V = added(grad_bias_V, grad_CV.sum(0, dtype=torch.float32))
                 if grad_hidden_ND is not None:
                     torch.mm(grad_CV, weight, out=grad_hidden_ND[part])
                 if wants_weight:
@@ -96,28 +95,39 @@ def added(total: Tensor | None, more: Tensor) -> Tensor:
     return more.to(torch.promote_types(more.dtype, torch.float32)) if total is None else total.add_(more)
 
 
+def turn_into_gradient(logits_CV: Tensor, labels_C: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Put the gradient of the loss in the place of the logits; returns the summed loss, in fp32."""
+    size = max(1, BLOCK_LOGITS[logits_CV.device.type] // logits_CV.shape[1])
+    losses = []
+    for logits_BV, labels_B in zip(logits_CV.split(size), labels_C.split(size), strict=True):
+        loss, grad_BV = loss_and_gradient(logits_BV.float(), labels_B, scale, cap)
+        logits_BV.copy_(grad_BV)
+        losses.append(loss)
+    return torch.stack(losses).sum()
+
+
 def loss_and_gradient(
-    logits_CV: Tensor, labels_C: Tensor, scale: float, cap: float | None,
+    logits_BV: Tensor, labels_B: Tensor, scale: float, cap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """The summed loss, and its derivative by the unscaled logits: softmax minus one at the label.
 
-    Changes `logits_CV`.
+    Changes `logits_BV`.
     """
     if scale != 1.0:
-        logits_CV *= scale
-    slope_CV = None
+        logits_BV *= scale
+    slope_BV = None
     if cap:
-        logits_CV.div_(cap).tanh_()
-        slope_CV = 1 - logits_CV**2
-        logits_CV *= cap
-    places = labels_C.unsqueeze(1)
-    grad_CV = torch.softmax(logits_CV, 1)
-    top, at = logits_CV.max(1, keepdim=True)
-    normalizers = top - grad_CV.gather(1, at).log()  # logsumexp; the largest softmax is never near 0
-    loss = (normalizers - logits_CV.gather(1, places)).sum()
-    grad_CV.scatter_add_(1, places, torch.full_like(places, -1, dtype=grad_CV.dtype))
-    if slope_CV is not None:
-        grad_CV *= slope_CV
+        logits_BV.div_(cap).tanh_()
+        slope_BV = 1 - logits_BV**2
+        logits_BV *= cap
+    places = labels_B.unsqueeze(1)
+    grad_BV = torch.softmax(logits_BV, 1)
+    top, at = logits_BV.max(1, keepdim=True)
+    normalizers = top - grad_BV.gather(1, at).log()  # logsumexp; the largest softmax is never near 0
+    loss = (normalizers - logits_BV.gather(1, places)).sum()
+    grad_BV.scatter_add_(1, places, torch.full_like(places, -1, dtype=grad_BV.dtype))
+    if slope_BV is not None:
+        grad_BV *= slope_BV
     if scale != 1.0:
-        grad_CV *= scale
-    return loss, grad_CV
+        grad_BV *= scale
+    return loss, grad_BV

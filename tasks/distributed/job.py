@@ -24,6 +24,8 @@ ROOM, ROOM_BYTES = "room", 1 << 14
 """A file that gives its place to error.json when the disk is full."""
 CHUNK_LOGITS = 1 << 25
 """Largest number of logits that training holds at a time: tasks/distributed/head.py."""
+BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 23}
+"""Those that are held in fp32 with their softmax: a processor's cache, or enough to keep a GPU busy."""
 VALIDATION_PROMPT = -1
 """Row number of the answer to the spec's validation_prompt."""
 J = TypeVar("J", bound="Job")

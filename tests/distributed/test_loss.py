@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLayer
+from torch.nn.utils.rnn import pad_sequence
 
 from tasks.distributed import head as head_module
 from tasks.distributed.attention import packed_attention
@@ -52,6 +53,30 @@ def test_packed_loss_and_gradient_equal_single_examples(
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     for a, b in zip(plain.parameters(), packed.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5 * float(a.grad.abs().max()))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_and_padded_gradients_agree_to_one_in_a_million(
+    rows: PackedRows, stories: Path, attention: str,
+) -> None:
+    """The usual way with transformers: a rectangle of padded examples, a mask, -100 where nothing is learnt."""
+    cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
+    plain, packed = load_base(stories, **cpu), PackedLoss(load_base(stories, **cpu))
+    plain.set_attn_implementation(attention)
+    batch = rows.batch(np.arange(len(rows)))
+    learnt = torch.full_like(batch.ids_T, -100)
+    learnt[batch.predicts_N + 1] = batch.labels_N
+    sizes = np.diff(batch.bounds_S1).tolist()
+    ids, labels, mask = (
+        pad_sequence(list(values.split(sizes)), batch_first=True, padding_value=nothing)
+        for values, nothing in ((batch.ids_T, 0), (learnt, -100), (torch.ones_like(batch.ids_T), 0)))
+    mean = plain(input_ids=ids, attention_mask=mask, labels=labels).loss
+    mean.backward()
+    (packed(batch) / len(batch.labels_N)).backward()
+    theirs, ours = (
+        torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) for model in (plain, packed))
+    assert float((theirs - ours).norm() / theirs.norm()) <= 1e-6
+    assert len(sizes) > len(rows) and mask.sum() < mask.numel()
 
 
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 3.0), (2.0, 5.0)])
@@ -129,13 +154,15 @@ def test_a_change_in_one_segment_does_not_reach_another(rows: PackedRows, storie
 
 
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2)])
-@pytest.mark.parametrize("tokens", [1, 287, 288, 1024, 1025])
-def test_attention_by_products_is_attention(tokens: int, heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sizes", [[1], [287], [288], [1024], [1025], [3, 1, 700, 288], [700, 1025, 30]])
+def test_attention_by_products_is_attention(sizes: list[int], heads: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, count, tokens, 4, requires_grad=True) for count in (heads[0], *[heads[1]] * 2))
-    bounds = torch.tensor([0, tokens], dtype=torch.int32)
-    found, _ = packed_attention(torch.nn.Module(), q, k, v, None, cu_seq_lens_q=bounds, max_length_q=tokens)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    q, k, v = (torch.randn(1, count, sum(sizes), 4, requires_grad=True) for count in (heads[0], *[heads[1]] * 2))
+    bounds = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32)
+    found, _ = packed_attention(torch.nn.Module(), q, k, v, None, cu_seq_lens_q=bounds, max_length_q=max(sizes))
+    expected = torch.cat([
+        torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+        for parts in zip(*(x.split(sizes, dim=2) for x in (q, k, v)), strict=True)], dim=2)
     weights = torch.randn_like(expected)
     assert torch.allclose(found.transpose(1, 2), expected, atol=2e-6)
     ours, theirs = (

@@ -35,6 +35,7 @@ CUTS: dict[str, tuple[int, dict[str, object]]] = {
     "three ranks, uneven, fsdp": (3, {"parallelism": "fsdp"}),
     "activation checkpointing": (1, {"activation_checkpointing": True}),
     "activation checkpointing, fsdp": (2, {"activation_checkpointing": True, "parallelism": "fsdp"}),
+    "torch's attention": (1, {"constants": {"tasks.distributed.attention.SHORT": 0}}),
 }
 
 
@@ -63,9 +64,11 @@ def check(found: dict[int, tuple[float, float]], wanted: dict[int, tuple[float, 
     for cut in CUTS for method in ("lora", "full")])
 def test_every_cut_gives_the_recorded_trajectory(cut: str, method: str, make_job: MakeJob) -> None:
     world, values = CUTS[cut]
-    job = make_job("run", peft_method=method, **values)
-    environment = {"LOCAL_WORLD_SIZE": 2} if world == 4 else {}
-    assert ranks.run(job, world, **environment) == [0] * world, log_of(job)
+    options = {name: values[name] for name in ("constants",) if name in values}
+    job = make_job("run", peft_method=method, **{name: values[name] for name in values.keys() - options})
+    if world == 4:
+        options["LOCAL_WORLD_SIZE"] = 2
+    assert ranks.run(job, world, **options) == [0] * world, log_of(job)
     check(trajectory(job), recorded(method))
 
 
