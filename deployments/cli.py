@@ -91,12 +91,17 @@ def train(options: argparse.Namespace) -> Answer:
     _set_environment(settings)
     if settings.prefect_api:
         os.environ["PREFECT_API_URL"] = settings.prefect_api
-    from flows.finetune import finetune
+    from flows.finetune import finetune, train_node
     from flows.parameters import Parameters
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
-    version = finetune(Parameters(**dataclasses.asdict(spec)))
+    parameters = Parameters(**dataclasses.asdict(spec))
+    if not settings.place.is_first:
+        trained = train_node(parameters)
+        return Answer(trained.to_json(), f"node {settings.node_rank} has done its part of training "
+                                         f"{trained.training_id}; node 0 registers it")
+    version = finetune(parameters)
     links = _links(settings)
     if "mlflow" in links:
         name, number = version.uri.removeprefix("models:/").rsplit("/", 1)

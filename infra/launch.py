@@ -48,7 +48,7 @@ def run_group(
             members |= _descendants(child.pid)
             if on_poll is not None:
                 on_poll()
-            size = progress.stat().st_size if progress and progress.exists() else -1
+            size = _size(progress)
             if size != last_size:
                 last_change, last_size = time.monotonic(), size
             if progress is not None and time.monotonic() - last_change > stall_timeout_s:
@@ -103,6 +103,13 @@ def tail(log: Path, lines: int = 12) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def _size(progress: Path | None) -> int:
+    try:
+        return progress.stat().st_size if progress else -1
+    except FileNotFoundError:  # not yet, or no longer
+        return -1
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UserError, shown
+from infra.nodes import Nodes
 
 
 class Settings(BaseSettings):
@@ -42,6 +43,10 @@ class Settings(BaseSettings):
     max_data_bytes: int = Field(20_000_000_000, description="Largest training file after unpacking, in bytes.", ge=1)
     stall_timeout_s: float = Field(900, description="A training without a new step for this long is stopped.", gt=0)
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
+    nodes: int = Field(
+        1, description="Machines that train together; each runs the same command, on a shared ANNEAL_HOME.", ge=1)
+    node_rank: int = Field(0, description="Which of them this one is, from 0; the first one registers.", ge=0)
+    rendezvous: str = Field("", description="host:port at which the first of several nodes waits for the others.")
     threads: int = Field(0, description="CPU threads of each process; 0: the cores shared out evenly.", ge=0)
 
     @cached_property
@@ -77,6 +82,11 @@ class Settings(BaseSettings):
     def prefect_api(self) -> str:
         """The Prefect API's address, or an empty string: Prefect then starts a private server."""
         return self.prefect_url or os.environ.get("PREFECT_API_URL", "") or self._stack("prefect")
+
+    @property
+    def place(self) -> Nodes:
+        """This machine among those that train together. Raises UserError."""
+        return Nodes(self.nodes, self.node_rank, self.rendezvous)
 
     def threads_for(self, processes: int) -> int:
         """CPU threads for each of `processes`; two threads on one busy core are far slower than one."""

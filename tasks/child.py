@@ -23,11 +23,13 @@ from typing import Any
 
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.launch import run_group, tail
+from infra.nodes import Nodes
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
 
 LOG = "log.txt"
+ALONE = Nodes()
 RANK_LOST = re.compile(r"Signal \d+ \(SIG|Connection (closed|reset) by peer|Timed out waiting")
 """What torchrun and gloo say when a rank was killed or its host went away."""
 RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?!.*ChildFailedError)[\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
@@ -37,41 +39,46 @@ CONTRACT_FILES = (JOB, ROOM, EVENTS, RESULT, ERROR, LOG)
 
 def run_child(
     settings: Settings, job: Job, module: str, *, ranks: int | None = None, on_poll: Callable[[], None] | None = None,
+    nodes: Nodes = ALONE,
 ) -> dict[str, Any]:
-    """Run `python -m module`, or with `ranks` the same under torchrun; returns result.json.
+    """Run `python -m module`, or with `ranks` the same under torchrun, on this one of `nodes`.
+
+    Returns result.json; on another node than the first one, which may have removed it already, nothing.
 
     Raises:
         AnnealError: as the child said, or Transient with the log's end if it said nothing.
     """
     folder = Path(job.out)
-    command = [sys.executable, "-m", module, str(job.write())]
+    command = [sys.executable, "-m", module, str(job.write(nodes.suffix))]
     if ranks is not None:
-        # No restarts by torchrun: with gloo they hang. The task's retry launches anew.
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=0"]
-    (folder / LOG).unlink(missing_ok=True)
+        command[1:1] = nodes.launcher(ranks)
+    log = (folder / LOG).with_stem(Path(LOG).stem + nodes.suffix)
+    log.unlink(missing_ok=True)
     threads = str(settings.threads_for(ranks or 1))
     code = run_group(
-        command, log=folder / LOG, env={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
-        on_poll=on_poll, progress=folder / EVENTS if ranks else None, stall_timeout_s=settings.stall_timeout_s,
-        grace_s=settings.stop_grace_s)
+        command, log=log, on_poll=on_poll, progress=folder / EVENTS if ranks else None,
+        env={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **nodes.environment()},
+        stall_timeout_s=settings.stall_timeout_s, grace_s=settings.stop_grace_s)
     if code != 0:
-        raise failure(folder, code, module)
+        raise failure(log, code, module)
+    if not nodes.is_first:
+        return {}
     return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
 
 
-def failure(folder: Path, code: int, module: str) -> AnnealError:
-    """What a child's end means."""
-    told = read_error(folder / ERROR, code)
+def failure(log_file: Path, code: int, module: str) -> AnnealError:
+    """What a child's end means: its error.json lies beside its log."""
+    told = read_error(log_file.with_name(ERROR), code)
     if told is not None:
         return told
-    log = tail(folder / LOG, lines=200)
+    log = tail(log_file, lines=200)
     name = module.rsplit(".", 1)[-1]
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if said := RAISED.findall(log):  # torchrun's banner comes after it
         cause += f" ({said[-1]})"
     kind = Transient if code < 0 or RANK_LOST.search(log) else Broken
     return kind(f"the child process ended with {cause}", where=name,
-                fix=f"The end of its log:\n{tail(folder / LOG)}")
+                fix=f"The end of its log:\n{tail(log_file)}")
 
 
 @cache

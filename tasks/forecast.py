@@ -80,18 +80,19 @@ def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> 
     config = {**config, **config.get("text_config", {})}
     parameters, trainable = count_parameters(config, spec, Path(base.path))
     name, device = device_of(settings)
-    return estimate(config, settled(spec), pack, parameters, trainable, ranks_of(spec.num_ranks), name, device)
+    ranks = ranks_of(spec.num_ranks) * settings.nodes
+    return estimate(config, settled(spec), pack, parameters, trainable, ranks, name, device, settings.nodes)
 
 
 def estimate(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, parameters: int, trainable: int, ranks: int, name: str,
-    device: Device | None,
+    device: Device | None, nodes: int = 1,
 ) -> Forecast:
-    """The same for any number of any device; `spec.precision` is settled."""
+    """The same for any number of any device, on so many nodes; `spec.precision` is settled."""
     per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
-    memory, parallelism, why = spread(config, spec, pack, ranks, parameters, trainable, device)
+    memory, parallelism, why = spread(config, spec, pack, ranks, parameters, trainable, device, nodes)
     known: dict[str, Any] = {
         "device": name, "ranks": ranks, "steps": int(steps), "tokens": tokens, "parameters": parameters,
         "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
@@ -152,20 +153,27 @@ def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -
 
 def spread(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
-    device: Device | None,
+    device: Device | None, nodes: int = 1,
 ) -> tuple[dict[str, float], str, str]:
-    """(memory by parts, ddp | fsdp | hsdp, why): what the spec asks for, or ddp where it fits, else fsdp."""
+    """(memory by parts, ddp | fsdp | hsdp, why): what the spec asks for, or ddp where it fits, else shards:
+    of a node's ranks if that is enough, else of all."""
     whole = memory_parts(config, spec, pack, ranks, parameters, trainable)
-    cut = {part: size / ranks if part in CUT else size for part, size in whole.items()}
+
+    def cut(shards: int) -> dict[str, float]:
+        return {part: size / shards if part in CUT else size for part, size in whole.items()}
+
     if spec.parallelism != "auto":
-        return (whole if spec.parallelism == "ddp" else cut), spec.parallelism, "asked for"
+        shards = {"ddp": 1, "fsdp": ranks, "hsdp": ranks // nodes}[spec.parallelism]
+        return cut(shards), spec.parallelism, "asked for"
     if ranks == 1 or spec.peft_method == "qlora" or device is None:
         why = "one rank" if ranks == 1 else "the device is not in the table" if device is None else "4-bit weights"
         return whole, "ddp", why
     needed = sum(whole.values()) / GIB
     if needed <= device.usable_gib:
         return whole, "ddp", f"{needed:.1f} GiB a rank fit the {device.usable_gib:.0f} usable GiB of {device.name}"
-    return cut, "fsdp", f"a whole copy takes {needed:.1f} GiB, {device.name} has {device.usable_gib:.0f} usable"
+    if nodes > 1 and sum(cut(ranks // nodes).values()) / GIB <= device.usable_gib:
+        return cut(ranks // nodes), "hsdp", f"a whole copy takes {needed:.1f} GiB, shards of a node's ranks fit"
+    return cut(ranks), "fsdp", f"a whole copy takes {needed:.1f} GiB, {device.name} has {device.usable_gib:.0f} usable"
 
 
 def memory_parts(

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -44,6 +46,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """End-to-end tests first: they take longest."""
     items.sort(key=lambda item: not item.nodeid.startswith(END_TO_END))
+
+
+@dataclass(frozen=True)
+class Cable:
+    """Two network namespaces and the pair of interfaces between them."""
+
+    names: tuple[str, str]
+    network: str
+
+    def start(self, number: int, *command: str, **environment: Any) -> subprocess.Popen[str]:
+        """Run a Python module as that node."""
+        settings = {"ANNEAL_NODES": 2, "ANNEAL_NODE_RANK": number, "ANNEAL_RENDEZVOUS": f"{self.network}.1:29500",
+                    "ANNEAL_THREADS": 1, **environment}
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[number], sys.executable, "-m", *command], cwd=ROOT, text=True,
+            env={**os.environ, **{key: str(value) for key, value in settings.items()}},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def plugged(self, wanted: bool) -> None:
+        """Take node 1 off the network, or back."""
+        ip("-n", self.names[1], "link", "set", f"{self.names[1]}v", "up" if wanted else "down")
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +139,29 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    """Skips where network namespaces may not be made."""
+    needed("ip")
+    place = os.getpid() % 250
+    names, network = (f"an{place}a", f"an{place}b"), f"10.{place}.77"
+    try:
+        ip("netns", "add", names[0])
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"needs the right to make network namespaces ({error.stderr.strip()})")
+    try:
+        ip("netns", "add", names[1])
+        ip("link", "add", f"{names[0]}v", "netns", names[0], "type", "veth", "peer", f"{names[1]}v", "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"{network}.{number}/24", "dev", f"{name}v")
+            ip("-n", name, "link", "set", f"{name}v", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield Cable(names, network)
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
@@ -127,6 +173,11 @@ def rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
     """What torchrun would tell this rank of one machine."""
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in values.items()}}
+
+
+def ip(*words: str) -> None:
+    """Run `ip`."""
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
 def wait_until_responds(url: str, timeout_s: float = 30) -> None:

@@ -37,14 +37,20 @@ class Job:
 
     out: str
 
-    def write(self) -> Path:
-        """Leave job.json for the child, and nothing of an earlier try."""
-        folder = Path(self.out)
-        for name in (RESULT, ERROR):
-            (folder / name).unlink(missing_ok=True)
-        write_atomic(folder / ROOM, bytes(ROOM_BYTES))
-        write_atomic(folder / JOB, json.dumps(dataclasses.asdict(self), indent=1))
-        return folder / JOB
+    def write(self, suffix: str = "") -> Path:
+        """Leave job.json for the child, and nothing of an earlier try.
+
+        A node beside the first one has a `suffix`, and leaves alone what the first one may still read.
+        """
+        path = Path(self.out) / JOB
+        if suffix:
+            path = path.with_stem(path.stem + suffix)
+        else:
+            for name in (RESULT, ERROR):
+                path.with_name(name).unlink(missing_ok=True)
+            write_atomic(path.with_name(ROOM), bytes(ROOM_BYTES))
+        write_atomic(path, json.dumps(dataclasses.asdict(self), indent=1))
+        return path
 
     def finish(self, result: dict[str, Any]) -> None:
         """Leave result.json: the last thing a child does."""

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from infra.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
+from infra.errors import EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
 from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
 from tasks.distributed.data import PackedRows
@@ -51,6 +51,25 @@ def test_a_diverging_training_stops_before_the_update(one_rank: None, make_job: 
     with pytest.raises(Diverged, match=r"training step \d+: the loss is"):
         trainer.train(job)
     assert not (Path(job.out) / "result.json").exists()
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_ranks_diverge_together_and_keep_no_checkpoint_of_it(make_job: MakeJob, parallelism: str) -> None:
+    job = dataclasses.replace(make_job(
+        "diverge", peft_method="full", learning_rate=1e20, max_grad_norm=0.0, warmup_ratio=0.0, checkpoint_steps=1),
+        parallelism=parallelism)
+    assert ranks.run(job, 2) == [EXIT_NON_FINITE] * 2
+    (bad,) = events_of(job, "non_finite")
+    assert bad["step"] == events_of(job)[-1]["step"] + 1
+    told = json.loads((Path(job.out) / "error.json").read_text())
+    assert f"training step {bad['step']}" in told["where"]
+    kept = [int(folder.name.split("-")[1]) for folder in Path(job.out).glob("step-??????")]
+    assert kept and max(kept) < bad["step"]
+    for folder in Path(job.out).glob("step-??????"):
+        weights = {"model": {f"model.{name}": torch.zeros_like(weight) for name, weight in
+                             load_file(Path(job.base) / "model.safetensors").items()}}
+        dcp.load(weights, checkpoint_id=folder)
+        assert all(weight.isfinite().all() for weight in weights["model"].values())
 
 
 def test_sigterm_saves_a_checkpoint_and_exits(make_job: MakeJob) -> None:

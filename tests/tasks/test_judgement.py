@@ -80,6 +80,19 @@ def test_the_guides_models_fit_where_one_would_expect(
     assert (found.fits, found.parallelism) == (fits, parallelism), found
 
 
+@pytest.mark.parametrize(("model", "device", "nodes", "parallelism", "shards"), [
+    ("Llama-2-7B", "H200", 2, "ddp", 1), ("Llama-2-13B", "A100", 2, "hsdp", 8), ("Llama-2-70B", "A100", 4, "fsdp", 32)])
+def test_several_nodes_cut_the_weights_within_one_if_that_is_enough(
+    model: str, device: str, nodes: int, parallelism: str, shards: int,
+) -> None:
+    spec = docs.guide_spec(model, "full")
+    counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
+    found = estimate(
+        docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, 8 * nodes, device, devices()[device], nodes)
+    assert found.parallelism == parallelism and found.ranks == 8 * nodes
+    assert found.memory_gib["optimizer"] == pytest.approx(counted[1] * 8 / shards / 2**30, rel=1e-3)
+
+
 def test_a_model_of_another_family_is_counted_by_its_weights(settings: Settings, past: Past) -> None:
     Path(past.base.path, "config.json").write_text('{"n_embd": 64}')
     expected = forecast(settings, past.spec, past.pack, past.base)

@@ -1,0 +1,52 @@
+"""A run cancelled in the Prefect UI: its ranks are gone, its last checkpoint stays: pytest tests/e2e/test_cancel.py"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+CANCEL_S = 10
+
+
+def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, parameters: dict[str, Any]) -> None:
+    home = stack.settings.home_path
+    wanted = {**parameters, **LONG, "num_train_epochs": 500, "destination": "acme/cancelled", "seed": 7}
+    run = stack.start_run(wanted)
+    deadline = time.monotonic() + COMMAND_TIMEOUT_S
+    while not (ranks_below(home) and list(home.glob("trainings/*/step-??????"))):
+        assert time.monotonic() < deadline, stack.prefect(f"/flow_runs/{run}")["state"]
+        time.sleep(0.1)
+    ranks = ranks_below(home)
+    assert len(ranks) >= parameters["num_ranks"]
+    (folder,) = {path.parent for path in home.glob("trainings/*/step-??????")}
+
+    cancelled = time.monotonic()
+    stack.prefect(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+    _, alive = psutil.wait_procs(ranks, timeout=CANCEL_S - (time.monotonic() - cancelled))
+    assert alive == []
+    state = stack.wait_until_over(run)
+    assert state["type"] == "CANCELLED", state
+    assert ranks_below(home) == []
+    assert list(folder.glob("step-??????"))
+    assert stack.versions("acme/cancelled") == []
+
+
+def ranks_below(home: Path) -> list[psutil.Process]:
+    """The training processes whose job lies in that home, and the torchrun above them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if "tasks.distributed.train" in command and any(word.startswith(str(home)) for word in command):
+            found.append(process)
+    return found

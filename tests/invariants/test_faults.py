@@ -1,0 +1,71 @@
+"""Faults that the launcher above torchrun answers: memory that runs out, a rank that stands still."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.errors import Transient
+from infra.settings import Settings
+from tasks.child import run_child
+from tasks.distributed.job import TrainJob
+from tasks.train import run_smaller_if_needed
+from tests.distributed.conftest import MakeJob, events_of
+from tests.invariants.conftest import trajectory
+from tests.invariants.test_trajectory import check, recorded
+
+pytestmark = pytest.mark.slow
+
+STALL_S = 40
+"""More than the ranks need to begin."""
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, job: TrainJob, wish: str) -> Path:
+    """Let one rank fail at a point, once; returns the file that then exists."""
+    fired = Path(job.out) / "fired"
+    monkeypatch.setenv("ANNEAL_CRASH_AT", wish)
+    monkeypatch.setenv("ANNEAL_CRASH_FIRED", str(fired))
+    return fired
+
+
+@pytest.mark.parametrize(("ranks", "wish"), [
+    (1, "train.mid_step:MEMORY:4"),
+    pytest.param(2, "train.mid_step:MEMORY:4:1", marks=pytest.mark.chaos)])
+def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_number(
+    make_job: MakeJob, settings: Settings, monkeypatch: pytest.MonkeyPatch, ranks: int, wish: str,
+) -> None:
+    job = make_job("run", num_ranks=ranks, checkpoint_steps=2)
+    fired = inject(monkeypatch, job, wish)
+    run_smaller_if_needed(settings, job, lambda: None)
+    assert fired.exists() and '"gradient_accumulation_steps\\": 2' in (Path(job.out) / "job.json").read_text()
+    assert len(events_of(job, "start") + events_of(job, "resume")) == 2
+    check(trajectory(job), recorded("lora"))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_a_frozen_rank_is_found_and_the_same_again_goes_on(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallelism: str,
+) -> None:
+    settings = Settings(home=tmp_path / "home", stall_timeout_s=STALL_S, stop_grace_s=1)
+    job = make_job("run", checkpoint_steps=2, parallelism=parallelism)
+    fired = inject(monkeypatch, job, "train.after_backward:SIGSTOP:5:1")
+    with pytest.raises(Transient, match=f"no progress for {STALL_S} s"):
+        run_child(settings, job, "tasks.distributed.train", ranks=2)
+    assert fired.exists() and not [
+        process for process in psutil.process_iter() if job.out in " ".join(words_of(process))
+        and process.pid != os.getpid()]
+    run_child(settings, job, "tasks.distributed.train", ranks=2)
+    assert events_of(job, "resume")[0]["step"] >= 2
+    check(trajectory(job), recorded("lora"))
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command line; nothing for one that is gone."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
