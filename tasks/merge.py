@@ -128,7 +128,9 @@ def part_of(folder: Path) -> Iterator[Path]:
 def finish(part: Path, folder: Path) -> int:
     """Make the files durable and give the folder its name; returns their size in bytes."""
     written = 0
+    mode = (part / "config.json").stat().st_mode  # by the umask; safetensors lets nobody else read its files
     for path in part.iterdir():
+        path.chmod(mode)
         with path.open("rb") as file:
             os.fsync(file.fileno())
         written += path.stat().st_size

@@ -95,6 +95,7 @@ def test_the_folder_is_a_whole_model(
 
     assert {path.name for path in out.iterdir()} == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "whoever reads the configuration reads the rest"
     assert done.bytes == sum(path.stat().st_size for path in out.iterdir())
     for path in out.iterdir():
         assert b"secret-place" not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes(), path.name
@@ -206,7 +207,7 @@ def stopped_at(point: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(FIRED, str(tmp_path / "fired"))
 
 
-def wait_for(happened: Callable[[], Any], what: str, timeout_s: float = 60) -> None:
+def wait_for(happened: Callable[[], Any], what: str, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, what
