@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deployments.options import Parser, add_input_options, add_spec_options, spec_from
+from deployments.options import Parser, add_input_options, add_merge_options, add_spec_options, spec_from
 from infra.errors import AnnealError, UserError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def parser() -> Parser:
         ("train", train, "train, evaluate, register and deploy a model"),
         ("estimate", estimate, "say what a training would take, without training"),
         ("predict", predict, "ask a deployed model"),
+        ("merge", merge, "write a version as a whole model, its adapter merged into the base"),
         ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
         ("down", down, "stop what `anneal up` started"),
         ("status", status, "show what runs"),
@@ -81,6 +82,8 @@ def parser() -> Parser:
             add_spec_options(command)
         if name == "predict":
             add_input_options(command)
+        if name == "merge":
+            add_merge_options(command)
     return root
 
 
@@ -129,6 +132,22 @@ def predict(options: argparse.Namespace) -> Answer:
     if not settings.predictor:
         raise UserError("no predictor is known", fix="Start one with `anneal up`, or set ANNEAL_PREDICTOR_URL.")
     return Answer(*ask.ask(settings, options, stream=sys.stdout.isatty() and not options.json))
+
+
+def merge(options: argparse.Namespace) -> Answer:
+    """Merge a version's adapter into its base, and say how far its logits are from the adapter's."""
+    settings = _settings()
+    _set_environment(settings)
+    from tasks.merge import merge as merged_into
+
+    done = merged_into(settings, options.target, options.folder, dtype=options.dtype, base_model=options.base_model)
+    version = done.version
+    lines = {
+        "folder": done.folder, "version": f"{version.destination} version {version.number}, {version.id}",
+        "dtype": done.dtype, "bytes": done.bytes, "compared on": f"{done.probe_tokens} tokens of {done.probe}",
+        "adapter": f"changes the base's logits by up to {done.effect:.2g} of the largest",
+        "merged": _logits(done.merged, "adapter on base"), "reloaded": _logits(done.reloaded, "merged, fp32")}
+    return Answer(done.to_json(), "\n".join(_table(lines)))
 
 
 def up(_: argparse.Namespace) -> Answer:
@@ -228,6 +247,11 @@ def _links(settings: Settings) -> dict[str, str]:
 def _table(values: dict[str, Any]) -> list[str]:
     width = max(map(len, values), default=0)
     return [f"{name:{width}}  {value}" for name, value in values.items()]
+
+
+def _logits(found: dict[str, float], beside: str) -> str:
+    return (f"off by {found['max_absolute']:.2g} ({found['max_relative']:.2g} of the largest logit, allowed "
+            f"{found['bound']:.2g}), likeliest token the same at {found['same_argmax']:.2%} ({beside})")
 
 
 def _print_error(error: Exception, as_json: bool) -> None:

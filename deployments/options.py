@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from infra.errors import UserError
-from infra.spec import FIELD_TYPES, TrainingSpec
+from infra.spec import FIELD_TYPES, Precision, TrainingSpec
 
 INPUTS: dict[str, tuple[Callable[[str], Any], str]] = {
     "system_prompt": (str, "fills {system_prompt} of the template"),
@@ -68,6 +69,18 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to ask; read from stdin if left out or -")
     for name, (kind, about) in INPUTS.items():
         parser.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, help=about, metavar=_metavar(kind))
+
+
+def add_merge_options(parser: argparse.ArgumentParser) -> None:
+    """The version to merge, where to write it, and how."""
+    parser.add_argument("target", metavar="MODEL[:VERSION]",
+                        help="owner/name, and a version's number, alias or 64 hex digits (default: what is served, "
+                             "else the newest)")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="new or empty folder for the whole model")
+    parser.add_argument("--dtype", choices=get_args(Precision), default="auto",
+                        help="number format of the weights (default: auto, fp32 if the base's are, else bf16)")
+    parser.add_argument("--base-model", default="", metavar="TEXT",
+                        help="base model, where this machine does not know it from a training")
 
 
 def spec_from(options: argparse.Namespace) -> TrainingSpec:

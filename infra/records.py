@@ -187,3 +187,27 @@ class Deployment(Record):
     reason: str = ""
     smoke: str = ""
     """The answer to the smoke prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged(Record):
+    """A version as a whole model in a folder, and how far its logits are from the adapter's.
+
+    A difference is {"max_absolute", "max_relative", "same_argmax", "bound"}: relative to the largest logit, like
+    its bound; same_argmax is the share of positions with the same likeliest token, 0..1.
+    """
+
+    folder: str
+    version: Version
+    dtype: str
+    bytes: int
+    """Of all files."""
+    probe: str
+    """What the logits were compared on."""
+    probe_tokens: int
+    effect: float
+    """What the adapter changes: the largest difference to the base's logits, relative to the largest logit."""
+    merged: dict[str, float]
+    """The merged model in fp32 against the adapter on its base."""
+    reloaded: dict[str, float]
+    """The model loaded from the files against the merged one in fp32: the rounding to `dtype`."""

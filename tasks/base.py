@@ -2,7 +2,8 @@
 
 In:   a folder, an s3:// prefix, or a hub name     Out: Base: a folder on this machine, its digest
 A hub name is downloaded once into <home>/cache/hub, an s3:// prefix into <home>/cache/bases.
-Only safetensors count as weights. The digest is remembered by file sizes and times.
+Only safetensors count as weights. The digest is remembered by file sizes and times, and the folder by the digest:
+versions name their base without saying where this machine keeps it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,36 @@ def find_base(settings: Settings, name: str) -> Base:
             fix="Check the path.")
     config = _check(folder, name)
     context = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
-    return Base(name=_shown_name(name), path=str(folder), digest=_digest(settings, folder), context_tokens=context)
+    digest = _digest(settings, folder)
+    place = _place(settings, digest)
+    if not place.exists() or place.read_text(encoding="utf-8") != str(folder):
+        write_atomic(place, str(folder))
+    return Base(name=_shown_name(name), path=str(folder), digest=digest, context_tokens=context)
+
+
+def find_same(settings: Settings, name: str, digest: str, where: str, given: str = "") -> Base:
+    """The base with this digest: `given`, or the folder that was used here last, or by its hub name or address.
+
+    Raises BaseModelError when it is not on this machine or another one, Transient.
+    """
+    place = _place(settings, digest)
+    known = place.read_text(encoding="utf-8") if place.exists() else ""
+    source = given or (known if known and Path(known).is_dir() else name)
+    if source == name and not given and "/" not in name:  # the last part of a path, not a hub name or address
+        raise BaseModelError(f"its base model {shown(name)} is not known on this machine", where=where,
+                             allowed=f"a folder with digest {digest[:12]}", fix="Name the folder with --base-model.")
+    base = find_base(settings, source)
+    if base.digest != digest:
+        raise BaseModelError(
+            f"base model {shown(source)} has digest {base.digest[:12]}", where=where,
+            allowed=f"{digest[:12]}, the one that it was trained on ({name})",
+            fix="Name the folder of that model with --base-model.")
+    return base
+
+
+def _place(settings: Settings, digest: str) -> Path:
+    """Where the folder of a base is written down."""
+    return settings.home_path / "cache" / "places" / digest
 
 
 def _check(folder: Path, name: str) -> dict[str, Any]:

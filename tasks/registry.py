@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import Broken, Transient
+from infra.errors import Broken, Transient, UserError, shown
 from infra.records import Version
 from infra.settings import Settings
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TRAINING_TAG, ID_TAG = "training_id", "version_id"
 EXPERIMENT = "anneal"
 TAG_CHARACTERS = 4000
+ALIASES = ("champion", "challenger")
+"""What stands for a model without a version: what is served, else what was registered last."""
 
 
 class Registry:
@@ -44,12 +46,23 @@ class Registry:
         """The version of a training, or None."""
         with told(self.uri):
             found = self._search(destination, training_id)
+        return _version(destination, found[0]) if found else None
+
+    def look_up(self, destination: str, which: str = "") -> Version:
+        """A version by its number, alias or id; by default the champion, else the challenger. Raises UserError."""
+        with told(self.uri):
+            found = self.client.search_model_versions(f"name='{name_of(destination)}'")
+            aliases = self.client.get_registered_model(name_of(destination)).aliases if found else {}
         if not found:
-            return None
-        tags, number = found[0].tags, int(found[0].version)
-        return Version(
-            destination=destination, id=tags[ID_TAG], number=number, folder=f"versions/{tags[ID_TAG]}",
-            uri=uri_of(destination, number), training_id=training_id)
+            raise UserError("no version of it is registered", where=destination,
+                            fix="Check the name, ANNEAL_HOME and ANNEAL_MLFLOW_URI.")
+        number = aliases.get(which, which) or next((aliases[name] for name in ALIASES if name in aliases), "")
+        for one in found:
+            if str(one.version) == str(number) or one.tags.get(ID_TAG) == number:
+                return _version(destination, one)
+        known = [*sorted((str(one.version) for one in found), key=int), *sorted(aliases)]
+        raise UserError(f"there is no version {shown(which)}", where=destination,
+                        allowed=f"one of {', '.join(known)}, or the 64 hex digits of a version")
 
     def version_of(
         self, destination: str, training_id: str, identity: str, folder: Path, lineage: dict[str, Any], *,
@@ -152,6 +165,13 @@ class Registry:
         for model in self.client.search_logged_models([experiment], filter_string=query):
             if str(model.status) == "PENDING":
                 self.client.finalize_logged_model(model.model_id, "FAILED")
+
+
+def _version(destination: str, found: ModelVersion) -> Version:
+    tags, number = found.tags, int(found.version)
+    return Version(
+        destination=destination, id=tags[ID_TAG], number=number, folder=f"versions/{tags[ID_TAG]}",
+        uri=uri_of(destination, number), training_id=tags[TRAINING_TAG])
 
 
 def name_of(destination: str) -> str:

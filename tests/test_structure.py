@@ -51,14 +51,16 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 
 
 def test_ranks_load_no_service_libraries() -> None:
-    code = (f"import sys, tasks.distributed.train, tasks.distributed.generate, tasks.distributed.encode\n"
+    modules = ", ".join(f"tasks.distributed.{name}" for name in ("train", "generate", "encode", "merge"))
+    code = (f"import sys, {modules}\n"
             f"print([name for name in {FORBIDDEN_FOR_RANKS!r} if name in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip().splitlines()[-1] == "[]"
 
 
 def test_the_flow_loads_no_torch() -> None:
-    code = "import sys, flows.finetune\nprint([n for n in ('torch', 'transformers', 'mlflow') if n in sys.modules])"
+    code = ("import sys, flows.finetune, tasks.merge\n"
+            "print([n for n in ('torch', 'transformers', 'mlflow') if n in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip().splitlines()[-1] == "[]"
 

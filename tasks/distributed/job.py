@@ -102,6 +102,22 @@ class GenerateJob(Job):
     context_tokens: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergeJob(Job):
+    """Merge an adapter into its base (merge.py). `folder` holds the tokenizer's files and takes the model."""
+
+    base: str
+    tuned: str
+    folder: str
+    dtype: str
+    """auto, fp32 or bf16."""
+    rows: str
+    """validation.jsonl to compare logits on; empty: a fixed row of token ids."""
+    kind: RowKind
+    separator: str
+    context_tokens: int
+
+
 def main_of(kind: type[J], work: Callable[[J], int]) -> None:
     """Run a child: read the job, do the work, turn errors into error.json and an exit code."""
     job = kind(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

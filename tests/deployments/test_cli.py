@@ -209,6 +209,15 @@ def test_predict_without_a_predictor_says_how_to_start_one(capsys: pytest.Captur
     assert "anneal up" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["a/b"], "required: FOLDER"), (["a/b", "out", "--dtype", "fp16"], "invalid choice: 'fp16'")])
+def test_merge_refuses_a_wrong_command(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["merge", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_inputs_are_the_predictors() -> None:
     schemas = pytest.importorskip("deployments.predictor.schemas")
     assert {"prompt", *INPUTS} == set(schemas.Input.model_fields)

@@ -12,8 +12,10 @@ from safetensors.numpy import save_file
 
 from infra.files import sha256_of
 from infra.records import Base, Evaluation, Pack, PackCounts, Split, Trained
+from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
+from tasks.registry import Registry
 
 COUNTS = PackCounts(rows=10, examples=20, tokens=600, labelled=200, truncated=0, lost=0, split=0, longest=60, fill=0.9)
 SCORE = {metric: [0.4, 0.5, 0.6] for metric in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
@@ -29,6 +31,20 @@ class Past:
     pack: Pack
     trained: Trained
     evaluation: Evaluation
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables; a copy of a file takes none."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Registry(Settings(home=path.parent)).client.search_registered_models()
+    return path
+
+
+@pytest.fixture
+def database(empty_database: Path, settings: Settings) -> None:
+    """An MLflow database of one's own."""
+    (settings.home_path / "mlflow.db").write_bytes(empty_database.read_bytes())
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from tasks.register import find_version, register
 from tasks.registry import Registry, name_of
 from tests.tasks.conftest import Past
 
+pytestmark = pytest.mark.usefixtures("database")
 CALLS = (
     "create_model_version", "log_model_artifacts",
     *(pytest.param(name, marks=pytest.mark.chaos)
@@ -30,19 +31,6 @@ def do(settings: Settings, store: Store, past: Past) -> Version:
 def versions(settings: Settings) -> list[int]:
     client = Registry(settings).client
     return [int(v.version) for v in client.search_model_versions("name='acme--summarizer'")]
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make its tables; a copy of a file takes none."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Registry(Settings(home=path.parent)).client.search_registered_models()
-    return path
-
-
-@pytest.fixture(autouse=True)
-def database(empty_database: Path, settings: Settings) -> None:
-    (settings.home_path / "mlflow.db").write_bytes(empty_database.read_bytes())
 
 
 def test_registering_twice_gives_one_version(settings: Settings, store: Store, past: Past) -> None:
