@@ -65,7 +65,7 @@ class Setting:
         tokens, labels = self.tokens_and_labels()
         return flops_of(empty_base(self.base, torch.float32), full=not self.lora_rank)(tokens, labels) / tokens
 
-    def flop_per_token_4n(self) -> float:
+    def flop_per_token_of_all(self) -> float:
         """As NeMo AutoModel's records count: 4 (6 where all are trained) for each of the N weights, embeddings too."""
         weights = sum(weight.numel() for weight in empty_base(self.base, torch.float32).parameters())
         return (4.0 if self.lora_rank else 6.0) * weights
