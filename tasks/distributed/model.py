@@ -25,7 +25,7 @@ from infra.errors import BaseModelError, UserError, shown
 from infra.spec import Precision, TrainingSpec
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
 RELATIVE_BASE = "base"
 
@@ -97,21 +97,27 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
 
     The adapters' values are made by `start_adapter`, once they lie where they are to be trained.
     """
-    from peft import LoraConfig, get_peft_model  # three seconds that tokenising does without
+    from peft import get_peft_model  # three seconds that tokenising does without
 
-    targets: str | list[str] = spec.lora_targets
-    if targets != "all-linear":
-        targets = [name.strip() for name in spec.lora_targets.split(",") if name.strip()]
-    config = LoraConfig(
-        r=spec.lora_rank, lora_alpha=spec.lora_alpha, lora_dropout=spec.lora_dropout,
-        target_modules=targets, task_type="CAUSAL_LM")
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        return get_peft_model(model, adapter_config(spec), autocast_adapter_dtype=True)
     except ValueError as error:
         names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(
             f"lora_targets is {shown(spec.lora_targets)}, which names no layer of the base model",
             allowed="all-linear, or some of " + ", ".join(names)) from error
+
+
+def adapter_config(spec: TrainingSpec) -> LoraConfig:
+    """The spec's adapters in peft's words."""
+    from peft import LoraConfig
+
+    targets: str | list[str] = spec.lora_targets
+    if targets != "all-linear":
+        targets = [name.strip() for name in spec.lora_targets.split(",") if name.strip()]
+    return LoraConfig(
+        r=spec.lora_rank, lora_alpha=spec.lora_alpha, lora_dropout=spec.lora_dropout,
+        target_modules=targets, task_type="CAUSAL_LM")
 
 
 def load_tuned(base: Path, tuned: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | PeftModel:

@@ -1,7 +1,8 @@
 """TRL's SFTTrainer and the plain transformers Trainer as contenders, on the examples that Anneal has tokenised.
 
 TRL packs by itself (bfd) and computes its loss with its fused head. The plain Trainer flattens examples with
-DataCollatorWithFlattening. Both clip, use AdamW (fused) and a constant rate, as Anneal does here.
+DataCollatorWithFlattening. Both clip, use AdamW (fused) and a constant rate, as Anneal does here. TRL also trains
+adapters, beside a base in the precision of the forward pass. On CUDA: Liger's kernels where they are installed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from infra.spec import TrainingSpec
 from tasks.distributed.data import PackedRows
 from tasks.distributed.loss import PackedLoss
+from tasks.distributed.model import adapter_config, device_of, dtype_of
 from tests.benchmarks.data import validation_loss
 from tests.benchmarks.windows import Windows
 
@@ -55,25 +59,30 @@ class InWindows(TrainerCallback):
 
 
 def main() -> None:
-    """Options: those that tests/benchmarks/train.py gives in `peer`."""
+    """Options: those that tests/benchmarks/setting.py gives in `peer`."""
     options, windows = json.loads(sys.argv[1]), Windows()
+    spec = TrainingSpec.from_json(options["spec"])
+    lora = spec.peft_method == "lora"
     disable_progress_bars()
     packs = PackedRows(Path(options["packs"]) / "train")
     model = AutoModelForCausalLM.from_pretrained(
-        options["base"], dtype=torch.float32, attn_implementation=options["attention"])
+        options["base"], dtype=dtype_of(spec.precision, device_of()) if lora else torch.float32,
+        attn_implementation=options["attention"])
     cuda = torch.cuda.is_available()
     # The plain Trainer is given examples: as many a batch as the rows of the others hold.
     each = 1.0 if options["trainer"] == "trl" else (len(packs.segments) - 1) / len(packs)
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": max(1, round(options["rows"] * each)),
-        "gradient_accumulation_steps": options["accumulation"], "learning_rate": options["learning_rate"],
-        "lr_scheduler_type": "constant", "max_steps": 100_000, "bf16": options["precision"] == "bf16",
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps, "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": "constant", "max_steps": 100_000, "bf16": spec.precision == "bf16",
         "use_cpu": not cuda, "save_strategy": "no", "logging_steps": 10, "report_to": [], "optim": "adamw_torch_fused",
-        "weight_decay": 0.0, "max_grad_norm": 1.0, "disable_tqdm": True, "seed": 0, "gradient_checkpointing": False}
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "disable_tqdm": True, "seed": 0, "gradient_checkpointing": False,
+        "use_liger_kernel": cuda and find_spec("liger_kernel") is not None}
     if options["trainer"] == "trl":
         arguments = SFTConfig(**common, packing=True, packing_strategy="bfd", max_length=options["length"])
         trainer: Trainer = SFTTrainer(
-            model, arguments, train_dataset=examples_of(packs), callbacks=[InWindows(windows)])
+            model, arguments, train_dataset=examples_of(packs), callbacks=[InWindows(windows)],
+            peft_config=adapter_config(spec) if lora else None)
     else:
         collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
         arguments = TrainingArguments(**common, remove_unused_columns=False)
@@ -87,9 +96,10 @@ def main() -> None:
 
     trainer.data_collator = counted
     trainer.train()
-    trained = PackedLoss(trainer.accelerator.unwrap_model(trainer.model))
+    trained = trainer.accelerator.unwrap_model(trainer.model)
     windows.measured()
-    windows.end(validation_loss(trained, Path(options["packs"])))
+    loss = PackedLoss(trained.get_base_model() if lora else trained)
+    windows.end(validation_loss(loss, Path(options["packs"])))
 
 
 def examples_of(packs: PackedRows) -> Dataset:

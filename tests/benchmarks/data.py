@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from tasks.distributed.data import PackedRows
 from tasks.distributed.encode import encode
@@ -19,6 +19,9 @@ from tests.conftest import SHARED
 
 STORIES = SHARED / "models" / "stories260K" / "hf"
 LLAMA_2 = SHARED / "models" / "llama2_tokenizer"
+LLAMA_20M = {
+    "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "num_key_value_heads": 8, "max_position_embeddings": 1024}
 
 
 def needs_shared() -> None:
@@ -37,19 +40,35 @@ def rows_of(folder: Path, name: str = "samsum", **splits: str) -> Path:
     return folder
 
 
+def samsum(folder: Path, held_out: int) -> Path:
+    """SAMSum with its first `held_out` validation rows."""
+    path = rows_of(folder, train="train", validation="val") / "validation.jsonl"
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:held_out]))
+    return folder
+
+
 def llama_2_tokenizer() -> PreTrainedTokenizerBase:
     """The guide's tokenizer. Its own configuration has empty strings for the special tokens."""
     return AutoTokenizer.from_pretrained(LLAMA_2, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def llama_20m(folder: Path) -> Path:
-    """A Llama of 20 million random weights: hidden 256, 6 layers, the vocabulary of Llama 2, length 1024."""
+    """A Llama of 20 million random weights: hidden 256, 6 layers, length 1024."""
+    return random_llama(folder, LLAMA_20M)
+
+
+def random_llama(folder: Path, shape: dict[str, int], dtype: torch.dtype = torch.float32) -> Path:
+    """A Llama of random weights with the vocabulary of Llama 2, made in `dtype` on the GPU where there is one."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32_000, hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=8, max_position_embeddings=1024, tie_word_embeddings=False)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    llama_2_tokenizer().save_pretrained(folder)
+    config = LlamaConfig(vocab_size=32_000, tie_word_embeddings=False, **shape)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    part = folder.with_name(f"{folder.name}.part")
+    model.save_pretrained(part, max_shard_size="4GB")
+    llama_2_tokenizer().save_pretrained(part)
+    part.rename(folder)
+    del model
+    torch.cuda.empty_cache()  # the contenders are other processes and need the room
     return folder
 
 

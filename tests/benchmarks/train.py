@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,67 +22,20 @@ from typing import Any
 
 import torch
 
-from infra.spec import Precision, TrainingSpec
-from tasks.distributed.build import flops_of
-from tasks.distributed.data import PackedRows
+from infra.spec import Precision
 from tasks.distributed.model import dtype_of
-from tasks.distributed.sharding import empty_base
-from tests.benchmarks.data import STORIES, llama_20m, needs_shared, packs_of, rows_of
+from tests.benchmarks.data import STORIES, llama_20m, needs_shared, packs_of, samsum
 from tests.benchmarks.report import finish, interleaved, medians, say, seconds
+from tests.benchmarks.setting import Setting
 from tests.benchmarks.windows import Contender, best_of
 
 ROUNDS = 5
-LEARNING_RATE = 1e-3
 HELD_OUT = 100
 QUALITY_STEPS = 100
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 CPU = torch.device("cpu")
 GOALS = {"stories260k": {"trl": 1.6, "hf_trainer": 1.7}, "llama20m": {"trl": 7.0, "hf_trainer": 3.0}}
 GOAL_OF_MATMUL, GOAL_QUALITY = 0.60, 1.005
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One model and its data."""
-
-    name: str
-    base: Path
-    packs: Path
-    length: int
-    rows: int
-    steps: int
-    """Of a window."""
-
-    def anneal(self, folder: Path, ranks: int, precision: str) -> Contender:
-        """Our trainer, all rows of a step at a time."""
-        out = tempfile.mkdtemp(dir=folder)
-        spec = TrainingSpec(
-            train_data="samsum", base_model=str(self.base), destination="bench/model", peft_method="full",
-            precision=precision, train_batch_size=self.rows, num_train_epochs=100, learning_rate=LEARNING_RATE,
-            lr_schedule="constant", warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=1.0)
-        job = {"out": out, "spec": spec.to_json(), "base": str(self.base), "packs": str(self.packs),
-               "chunk_tokens": self.length, "key": "bench"}
-        return Contender("tests.benchmarks.contender_anneal", job, ranks, folder / "log", grouped=True)
-
-    def peer(
-        self, folder: Path, ranks: int, trainer: str, precision: str, accumulation: int, attention: str,
-    ) -> Contender:
-        """The same for a peer."""
-        return Contender("tests.benchmarks.contender_peer", {
-            "base": str(self.base), "packs": str(self.packs), "trainer": trainer, "precision": precision,
-            "rows": self.rows // ranks // accumulation, "accumulation": accumulation, "length": self.length,
-            "attention": attention, "learning_rate": LEARNING_RATE}, ranks, folder / "log")
-
-    def variants(self, folder: Path, ranks: int) -> dict[str, dict[str, Callable[[], Contender]]]:
-        """What is tried, by contender."""
-        found: dict[str, dict[str, Callable[[], Contender]]] = {
-            "anneal": {p: partial(self.anneal, folder, ranks, p) for p in PRECISIONS}}
-        mine = self.rows // ranks
-        for trainer in ("trl", "hf_trainer"):
-            found[trainer] = {
-                f"{p}, accumulation {a}, {attention}": partial(self.peer, folder, ranks, trainer, p, a, attention)
-                for p in PRECISIONS for a, attention in dict.fromkeys([(mine, "sdpa"), (mine, "eager"), (1, "sdpa")])}
-        return found
 
 
 def main() -> None:
@@ -116,9 +68,7 @@ def main() -> None:
 def settings(folder: Path) -> Iterator[Setting]:
     """The two models with their packs."""
     if not (folder / "rows").exists():
-        rows = rows_of(folder / "rows", train="train", validation="val")
-        held_out = rows / "validation.jsonl"
-        held_out.write_text("".join(held_out.read_text(encoding="utf-8").splitlines(keepends=True)[:HELD_OUT]))
+        rows = samsum(folder / "rows", HELD_OUT)
         llama_20m(folder / "llama20m")
         packs_of(rows, STORIES, 512, folder / "packs512")
         packs_of(rows, folder / "llama20m", 1024, folder / "packs1024")
@@ -126,9 +76,21 @@ def settings(folder: Path) -> Iterator[Setting]:
     yield Setting("llama20m", folder / "llama20m", folder / "packs1024", 1024, rows=2, steps=2)
 
 
+def variants_of(setting: Setting, folder: Path, ranks: int) -> dict[str, dict[str, Callable[[], Contender]]]:
+    """What is tried, by contender."""
+    found: dict[str, dict[str, Callable[[], Contender]]] = {
+        "anneal": {p: partial(setting.anneal, folder, ranks, p) for p in PRECISIONS}}
+    mine = setting.rows // ranks
+    for trainer in ("trl", "hf_trainer"):
+        found[trainer] = {
+            f"{p}, accumulation {a}, {attention}": partial(setting.peer, folder, ranks, trainer, p, a, attention)
+            for p in PRECISIONS for a, attention in dict.fromkeys([(mine, "sdpa"), (mine, "eager"), (1, "sdpa")])}
+    return found
+
+
 def compare(setting: Setting, folder: Path, ranks: int) -> dict[str, Any]:
     """Median tokens a second, and peak memory, of the best variant of each contender."""
-    chosen = {name: best_of(variants, setting.steps) for name, variants in setting.variants(folder, ranks).items()}
+    chosen = {name: best_of(variants, setting.steps) for name, variants in variants_of(setting, folder, ranks).items()}
     measures = {name: partial(contender.tokens_per_s, setting.steps) for name, (_, contender) in chosen.items()}
     matmul = {f"matmul_{name}": partial(matmul_tflops, dtype_of(name, CPU)) for name in PRECISIONS}
     figures = interleaved({**measures, **matmul}, ROUNDS)
@@ -144,7 +106,7 @@ def compare(setting: Setting, folder: Path, ranks: int) -> dict[str, Any]:
 
 def same_tokens(setting: Setting, folder: Path, chosen: dict[str, str]) -> dict[str, float]:
     """Validation loss after QUALITY_STEPS steps of the same batch size, in the fastest variants."""
-    found, variants = {}, setting.variants(folder, 1)
+    found, variants = {}, variants_of(setting, folder, 1)
     for name in ("anneal", "trl"):
         contender = variants[name][chosen[name]]()
         contender.tokens_per_s(QUALITY_STEPS)
@@ -163,11 +125,8 @@ def matmul_tflops(dtype: torch.dtype) -> float:
 
 def share_of_matmul(setting: Setting, found: dict[str, Any]) -> float:
     """Our FLOP/s over the matmul rate of the precision that won."""
-    flops = flops_of(empty_base(setting.base, torch.float32), full=True)
-    packs = PackedRows(setting.packs / "train")
-    tokens, labels = int(packs.tokens_in.sum()), int(packs.labels_in.sum())
-    each = flops(tokens, labels) / tokens
-    return float(found["tokens_per_s"]["anneal"] * each / 1e12 / found["matmul_tflops"][found["variant"]["anneal"]])
+    flops = found["tokens_per_s"]["anneal"] * setting.flop_per_token()
+    return float(flops / 1e12 / found["matmul_tflops"][found["variant"]["anneal"]])
 
 
 if __name__ == "__main__":

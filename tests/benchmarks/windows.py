@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tasks.child import RAISED
 from tasks.distributed.parallel import PATIENCE
 from tests.benchmarks.report import say
 from tests.conftest import ROOT, free_port, rank_variables
@@ -45,6 +46,8 @@ class Windows:
                 torch.cuda.synchronize()
             seconds, tokens = time.perf_counter() - self._began, self._over_ranks(self.tokens)
             self.all_tokens += tokens
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # the others of this GPU need the room while they have their turn
             if self._began:
                 self.tell({"tokens": tokens, "seconds": seconds})
             else:
@@ -78,6 +81,10 @@ class Windows:
         return int(total)
 
 
+class DiedError(RuntimeError):
+    """A contender is gone before its end; the text is the error it raised."""
+
+
 class Contender:
     """The parent's side of one contender. `grouped`: it wants a process group also of one rank."""
 
@@ -85,6 +92,7 @@ class Contender:
         port, cores = free_port(), os.cpu_count() or 1
         self._processes = []
         self.tokens_a_step = 0.0
+        self._log, self._log_from = log, log.stat().st_size if log.exists() else 0
         with log.open("ab") as errors:
             for rank in range(ranks):
                 environment = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "HF_HUB_OFFLINE": "1"}
@@ -94,7 +102,6 @@ class Contender:
                     [sys.executable, "-m", module, json.dumps(options)], cwd=ROOT, text=True, stderr=errors,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     env={**os.environ, **environment}))
-        self._log = log
         self._answer()
 
     def tokens_per_s(self, steps: int) -> float:
@@ -129,16 +136,26 @@ class Contender:
         for line in stdout:
             if line.startswith(MARK):
                 return dict(json.loads(line.removeprefix(MARK)))
-        raise RuntimeError(f"a contender died; its last words are in {self._log}")
+        self.kill()
+        words = self._log.read_bytes()[self._log_from :].decode(errors="replace")
+        raise DiedError((RAISED.findall(words) or words.strip().splitlines() or ["it left no word"])[-1])
 
 
 def best_of(variants: dict[str, Callable[[], Contender]], steps: int) -> tuple[str, Contender]:
-    """The fastest of the variants, by the best of TRIALS windows after a warm-up of one step; it is left alive."""
-    best_speed, best_name, best = 0.0, "", None
+    """The fastest of the variants, by the best of TRIALS windows after a warm-up of one step; it is left alive.
+
+    A variant may die, of memory for instance. Raises DiedError when all do.
+    """
+    best_speed, best_name, best, death = 0.0, "", None, DiedError("there are no variants")
     for name, start in variants.items():
-        contender = start()
-        contender.tokens_per_s(1)
-        speed = max(contender.tokens_per_s(steps) for _ in range(TRIALS))
+        try:
+            contender = start()
+            contender.tokens_per_s(1)
+            speed = max(contender.tokens_per_s(steps) for _ in range(TRIALS))
+        except DiedError as died:
+            say(f"  tried {name:<36} died: {died}")
+            death = died
+            continue
         say(f"  tried {name:<36} {speed:8.0f} tokens/s")
         if speed <= best_speed:
             contender.kill()
@@ -146,5 +163,6 @@ def best_of(variants: dict[str, Callable[[], Contender]], steps: int) -> tuple[s
         if best is not None:
             best.kill()
         best_speed, best_name, best = speed, name, contender
-    assert best is not None
+    if best is None:
+        raise death
     return best_name, best
