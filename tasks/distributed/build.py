@@ -26,7 +26,7 @@ from tasks.distributed.job import TrainJob
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import add_adapter, dtype_of, load_base, precision, save_model
 from tasks.distributed.parallel import Group
-from tasks.distributed.sharding import Spread, empty_base, fill, load_shards, replicate, shard
+from tasks.distributed.sharding import Spread, empty_base, fill, layers_of, load_shards, replicate, shard
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,6 +42,8 @@ class Built:
     """The model below the adapters' wrapper."""
     loss: PackedLoss
     spread: Spread
+    row_tokens: int
+    """What a row of a batch is filled up to, for compiled layers; 0: rows stay as they are."""
     compute: torch.dtype
     device: torch.device
 
@@ -65,6 +67,7 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     loss = PackedLoss(base).train()
     if spec.activation_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
+    row_tokens = compile_layers(base, job, spec, ranks.device)
     if sharded:
         spread = shard(loss, base, ranks, job.parallelism, compute)
         load_shards(model, path, tied=bool(base.config.tie_word_embeddings))
@@ -72,7 +75,22 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
         start_adapter(model, spec.seed)
     if not sharded:  # after the adapter has its start: DDP sends it round
         spread = replicate(loss, ranks)
-    return Built(model, base, loss, spread, compute, ranks.device)
+    return Built(model, base, loss, spread, row_tokens, compute, ranks.device)
+
+
+def compile_layers(base: PreTrainedModel, job: TrainJob, spec: TrainingSpec, device: torch.device) -> int:
+    """Compile the decoder layers if the spec wants it; returns what rows are then to be filled up to, or 0.
+
+    A layer that cannot be compiled runs as it is: dynamo says so in the log.
+    """
+    suits = (device.type == "cuda" and spec.pack_sequences and spec.peft_method != "qlora"
+             and not spec.activation_checkpointing)
+    if spec.compile_layers == "off" or (spec.compile_layers == "auto" and not suits):
+        return 0
+    torch._dynamo.config.suppress_errors = True
+    for layer in layers_of(base):
+        layer.compile(dynamic=not spec.pack_sequences)
+    return job.chunk_tokens if spec.pack_sequences else 0
 
 
 def start_adapter(model: PeftModel, seed: int) -> None:

@@ -35,7 +35,7 @@ class Batch:
     bounds_S1: Tensor
     """int32: start of each segment, and the end of the last."""
     longest: int
-    """Longest segment in tokens."""
+    """No segment has more tokens."""
     predicts_N: Tensor
     """Places whose next token is labelled."""
     labels_N: Tensor
@@ -70,18 +70,25 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.rows) - 1
 
-    def batch(self, rows: NDArray[np.int64], *, labelled: bool = True) -> Batch:
-        """The given rows flattened into one. `labelled=False` keeps the shape but learns nothing."""
+    def batch(self, rows: NDArray[np.int64], *, labelled: bool = True, row_tokens: int = 0) -> Batch:
+        """The given rows flattened into one. `labelled=False` keeps the shape but learns nothing.
+
+        `row_tokens`: unlabelled segments fill the batch up to so many tokens a row, for code that is compiled.
+        """
         pieces = [self._spans(row) for row in rows]
         ids = np.concatenate([self.tokens[a:b] for spans in pieces for a, b in spans])
         marks = np.concatenate([self.labels[a:b] for spans in pieces for a, b in spans])
         lengths = np.array([b - a for spans in pieces for a, b in spans])
+        if row_tokens:
+            fill = len(rows) * row_tokens - len(ids)
+            lengths = np.concatenate([lengths, np.diff([*range(0, fill, row_tokens), fill])])
+            ids, marks = np.pad(ids, (0, fill)), np.pad(marks, (0, fill))
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
         targets = np.flatnonzero(marks) if labelled else np.zeros(0, dtype=np.int64)
         return Batch(
             torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(positions),
-            torch.from_numpy(bounds.astype(np.int32)), int(lengths.max()),
+            torch.from_numpy(bounds.astype(np.int32)), row_tokens or int(lengths.max()),
             torch.from_numpy(targets - 1), torch.from_numpy(ids[targets].astype(np.int64)))
 
     def _spans(self, row: int) -> list[tuple[int, int]]:
@@ -137,8 +144,10 @@ class Feed(Iterator[Batch]):
 
     def __init__(
         self, rows: PackedRows, plan: Plan, *, rank: int, world: int, count: int, device: torch.device, started: int,
+        row_tokens: int = 0,
     ) -> None:
-        self._rows, self._plan, self._device = rows, plan, device
+        """`row_tokens`: see PackedRows.batch."""
+        self._rows, self._plan, self._device, self._row_tokens = rows, plan, device, row_tokens
         self._share = {"rank": rank, "world": world, "count": count}
         self._order = (
             part for step in range(started, plan.steps) for part in self._parts(step))
@@ -167,5 +176,5 @@ class Feed(Iterator[Batch]):
         return None if following is None else self._maker.submit(self._make, *following)
 
     def _make(self, rows: NDArray[np.int64], labelled: bool) -> Batch:
-        batch = self._rows.batch(rows, labelled=labelled)
+        batch = self._rows.batch(rows, labelled=labelled, row_tokens=self._row_tokens)
         return batch.pinned() if self._device.type == "cuda" else batch

@@ -7,6 +7,9 @@ to the vocabulary only where there is a label. Shapes: T tokens, N labels, D hid
 
 from __future__ import annotations
 
+import contextlib
+
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,11 +31,14 @@ class PackedLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the cross-entropy in nats over the batch's labels (a scalar, fp32)."""
-        hidden_TD: Tensor = self.model.base_model(
-            input_ids=batch.ids_T.unsqueeze(0), position_ids=batch.positions_T.unsqueeze(0), use_cache=False,
-            cu_seq_lens_q=batch.bounds_S1, cu_seq_lens_k=batch.bounds_S1,
-            max_length_q=batch.longest, max_length_k=batch.longest,
-        ).last_hidden_state[0]
+        torch._dynamo.maybe_mark_dynamic(batch.bounds_S1, 0)
+        # Compiled layers are for training: held-out rows have as many shapes as there are rows.
+        with contextlib.nullcontext() if self.training else torch.compiler.set_stance("force_eager"):
+            hidden_TD: Tensor = self.model.base_model(
+                input_ids=batch.ids_T.unsqueeze(0), position_ids=batch.positions_T.unsqueeze(0), use_cache=False,
+                cu_seq_lens_q=batch.bounds_S1, cu_seq_lens_k=batch.bounds_S1,
+                max_length_q=batch.longest, max_length_k=batch.longest,
+            ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
         if len(batch.labels_N) == 0:  # every weight still takes part: DDP's collectives must match on all ranks
             return head_loss(head, hidden_TD[:1], batch.ids_T[:1], self._scale, self._cap) * 0.0

@@ -66,6 +66,9 @@ def load_base(
             f"transformers cannot load it ({error})", where=f"base model {path}",
             allowed="a causal language model with config.json and safetensors weights") from error
     model.config.use_cache = False
+    for module in model.modules():  # bitsandbytes would pack them anew for inference on a CPU, and gradients break
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.eval() if quantized else model.eval().to(device)
 
 

@@ -76,13 +76,17 @@ def shard(
     narrow = compute if compute != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
     options: dict[str, Any] = {"mesh": mesh_of(ranks, parallelism), "mp_policy": policy}
-    layers = set(getattr(model, "_no_split_modules", None) or ())
-    for module in model.modules():
-        if type(module).__name__ in layers:
-            fully_shard(module, **options)
+    for layer in layers_of(model):
+        fully_shard(layer, **options)
     fully_shard(loss, **options)
     loss._apply(lambda x: torch.empty_like(x, device=ranks.device) if x.is_meta else x.to(ranks.device))
     return Spread(loss)
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers, by what transformers says must stay together."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def mesh_of(ranks: Group, parallelism: str) -> DeviceMesh:

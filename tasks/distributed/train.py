@@ -226,7 +226,7 @@ class Trainer:
         check_isolation(self.built)
         self.feed = Feed(
             self.rows, self.plan, rank=self.ranks.rank, world=self.ranks.world, device=self.ranks.device,
-            count=self.spec.gradient_accumulation_steps, started=started)
+            count=self.spec.gradient_accumulation_steps, started=started, row_tokens=self.built.row_tokens)
         self.events.emit("resume" if found else "start", step=started, total=self.plan.steps, ranks=self.ranks.world,
                          parallelism=self.job.parallelism)
         return started

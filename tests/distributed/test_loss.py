@@ -18,7 +18,7 @@ from tasks.distributed.data import Batch, PackedRows, Plan, micro_batches
 from tasks.distributed.head import LinearCrossEntropy, head_loss
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import load_base
-from tests.distributed.conftest import write_pack
+from tests.distributed.conftest import CHUNK, write_pack
 
 
 @pytest.fixture
@@ -187,6 +187,23 @@ def test_batches_restart_positions_and_keep_every_label(rows: PackedRows) -> Non
     assert len(everything.labels_N) == rows.labels_in.sum()
     assert (everything.positions_T[everything.bounds_S1[:-1].long()] == 0).all()
     assert torch.equal(everything.labels_N, everything.ids_T[everything.predicts_N + 1])
+
+
+def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, stories: Path) -> None:
+    model = PackedLoss(load_base(stories, dtype=torch.float32, device=torch.device("cpu")))
+    taken = np.arange(len(rows) - 3, len(rows))
+    plain, filled = rows.batch(taken), rows.batch(taken, row_tokens=CHUNK)
+    assert len(plain.ids_T) < len(filled.ids_T) == 3 * CHUNK == int(filled.bounds_S1[-1])
+    assert int(np.diff(filled.bounds_S1).max()) <= filled.longest == CHUNK and int(filled.positions_T.max()) < CHUNK
+    assert torch.equal(plain.labels_N, filled.labels_N)
+    gradients = []
+    for batch in (plain, filled):
+        model.zero_grad()
+        model(batch).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-6
+    assert rows.tokens_in[0] == CHUNK
+    assert torch.equal(*(rows.batch(np.arange(1), row_tokens=tokens).bounds_S1 for tokens in (0, CHUNK)))
 
 
 def test_an_unlabelled_batch_learns_nothing(rows: PackedRows) -> None:

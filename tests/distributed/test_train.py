@@ -53,6 +53,22 @@ def test_a_diverging_training_stops_before_the_update(one_rank: None, make_job: 
     assert not (Path(job.out) / "result.json").exists()
 
 
+@pytest.mark.chaos
+def test_layers_are_compiled_in_the_first_epoch_only(one_rank: None, make_job: MakeJob) -> None:
+    from torch._dynamo.utils import counters
+
+    job = make_job("compiled", compile_layers="on", pack_sequences=True, train_batch_size=4, num_train_epochs=3)
+    rows = len(PackedRows(Path(job.packs) / "train"))
+    assert rows > 4 and rows % 4
+    graphs = []
+    tell = trainer.Trainer._tell
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_tell", lambda self, *told: (
+            tell(self, *told), graphs.append(counters["stats"]["unique_graphs"])))
+        assert trainer.train(job) == 0
+    assert graphs[0] > 0 and len(graphs) == 6 and len(set(graphs)) == 1, graphs  # told a step later
+
+
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_ranks_diverge_together_and_keep_no_checkpoint_of_it(make_job: MakeJob, parallelism: str) -> None:
     job = dataclasses.replace(make_job(

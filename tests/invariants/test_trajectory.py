@@ -35,12 +35,17 @@ CUTS: dict[str, tuple[int, dict[str, object]]] = {
     "three ranks, uneven, fsdp": (3, {"parallelism": "fsdp"}),
     "activation checkpointing": (1, {"activation_checkpointing": True}),
     "activation checkpointing, fsdp": (2, {"activation_checkpointing": True, "parallelism": "fsdp"}),
+    "compiled": (1, {"compile_layers": "on"}),
+    "compiled, rows filled up, accumulation 2": (
+        1, {"compile_layers": "on", "pack_sequences": True, "gradient_accumulation_steps": 2}),
+    "compiled, rows filled up, fsdp": (2, {"compile_layers": "on", "pack_sequences": True, "parallelism": "fsdp"}),
     "torch's attention": (1, {"constants": {"tasks.distributed.attention.SHORT": 0}}),
 }
 
 
-LATER = {(cut, "full" if number % 2 else "lora") for number, cut in enumerate(CUTS) if number > 2}
-"""The other method of most cuts is left to make chaos."""
+LATER = {(cut, method) for number, cut in enumerate(CUTS) for method in ("lora", "full")
+         if cut.startswith("compiled") or (number > 2 and (method == "full") == bool(number % 2))}
+"""The other method of most cuts, and the compiler, are left to make chaos."""
 
 
 def recorded(method: str) -> dict[int, tuple[float, float]]:
