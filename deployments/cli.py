@@ -119,8 +119,9 @@ def estimate(options: argparse.Namespace) -> Answer:
     _set_environment(settings)
     from flows.finetune import estimate as forecast
 
-    values = forecast(spec)
-    return Answer(values, "\n".join(_table(values)))
+    expected = forecast(spec)
+    lines = {"device": f"{expected.ranks} x {expected.device}", **expected.lines()}
+    return Answer(expected.to_json(), "\n".join(_table(lines)))
 
 
 def predict(options: argparse.Namespace) -> Answer:

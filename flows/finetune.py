@@ -21,7 +21,7 @@ from tasks import report
 from tasks.base import base_task, find_base
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task
-from tasks.forecast import forecast
+from tasks.forecast import Forecast, forecast
 from tasks.ingest import ingest, ingest_task
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
@@ -70,7 +70,7 @@ def prepare(spec: TrainingSpec) -> tuple[Split, Pack, Base]:
     return split, packed, base
 
 
-def estimate(spec: TrainingSpec) -> dict[str, object]:
+def estimate(spec: TrainingSpec) -> Forecast:
     """The forecast of a training without starting it: only ingest, validate and pack are done."""
     settings = Settings()
     store = Store(settings)
@@ -79,4 +79,4 @@ def estimate(spec: TrainingSpec) -> dict[str, object]:
     split = validate(store, data, held_out, spec.num_validation_samples)
     base = find_base(settings, spec.base_model)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)
-    return forecast(settings, spec, packed, base).to_json()
+    return forecast(settings, spec, packed, base)

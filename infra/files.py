@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,20 +104,35 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> Manifest:
-    """Hash and fsync every file below `folder`, then write its manifest last."""
+    """Hash and fsync every file below `folder`, then write its manifest last.
+
+    The files may then be read by whoever the umask lets: safetensors writes them for their owner alone.
+    """
     files: dict[str, FileEntry] = {}
+    mode = _mode_of_new_files(folder)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise ValueError(f"{path} is a link; a manifest lists plain files only")
         if path.is_dir() or name == MANIFEST:
             continue
+        path.chmod(mode)
         with path.open("rb") as file:
             os.fsync(file.fileno())
         files[name] = FileEntry(path.stat().st_size, sha256_of(path))
     manifest = Manifest(files, record)
     write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """By the umask, which cannot be read without changing it for other threads."""
+    probe = folder / f".{os.getpid()}.mode"
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 def verify(folder: Path) -> Manifest | None:

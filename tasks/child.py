@@ -51,7 +51,8 @@ def run_child(
     folder = Path(job.out)
     command = [sys.executable, "-m", module, str(job.write(nodes.suffix))]
     if ranks is not None:
-        command[1:1] = nodes.launcher(ranks)
+        # Its empty log folders would stay in /tmp for good.
+        command[1:1] = [*nodes.launcher(ranks), f"--log-dir={folder / 'torchrun'}"]
     log = (folder / LOG).with_stem(Path(LOG).stem + nodes.suffix)
     log.unlink(missing_ok=True)
     threads = str(settings.threads_for(ranks or 1))

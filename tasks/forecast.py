@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
-from infra.records import Base, Pack, Record
+from infra.records import Base, Pack, Record, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.child import gpus, ranks_of, settled
@@ -36,6 +36,10 @@ NF4_BYTES = 0.52
 """Bytes of a 4-bit weight with its doubly quantized constants (arXiv 2305.14314, section 3)."""
 CUT = ("weights", "gradients", "optimizer")
 """What shards divide among the ranks."""
+
+
+FITS = {True: "yes", False: "NO: raise gradient_accumulation_steps or lower chunk_size",
+        None: "unknown: this device is not in the table"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,27 @@ class Forecast(Record):
     """None: the device is not in the table, and neither are its time and price."""
     seconds: float | None
     usd: float | None
+    usd_per_hour: float | None
+    """Of one device."""
+
+    def lines(self) -> dict[str, str]:
+        """What people read, by name."""
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory_gib.items())
+        return {
+            "steps": f"{self.steps} ({self.tokens} tokens)",
+            "parameters": f"{self.parameters:,}, {self.trainable:,} of them trained",
+            "parallelism": f"{self.parallelism}: {self.why}",
+            "memory of each rank": f"{sum(self.memory_gib.values()):.2f} GiB ({parts})",
+            "fits": FITS[self.fits],
+            "time": "unknown" if self.seconds is None else f"{self.seconds:.0f} s",
+            "price": "unknown" if self.usd is None else f"{self.usd:.2f} USD"}
+
+    def spent(self, trained: Trained) -> dict[str, str]:
+        """The same of a finished training, as far as it is known."""
+        price = {} if self.usd_per_hour is None else {
+            "price": f"{trained.seconds / 3600 * self.usd_per_hour * trained.ranks:.2f} USD"}
+        return {"steps": f"{trained.steps}", "memory of each rank": f"{trained.peak_memory_bytes / GIB:.2f} GiB",
+                "time": f"{trained.seconds:.0f} s", **price}
 
 
 def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> Forecast:
@@ -98,14 +123,14 @@ def estimate(
         "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
         "parallelism": parallelism, "why": why}
     if device is None:
-        return Forecast(**known, fits=None, seconds=None, usd=None)
+        return Forecast(**known, fits=None, seconds=None, usd=None, usd_per_hour=None)
     # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights; a second forward.
     each = (6 if spec.peft_method == "full" else 4) + (2 if spec.activation_checkpointing else 0)
     flops = each * parameters * tokens
     seconds = flops / (device.tflops * 1e12 * device.utilization * (ranks if name != "CPU" else 1))
     return Forecast(
         **known, fits=sum(memory.values()) / GIB <= device.usable_gib, seconds=round(seconds, 1),
-        usd=round(seconds / 3600 * device.usd_per_hour * ranks, 4))
+        usd=round(seconds / 3600 * device.usd_per_hour * ranks, 4), usd_per_hour=device.usd_per_hour)
 
 
 def device_of(settings: Settings) -> tuple[str, Device | None]:

@@ -13,8 +13,6 @@ from tasks.progress import if_it_can
 from tasks.registry import name_of
 
 CELL_CHARACTERS = 400
-FITS = {True: "yes", False: "NO: raise gradient_accumulation_steps or lower chunk_size",
-        None: "unknown: this device is not in the table"}
 
 
 def data_report(split: Split, pack: Pack) -> str:
@@ -34,19 +32,10 @@ def data_report(split: Split, pack: Pack) -> str:
 
 def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
     """Steps, memory by parts, time and price; the actual figures beside them once they are known."""
-    memory = sum(forecast.memory_gib.values())
-    parts = ", ".join(f"{name} {size:.2f}" for name, size in forecast.memory_gib.items())
-    actual = ("", "", "") if trained is None else (
-        f"{trained.steps}", f"{trained.peak_memory_bytes / 2**30:.2f} GiB", f"{trained.seconds:.0f} s")
+    actual = forecast.spent(trained) if trained else {}
     return "\n".join([
         f"## Forecast: {forecast.ranks} x {forecast.device}", "", "| | forecast | actual |", "|---|---|---|",
-        f"| steps | {forecast.steps} ({forecast.tokens} tokens) | {actual[0]} |",
-        f"| parameters | {forecast.parameters:,}, {forecast.trainable:,} of them trained | |",
-        f"| parallelism | {forecast.parallelism}: {forecast.why} | |",
-        f"| memory of each rank | {memory:.2f} GiB ({parts}) | {actual[1]} |",
-        f"| fits | {FITS[forecast.fits]} | |",
-        f"| time | {'unknown' if forecast.seconds is None else f'{forecast.seconds:.0f} s'} | {actual[2]} |",
-        f"| price | {'unknown' if forecast.usd is None else f'{forecast.usd:.2f} USD'} | |", "",
+        *(f"| {name} | {line} | {actual.get(name, '')} |" for name, line in forecast.lines().items()), "",
         "Prices and peak rates: infra/hardware.toml; put your own into <home>/hardware.toml."])
 
 

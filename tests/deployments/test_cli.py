@@ -19,6 +19,7 @@ from deployments import cli
 from deployments.options import INPUTS, Parser, add_spec_options, spec_from
 from infra.errors import Broken
 from infra.spec import TrainingSpec
+from tasks.forecast import Forecast
 
 REQUIRED = ["--train-data", "d.jsonl", "--base-model", "b", "--destination", "a/b"]
 
@@ -132,22 +133,30 @@ def test_json_reports_an_error_as_one_object(capsys: pytest.CaptureFixture[str])
 def test_json_keeps_what_libraries_print_out_of_stdout(
     forecast: types.ModuleType, capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def estimate(spec: TrainingSpec) -> dict[str, int]:
+    def estimate(spec: TrainingSpec) -> Forecast:
         print("chatter")
-        return {"steps": spec.lora_rank}
+        return Forecast(
+            device="CPU", ranks=2, steps=spec.lora_rank, tokens=90, parameters=1000, trainable=10,
+            memory_gib={"weights": 0.5, "logits": 0.25}, parallelism="ddp", why="asked for", fits=True, seconds=90.0,
+            usd=0.5, usd_per_hour=10.0)
 
     forecast.estimate = estimate  # type: ignore[attr-defined]
     assert cli.main(["estimate", *REQUIRED, "--json"]) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out) == {"steps": 8}
+    assert json.loads(captured.out)["steps"] == 8
     assert "chatter" in captured.err
+    assert cli.main(["estimate", *REQUIRED]) == 0
+    told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    assert told["device"].strip() == "2 x CPU" and told["steps"].strip() == "8 (90 tokens)"
+    assert told["memory of each rank"].strip() == "0.75 GiB (weights 0.50, logits 0.25)"
+    assert (told["time"].strip(), told["price"].strip()) == ("90 s", "0.50 USD")
 
 
 @pytest.mark.parametrize(("error", "code"), [(Broken("it fell over"), 1), (KeyboardInterrupt(), 130)])
 def test_exit_code_says_whose_fault_it_was(
     error: BaseException, code: int, forecast: types.ModuleType,
 ) -> None:
-    def estimate(_: TrainingSpec) -> dict[str, int]:
+    def estimate(_: TrainingSpec) -> Forecast:
         raise error
 
     forecast.estimate = estimate  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,17 @@ def test_the_digest_depends_on_contents_and_not_on_order() -> None:
 def test_a_manifest_that_names_a_file_outside_is_refused() -> None:
     with pytest.raises(ValueError, match="outside its folder"):
         Manifest.from_json('{"format": 1, "record": {}, "files": {"../x": {"bytes": 1, "sha256": "x"}}}')
+
+
+def test_sealed_files_may_be_read_by_a_predictor_under_another_user(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("w")
+    (tmp_path / "weights").chmod(0o600)
+    before = os.umask(0o022)
+    try:
+        seal(tmp_path, {})
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o644}
 
 
 def test_a_link_cannot_be_sealed(tmp_path: Path) -> None:

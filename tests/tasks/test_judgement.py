@@ -113,6 +113,8 @@ def test_a_table_of_devices_of_ones_own_is_used(settings: Settings, past: Past) 
         "[CPU]\ntflops = 0.000001\nmemory_gib = 1\nusd_per_hour = 3600.0\nutilization = 1.0\n")
     own = forecast(settings, past.spec, past.pack, past.base)
     assert own.seconds and own.usd == pytest.approx(own.seconds, rel=1e-3)
+    spent = dataclasses.replace(past.trained, seconds=7.0, ranks=3)
+    assert f"| price | {own.usd:.2f} USD | 21.00 USD |" in report.forecast_report(own, spent)
     (settings.home_path / "hardware.toml").write_text("[CPU]\nflops = 1\n")
     with pytest.raises(UserError, match="table cannot be read"):
         forecast(settings, past.spec, past.pack, past.base)
