@@ -71,6 +71,7 @@ def parser() -> Parser:
         ("estimate", estimate, "say what a training would take, without training"),
         ("predict", predict, "ask a deployed model"),
         ("merge", merge, "write a version as a whole model, its adapter merged into the base"),
+        ("join", join, "take part, on this machine, in trainings that another one leads"),
         ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
         ("down", down, "stop what `anneal up` started"),
         ("status", status, "show what runs"),
@@ -82,6 +83,8 @@ def parser() -> Parser:
             add_spec_options(command)
         if name == "predict":
             add_input_options(command)
+        if name == "join":
+            command.add_argument("node", type=int, metavar="NUMBER", help="of this machine, from 1; the first one is 0")
         if name == "merge":
             add_merge_options(command)
     return root
@@ -94,17 +97,12 @@ def train(options: argparse.Namespace) -> Answer:
     _set_environment(settings)
     if settings.prefect_api:
         os.environ["PREFECT_API_URL"] = settings.prefect_api
-    from flows.finetune import finetune, train_node
+    from flows.finetune import finetune
     from flows.parameters import Parameters
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
-    parameters = Parameters(**dataclasses.asdict(spec))
-    if not settings.place.is_first:
-        trained = train_node(parameters)
-        return Answer(trained.to_json(), f"node {settings.node_rank} has done its part of training "
-                                         f"{trained.training_id}; node 0 registers it")
-    version = finetune(parameters)
+    version = finetune(Parameters(**dataclasses.asdict(spec)))
     links = _links(settings)
     if "mlflow" in links:
         name, number = version.uri.removeprefix("models:/").rsplit("/", 1)
@@ -149,6 +147,17 @@ def merge(options: argparse.Namespace) -> Answer:
         "adapter": f"changes the base's logits by up to {done.effect:.2g} of the largest",
         "merged": _logits(done.merged, "adapter on base"), "reloaded": _logits(done.reloaded, "merged, fp32")}
     return Answer(done.to_json(), "\n".join(_table(lines)))
+
+
+def join(options: argparse.Namespace) -> Answer:
+    """Run this machine's ranks of every training, until it is stopped."""
+    if options.node < 1:
+        raise UserError(f"NUMBER is {options.node}", allowed="1 or more; the first node runs `anneal train`")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    from tasks.join import join as take_part
+
+    take_part(_settings(), options.node)
+    return Answer({}, "")
 
 
 def up(_: argparse.Namespace) -> Answer:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.parameters import Parameters
-from infra.records import Base, Pack, Split, Trained, Version
+from infra.records import Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
@@ -34,7 +34,13 @@ def finetune(training: Parameters) -> Version:
     """Ingest, validate, pack, train, evaluate, register, deploy."""
     settings, spec = Settings(), training.spec()
     name = spec.destination
-    split, packed, base = prepare(spec)
+
+    data = ingest_task(spec.train_data, subject="training data")
+    held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
+    split = validate_task(data, held_out, spec.num_validation_samples, subject=name)
+    base = base_task(spec.base_model, subject=name)
+    packed = pack_task(split, base, spec, subject=name)
+    report.show("data", report.data_report(split, packed))
 
     expected = forecast(settings, spec, packed, base)
     report.show("forecast", report.forecast_report(expected))
@@ -48,26 +54,6 @@ def finetune(training: Parameters) -> Version:
     deployment = deploy_task(spec, version, evaluation, base, subject=name)
     report.show_links(settings, version, deployment)
     return version
-
-
-@flow(name="train-node", flow_run_name="train {training.destination}", persist_result=False)
-def train_node(training: Parameters) -> Trained:
-    """What a node beside the first one of several does: its part of the training."""
-    spec = training.spec()
-    _, packed, base = prepare(spec)
-    return train_task(spec, packed, base, subject=spec.destination)
-
-
-def prepare(spec: TrainingSpec) -> tuple[Split, Pack, Base]:
-    """Ingest, validate, find the base, pack; finished work returns at once."""
-    name = spec.destination
-    data = ingest_task(spec.train_data, subject="training data")
-    held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
-    split = validate_task(data, held_out, spec.num_validation_samples, subject=name)
-    base = base_task(spec.base_model, subject=name)
-    packed = pack_task(split, base, spec, subject=name)
-    report.show("data", report.data_report(split, packed))
-    return split, packed, base
 
 
 def estimate(spec: TrainingSpec) -> Forecast:

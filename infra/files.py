@@ -107,6 +107,7 @@ def seal(folder: Path, record: Mapping[str, Any]) -> Manifest:
     """Hash and fsync every file below `folder`, then write its manifest last.
 
     The files may then be read by whoever the umask lets: safetensors writes them for their owner alone.
+    Raises OSError, also where there is no folder.
     """
     files: dict[str, FileEntry] = {}
     mode = _mode_of_new_files(folder)
@@ -128,7 +129,7 @@ def seal(folder: Path, record: Mapping[str, Any]) -> Manifest:
 def _mode_of_new_files(folder: Path) -> int:
     """By the umask, which cannot be read without changing it for other threads."""
     probe = folder / f".{os.getpid()}.mode"
-    probe.touch()
+    probe.touch()  # fails where the folder has gone: nothing would be sealed
     try:
         return stat.S_IMODE(probe.stat().st_mode)
     finally:

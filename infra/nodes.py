@@ -1,85 +1,161 @@
-"""The machines of one training: how many, which of them this is, and where they meet.
+"""The machines of one training: the first one leads, the others join it.
 
-The first node listens at `rendezvous`, the others connect to it: torchrun's static rendezvous. Every node runs
-the same command; what they share is a folder (ANNEAL_HOME) on which each sees what the others write.
+In:   a shared ANNEAL_HOME, ANNEAL_NODES and ANNEAL_RENDEZVOUS on the first node, `anneal join` on the others
+On disk:   <home>/launches/<id>.json    one start of ranks: what to run, and a beat while the first node runs it
+           <home>/launches/<id>.node1   that node has seen it and starts its ranks
+Each start of ranks is a launch of its own, so a retry never meets the remains of the try before it. What is run stands
+in the launch: nothing is decided twice. The ranks meet by torchrun's static rendezvous.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import socket
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import psutil
 
 from infra.errors import Transient, UserError, shown
+from infra.files import write_atomic
 
-ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):([0-9]{1,5})")
-JOIN_S = 900
-"""A node waits this long for the others to come."""
+FOLDER = "launches"
+ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:%\[\]]+):([0-9]{1,5})")
+BEAT_S = 2.0
+POLL_S = 0.2
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """Where this node stands among `count`. Raises UserError for a place that is not there."""
+    """How many there are, and where the first one waits for the others. Raises UserError."""
 
     count: int = 1
-    rank: int = 0
     rendezvous: str = ""
     """host:port of the first node, as the others see it; [host]:port for IPv6."""
 
     def __post_init__(self) -> None:
-        if self.rank >= self.count:
-            raise UserError(f"ANNEAL_NODE_RANK is {self.rank}", allowed=f"0 to {self.count - 1} with "
-                            f"ANNEAL_NODES={self.count}", fix="Number the nodes from 0; the first one is 0.")
         found = ADDRESS.fullmatch(self.rendezvous)
         if self.count > 1 and not (found and 0 < int(found[2]) < 1 << 16):
             raise UserError(f"ANNEAL_RENDEZVOUS is {shown(self.rendezvous)}",
-                            allowed="host:port of the first node, the same on all of them",
-                            fix="Take a free port that the other nodes can reach, such as 10.0.0.1:29500.")
+                            allowed="host:port of this machine with ANNEAL_NODES above 1",
+                            fix="Take an address that the other nodes can reach and a free port: 10.0.0.1:29500.")
 
-    @property
-    def is_first(self) -> bool:
-        """True on the node that keeps the checkpoints and the result."""
-        return self.rank == 0
 
-    @property
-    def suffix(self) -> str:
-        """For the names of files that each node has of its own."""
-        return "" if self.is_first else f"-node{self.rank}"
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of ranks on all nodes."""
 
-    def launcher(self, ranks: int) -> list[str]:
-        """torchrun's options for `ranks` processes on each node.
+    id: str
+    nodes: int
+    rendezvous: str
+    ranks: int
+    """On each node."""
+    job: str
+    """Path of the job file; logs lie beside it."""
+    beat: int = 0
 
-        No restarts by torchrun: with gloo they hang. The task's retry launches anew, on every node.
+    def torchrun(self, node: int, module: str) -> list[str]:
+        """Its options on that node, to run a Python module with the job file.
+
+        No restarts by torchrun: with gloo they hang. The task's retry launches anew.
         """
-        found = ADDRESS.fullmatch(self.rendezvous)
-        meeting = ["--standalone"] if self.count == 1 or not found else [
-            f"--nnodes={self.count}", f"--node-rank={self.rank}", f"--master-addr={found[1].strip('[]')}",
-            f"--master-port={found[2]}", f"--rdzv-conf=timeout={JOIN_S}"]
-        return ["-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}", "--max-restarts=0"]
+        host, port = _split(self.rendezvous)
+        meeting = ["--standalone"] if self.nodes == 1 else [
+            f"--nnodes={self.nodes}", f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}",
+            f"--rdzv-id={self.id}"]
+        logs = Path(self.job).with_name("torchrun")  # else empty folders stay in /tmp for good
+        return ["-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.ranks}", "--max-restarts=0",
+                f"--log-dir={logs}", "-m", module, self.job]
 
-    def environment(self) -> dict[str, str]:
-        """The network interface through which this node reaches the first one, for gloo and NCCL.
 
-        Left to themselves they take the one of the host's own name, which is often the loopback.
-        Raises Transient for a host that cannot be found.
-        """
-        found = ADDRESS.fullmatch(self.rendezvous)
-        if self.count == 1 or not found:
-            return {}
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(
-                found[1].strip("[]"), int(found[2]), type=socket.SOCK_DGRAM)[0]
-            with socket.socket(family, kind) as probe:
-                probe.connect(address)  # nothing is sent: the kernel only picks the way
-                own = ipaddress.ip_address(probe.getsockname()[0].split("%")[0])
-        except OSError as error:
-            raise Transient(f"the first node cannot be found ({error})", where=f"ANNEAL_RENDEZVOUS {self.rendezvous}",
-                            fix="Check the address, and that this node is on the same network.") from error
-        for name, addresses in psutil.net_if_addrs().items():
-            for entry in addresses:
-                if entry.family == family and ipaddress.ip_address(entry.address.split("%")[0]) == own:
-                    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+class Lead:
+    """The first node's side of a launch. Used as a context; at its end the other nodes stop their ranks."""
+
+    def __init__(self, home: Path, launch: Launch) -> None:
+        self.launch = launch
+        self._path = home / FOLDER / f"{launch.id}.json"
+        self._next_beat = 0.0
+
+    def __enter__(self) -> Lead:
+        self.beat()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in self._path.parent.glob(f"{self.launch.id}.*"):
+            path.unlink(missing_ok=True)
+
+    def beat(self) -> None:
+        """Show that this node still runs the launch."""
+        if self.launch.nodes > 1 and time.monotonic() >= self._next_beat:
+            self.launch = replace(self.launch, beat=self.launch.beat + 1)
+            write_atomic(self._path, json.dumps(asdict(self.launch)))
+            self._next_beat = time.monotonic() + BEAT_S
+
+    def wait_for_all(self, timeout_s: float, on_poll: Callable[[], None]) -> None:
+        """Until every other node has seen the launch. Raises Transient, naming those that have not."""
+        deadline = time.monotonic() + timeout_s
+        while missing := [n for n in range(1, self.launch.nodes) if not seen_by(self._path, n).exists()]:
+            if time.monotonic() > deadline:
+                raise Transient(
+                    f"node {', '.join(map(str, missing))} of {self.launch.nodes} has not joined within "
+                    f"{timeout_s:.0f} s", where="training",
+                    fix="Run `anneal join <number>` there, with the same ANNEAL_HOME on a shared file system.")
+            self.beat()
+            on_poll()
+            time.sleep(POLL_S)
+
+
+def new_launch(nodes: Nodes, ranks: int, job: Path) -> Launch:
+    """A launch that nobody has seen yet."""
+    return Launch(uuid.uuid4().hex, nodes.count, nodes.rendezvous, ranks, str(job))
+
+
+def read_launch(path: Path) -> Launch | None:
+    """What stands in a launch file; None once it is gone."""
+    try:
+        return Launch(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def seen_by(path: Path, node: int) -> Path:
+    """The mark of a node beside a launch file."""
+    return path.with_suffix(f".node{node}")
+
+
+def interface_to(launch: Launch, environment: dict[str, str]) -> dict[str, str]:
+    """The network interface through which the first node is reached, for gloo and NCCL, unless it is chosen already.
+
+    Left to themselves they take the one of the host's own name, which is often the loopback. Raises UserError for
+    a first node that calls itself so, and Transient for one that cannot be found.
+    """
+    if launch.nodes == 1 or any(name in environment for name in INTERFACES):
         return {}
+    host, port = _split(launch.rendezvous)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # nothing is sent: the kernel only picks the way
+            own = ipaddress.ip_address(probe.getsockname()[0])
+    except OSError as error:
+        raise Transient(f"the first node cannot be found ({error})", where=f"ANNEAL_RENDEZVOUS {launch.rendezvous}",
+                        fix="Check the address, and that this node is on the same network.") from error
+    if own.is_loopback:
+        raise UserError(f"{host} is a loopback address here ({own})", where=f"ANNEAL_RENDEZVOUS {launch.rendezvous}",
+                        allowed="an address that the other nodes can reach", fix="Give it as a number: 10.0.0.1:29500.")
+    for name, addresses in psutil.net_if_addrs().items():
+        for entry in addresses:
+            if entry.family == family and ipaddress.ip_address(entry.address.split("%")[0]) == own:
+                return dict(zip(INTERFACES, (name, f"={name}"), strict=True))  # NCCL would take it for a prefix
+    return {}
+
+
+def _split(rendezvous: str) -> tuple[str, int]:
+    found = ADDRESS.fullmatch(rendezvous)
+    return (found[1].strip("[]"), int(found[2])) if found else ("", 0)

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ANNEAL_", extra="ignore", frozen=True)
 
-    home: Path = Field(Path(".anneal"), description="Folder for everything Anneal keeps on this machine.")
+    home: Path = Field(Path(".anneal"), description="Folder for everything Anneal keeps; shared by machines that train together.")
     store: str = Field("", description="Object store: a folder or s3://bucket/prefix; empty: <home>/store.")
     s3_endpoint_url: str = Field(
         "", description="S3 endpoint, for servers other than Amazon's. Keys come from the AWS_* variables.")
@@ -44,9 +44,9 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(900, description="A training without a new step for this long is stopped.", gt=0)
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
     nodes: int = Field(
-        1, description="Machines that train together; each runs the same command, on a shared ANNEAL_HOME.", ge=1)
-    node_rank: int = Field(0, description="Which of them this one is, from 0; the first one registers.", ge=0)
-    rendezvous: str = Field("", description="host:port at which the first of several nodes waits for the others.")
+        1, description="Machines that train together: this one, and those that run `anneal join`.", ge=1)
+    rendezvous: str = Field("", description="host:port of this machine, at which it waits for the others' ranks.")
+    join_timeout_s: float = Field(600, description="Time that the other machines have to join a training.", gt=0)
     threads: int = Field(0, description="CPU threads of each process; 0: the cores shared out evenly.", ge=0)
 
     @cached_property
@@ -84,9 +84,9 @@ class Settings(BaseSettings):
         return self.prefect_url or os.environ.get("PREFECT_API_URL", "") or self._stack("prefect")
 
     @property
-    def place(self) -> Nodes:
-        """This machine among those that train together. Raises UserError."""
-        return Nodes(self.nodes, self.node_rank, self.rendezvous)
+    def machines(self) -> Nodes:
+        """The machines that train together. Raises UserError."""
+        return Nodes(self.nodes, self.rendezvous)
 
     def threads_for(self, processes: int) -> int:
         """CPU threads for each of `processes`; two threads on one busy core are far slower than one."""

@@ -96,11 +96,10 @@ class TrainingSpec:
         shapes="place")
     parallelism: Literal["auto", "ddp", "fsdp", "hsdp"] = knob(
         "ddp: a copy of the weights on each GPU. fsdp: a shard on each. hsdp: shards within a node. "
-        "auto: ddp if it fits the GPU's memory, else fsdp.", "auto", shapes="place")
-    compile_layers: Literal["auto", "on", "off"] = knob(
-        "Compile each layer (torch.compile): about a minute at the start, faster steps. With pack_sequences rows are "
-        "filled up to chunk_size, so that shapes stay the same. auto: on a GPU with pack_sequences; not with qlora or "
-        "activation_checkpointing.", "auto", shapes="place")
+        "auto: ddp if it fits the GPU's memory, else hsdp or fsdp.", "auto", shapes="place")
+    compile_layers: bool = knob(
+        "Compile each layer (torch.compile): about a minute at the start. Not faster on a CPU, not measured on a GPU "
+        "yet. With pack_sequences every micro-batch is filled up to the same size.", False, shapes="place")
     checkpoint_steps: int = knob("Optimizer steps between checkpoints.", 50, ge=1, shapes="place")
     num_ranks: int = knob(
         "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0, le=4096,
@@ -116,9 +115,9 @@ class TrainingSpec:
             raise UserError(f"parallelism is {self.parallelism} and peft_method is qlora",
                             allowed="auto or ddp with qlora",
                             fix="A 4-bit base is small: 7 billion weights take about 5 GB on each GPU.")
-        if self.compile_layers == "on" and self.activation_checkpointing:
+        if self.compile_layers and self.activation_checkpointing:
             raise UserError("compile_layers is on and activation_checkpointing too", allowed="one of them",
-                            fix="torch does not compile within a checkpoint.")
+                            fix="Leave compile_layers off: torch does not compile what it computes again.")
         if not self.run_validation and (self.keep_weights == "best" or self.early_stopping_patience):
             raise UserError("run_validation is off, but keep_weights=best and early_stopping_patience need it",
                             fix="Leave run_validation on.")

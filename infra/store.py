@@ -9,9 +9,11 @@ and leaves right-sized files full of NULs when killed.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -176,7 +178,7 @@ def told(where: str) -> Iterator[None]:
 def scratch_folder(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent)
-    path = Path(tempfile.mkdtemp(prefix=f"draft-{os.getpid()}-", dir=parent))
+    path = Path(tempfile.mkdtemp(prefix=f"{_drafts()}{os.getpid()}-", dir=parent))
     path.chmod(0o755)  # readable for a predictor under another user, unlike mkdtemp's 0o700
     try:
         yield path
@@ -185,10 +187,14 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the drafts of processes that are gone."""
-    for draft in parent.glob("draft-*-*"):
-        if not Path("/proc", draft.name.split("-")[1]).exists():
+    """Remove the drafts of this machine's processes that are gone; another's cannot be seen from here."""
+    for draft in parent.glob(f"{glob.escape(_drafts())}*-*"):
+        if not Path("/proc", draft.name.removeprefix(_drafts()).split("-")[0]).exists():
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _drafts() -> str:
+    return f"draft-{socket.gethostname()}-"
 
 
 def move_into_place(path: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.launch import run_group, tail
-from infra.nodes import Nodes
+from infra.nodes import Lead, Nodes, interface_to, new_launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
@@ -41,30 +41,37 @@ def run_child(
     settings: Settings, job: Job, module: str, *, ranks: int | None = None, on_poll: Callable[[], None] | None = None,
     nodes: Nodes = ALONE,
 ) -> dict[str, Any]:
-    """Run `python -m module`, or with `ranks` the same under torchrun, on this one of `nodes`.
-
-    Returns result.json; on another node than the first one, which may have removed it already, nothing.
+    """Run `python -m module`, or with `ranks` the same under torchrun, on all `nodes`; returns result.json.
 
     Raises:
         AnnealError: as the child said, or Transient with the log's end if it said nothing.
     """
-    folder = Path(job.out)
-    command = [sys.executable, "-m", module, str(job.write(nodes.suffix))]
-    if ranks is not None:
-        # Its empty log folders would stay in /tmp for good.
-        command[1:1] = [*nodes.launcher(ranks), f"--log-dir={folder / 'torchrun'}"]
-    log = (folder / LOG).with_stem(Path(LOG).stem + nodes.suffix)
+    path = job.write()
+    log = path.with_name(LOG)
     log.unlink(missing_ok=True)
-    threads = str(settings.threads_for(ranks or 1))
-    code = run_group(
-        command, log=log, on_poll=on_poll, progress=folder / EVENTS if ranks else None,
-        env={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **nodes.environment()},
-        stall_timeout_s=settings.stall_timeout_s, grace_s=settings.stop_grace_s)
+    look = on_poll or (lambda: None)
+    launch = new_launch(nodes, ranks or 1, path)
+    command = ["-m", module, str(path)] if ranks is None else launch.torchrun(0, module)
+    environment = rank_environment(settings, ranks or 1) | interface_to(launch, dict(os.environ))
+    with Lead(settings.home_path, launch) as lead:
+        lead.wait_for_all(settings.join_timeout_s, look)
+
+        def poll() -> None:
+            lead.beat()
+            look()
+
+        code = run_group(
+            [sys.executable, *command], log=log, env=environment, on_poll=poll,
+            progress=path.with_name(EVENTS) if ranks else None, stall_timeout_s=settings.stall_timeout_s,
+            grace_s=settings.stop_grace_s)
     if code != 0:
         raise failure(log, code, module)
-    if not nodes.is_first:
-        return {}
-    return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+    return dict(json.loads(path.with_name(RESULT).read_text(encoding="utf-8")))
+
+
+def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
+    """What each of this machine's ranks is told beside torchrun's own variables."""
+    return {"OMP_NUM_THREADS": str(settings.threads_for(ranks)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def failure(log_file: Path, code: int, module: str) -> AnnealError:

@@ -2,12 +2,13 @@
 
 In:   owner/name[:version], its base model     Out: <folder>: config, safetensors, tokenizer; a Merged
 The work and the comparison of logits are done by tasks/distributed/merge.py, a child process.
-On disk meanwhile: <folder>.part, renamed when everything has passed.
+On disk meanwhile: <folder>.part, renamed when everything has passed, and <folder>.part.lock.
 Dies half-way: there is no <folder>; the same command removes what was left behind and starts anew.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -28,9 +29,6 @@ from tasks.distributed.job import MergeJob
 from tasks.evaluate import work_folder
 from tasks.register import TOKENIZER_FILES
 from tasks.registry import Registry
-
-OWNER = ".merging"
-"""A file in <folder>.part with the id of the process that writes there."""
 
 
 def merge(settings: Settings, target: str, folder: Path, *, dtype: str = "auto", base_model: str = "") -> Merged:
@@ -56,7 +54,6 @@ def merge(settings: Settings, target: str, folder: Path, *, dtype: str = "auto",
                 shutil.copyfile(source / name, part / name)
         job = job_of(store, source, base, work, part, dtype)
         result = run_child(settings, job, "tasks.distributed.merge")
-        (part / OWNER).unlink()
         written = finish(part, folder)
     probe = "held-out rows" if job.rows else "token ids from all over the vocabulary"
     return Merged.of({**result, "folder": str(folder), "version": version, "bytes": written, "probe": probe})
@@ -107,22 +104,26 @@ def job_of(store: Store, source: Path, base: Base, work: Path, part: Path, dtype
 def part_of(folder: Path) -> Iterator[Path]:
     """The folder that becomes `folder`; what a merge that was killed left there is removed first.
 
-    Raises UserError if a merge that runs writes there, or something that is not ours stands there.
+    The kernel drops the lock beside it when this process dies. Raises UserError if a merge that runs writes there,
+    or something that is not ours stands there.
     """
-    part = folder.with_name(folder.name + ".part")
-    if part.exists():
-        owner = part / OWNER
-        if not part.is_dir() or (any(part.iterdir()) and not owner.exists()):
-            raise UserError("it is there and was not left by a merge", where=str(part), fix="Move it away.")
-        if owner.exists() and Path("/proc", owner.read_text(encoding="utf-8") or "0").exists():
-            raise UserError("another merge writes there", where=str(part), fix="Wait for it, or name another folder.")
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    (part / OWNER).write_text(str(os.getpid()), encoding="utf-8")
-    try:
-        yield part
-    finally:
+    part, lock = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".part.lock")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if part.exists() and not lock.exists():
+        raise UserError("it is there and was not left by a merge", where=str(part), fix="Move it away.")
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError("another merge writes there", where=str(part),
+                            fix="Wait for it, or name another folder.") from error
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def finish(part: Path, folder: Path) -> int:

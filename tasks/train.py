@@ -15,7 +15,6 @@ import fcntl
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +36,6 @@ from tasks.progress import Progress
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
-COMMIT_S = 600
 CHECKPOINTS = "checkpoints"
 CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
@@ -61,19 +59,18 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         Diverged, OutOfMemory: training cannot go on as specified.
     """
     identity = training_id(spec, pack, base)
-    run, nodes = settings.home_path / "trainings" / identity, settings.place
-    with only_one(run, nodes.suffix):
+    run = settings.home_path / "trainings" / identity
+    with only_one(run):
         done = find_trained(store, spec, pack, base)
         if done is not None:  # somebody finished it while we waited for the lock
             return done
-        if nodes.is_first:
-            bring_checkpoint(store, identity, run)
-            drop_torn_line(run)
+        bring_checkpoint(store, identity, run)
+        drop_torn_line(run)
         earlier, offset = read_events(run)
         for event in earlier:
             if event["event"] in CURVE:
                 watch(event)
-        seen = _Seen(store, identity, run, offset, watch, keeps=nodes.is_first and not store.is_local)
+        seen = _Seen(store, identity, run, offset, watch)
         device = device_of(settings)[1]
         job = TrainJob(
             out=str(run), spec=settled(spec).to_json(), base=base.path, packs=str(store.fetch(pack.folder)),
@@ -84,8 +81,6 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             result = run_smaller_if_needed(settings, job, seen.look)
         finally:
             seen.look()
-        if not nodes.is_first:
-            return _from_the_first_node(store, spec, pack, base)
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model")
             shutil.copy(run / EVENTS, draft.path / EVENTS)
@@ -106,7 +101,7 @@ def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[
     The numbers stay the same: only the cut of a batch into micro-batches changes. Training goes on at the
     last checkpoint. Raises OutOfMemory when a micro-batch is a single row.
     """
-    spec, nodes = TrainingSpec.from_json(job.spec), settings.place
+    spec, nodes = TrainingSpec.from_json(job.spec), settings.machines
     ranks = ranks_of(spec.num_ranks)
     share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
     while True:
@@ -128,24 +123,14 @@ def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Tr
     return Trained.of(dict(manifest.record)) if manifest else None
 
 
-def _from_the_first_node(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained:
-    """What the first node puts into the store after all ranks have ended well."""
-    deadline = time.monotonic() + COMMIT_S
-    while time.monotonic() < deadline:
-        if (found := find_trained(store, spec, pack, base)) is not None:
-            return found
-        time.sleep(1)
-    raise Transient(f"the first node has not put the weights into the store within {COMMIT_S} s", where="training")
-
-
 @contextmanager
-def only_one(run: Path, suffix: str = "") -> Iterator[None]:
-    """Hold the training's lock, one a node; the kernel drops it when this process dies.
+def only_one(run: Path) -> Iterator[None]:
+    """Hold the training's lock; the kernel drops it when this process dies.
 
     The lock lies beside the run folder, which is removed at the end.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with run.with_name(f"{run.name}{suffix}.lock").open("w") as lock:
+    with run.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -174,16 +159,14 @@ def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
 class _Seen:
     """Passes events on as they are written, and copies new checkpoints to a remote store."""
 
-    def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch, *, keeps: bool) -> None:
-        """`keeps`: checkpoints are to be copied."""
+    def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch) -> None:
         self._store, self._identity, self._run, self._offset, self._watch = store, identity, run, offset, watch
-        self._keeps = keeps
 
     def look(self) -> None:
         events, self._offset = read_events(self._run, self._offset)
         for event in events:
             self._watch(event)
-        if self._keeps and any(event["event"] == "checkpoint" for event in events):
+        if not self._store.is_local and any(event["event"] == "checkpoint" for event in events):
             try:
                 self._copy_newest()
             except Transient as error:

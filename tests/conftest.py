@@ -57,8 +57,8 @@ class Cable:
 
     def start(self, number: int, *command: str, **environment: Any) -> subprocess.Popen[str]:
         """Run a Python module as that node."""
-        settings = {"ANNEAL_NODES": 2, "ANNEAL_NODE_RANK": number, "ANNEAL_RENDEZVOUS": f"{self.network}.1:29500",
-                    "ANNEAL_THREADS": 1, **environment}
+        lead = {"ANNEAL_NODES": 2, "ANNEAL_RENDEZVOUS": f"{self.network}.1:29500"} if number == 0 else {}
+        settings = {"ANNEAL_THREADS": 1, **lead, **environment}
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[number], sys.executable, "-m", *command], cwd=ROOT, text=True,
             env={**os.environ, **{key: str(value) for key, value in settings.items()}},
@@ -142,7 +142,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def cable() -> Iterator[Cable]:
     """Skips where network namespaces may not be made."""
-    needed("ip")
+    needed("ip", "iproute2")
     place = os.getpid() % 250
     names, network = (f"an{place}a", f"an{place}b"), f"10.{place}.77"
     try:
@@ -192,11 +192,11 @@ def wait_until_responds(url: str, timeout_s: float = 30) -> None:
             time.sleep(0.1)
 
 
-def needed(program: str) -> str:
+def needed(program: str, package: str = "") -> str:
     """The path of a program; without it the test skips, or fails where .ci/run should have installed it."""
     found = shutil.which(program)
     if found is None:
-        message = f"needs {program} (Debian: apt-get install {program})"
+        message = f"needs {program} (Debian: apt-get install {package or program})"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

@@ -67,27 +67,22 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     loss = PackedLoss(base).train()
     if spec.activation_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
-    row_tokens = compile_layers(base, job, spec, ranks.device)
+    row_tokens = compile_layers(base, job, spec)
     if sharded:
         spread = shard(loss, base, ranks, job.parallelism, compute)
         load_shards(model, path, tied=bool(base.config.tie_word_embeddings))
     if not full:
         start_adapter(model, spec.seed)
+    ranks.barrier()  # loading takes them unequally long, and what follows talks with little patience
     if not sharded:  # after the adapter has its start: DDP sends it round
         spread = replicate(loss, ranks)
     return Built(model, base, loss, spread, row_tokens, compute, ranks.device)
 
 
-def compile_layers(base: PreTrainedModel, job: TrainJob, spec: TrainingSpec, device: torch.device) -> int:
-    """Compile the decoder layers if the spec wants it; returns what rows are then to be filled up to, or 0.
-
-    A layer that cannot be compiled runs as it is: dynamo says so in the log.
-    """
-    suits = (device.type == "cuda" and spec.pack_sequences and spec.peft_method != "qlora"
-             and not spec.activation_checkpointing)
-    if spec.compile_layers == "off" or (spec.compile_layers == "auto" and not suits):
+def compile_layers(base: PreTrainedModel, job: TrainJob, spec: TrainingSpec) -> int:
+    """Compile the decoder layers if the spec wants it; returns what rows are then to be filled up to, or 0."""
+    if not spec.compile_layers:
         return 0
-    torch._dynamo.config.suppress_errors = True
     for layer in layers_of(base):
         layer.compile(dynamic=not spec.pack_sequences)
     return job.chunk_tokens if spec.pack_sequences else 0

@@ -81,7 +81,10 @@ class Checkpoints:
             self._writing = None
 
     def latest(self, key: str) -> Found | None:
-        """The newest checkpoint that verifies and belongs to the training `key`."""
+        """The newest checkpoint that verifies and belongs to the training `key`, as the first rank sees it."""
+        return self._ranks.from_first(self._newest(key) if self._ranks.is_first else None)
+
+    def _newest(self, key: str) -> Found | None:
         for folder in _folders(self._run):
             found = _read(folder, key)
             if found is not None:

@@ -28,7 +28,7 @@ FILES = ("tokens", "labels", "segments", "rows")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One flattened micro-batch: no padding, no attention mask, positions restart per segment."""
+    """One flattened micro-batch: no attention mask, positions restart per segment, padding only where it is filled."""
 
     ids_T: Tensor
     positions_T: Tensor
@@ -54,6 +54,15 @@ class Batch:
                      change(self.predicts_N), change(self.labels_N))
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """The shape of a batch that is filled up."""
+
+    rows: int
+    tokens: int
+    """Of a row."""
+
+
 class PackedRows:
     """The rows of one split."""
 
@@ -70,25 +79,25 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.rows) - 1
 
-    def batch(self, rows: NDArray[np.int64], *, labelled: bool = True, row_tokens: int = 0) -> Batch:
+    def batch(self, rows: NDArray[np.int64], *, labelled: bool = True, filled: Filled | None = None) -> Batch:
         """The given rows flattened into one. `labelled=False` keeps the shape but learns nothing.
 
-        `row_tokens`: unlabelled segments fill the batch up to so many tokens a row, for code that is compiled.
+        `filled`: unlabelled segments fill it up to so many rows of so many tokens, for code that is compiled.
         """
         pieces = [self._spans(row) for row in rows]
         ids = np.concatenate([self.tokens[a:b] for spans in pieces for a, b in spans])
         marks = np.concatenate([self.labels[a:b] for spans in pieces for a, b in spans])
         lengths = np.array([b - a for spans in pieces for a, b in spans])
-        if row_tokens:
-            fill = len(rows) * row_tokens - len(ids)
-            lengths = np.concatenate([lengths, np.diff([*range(0, fill, row_tokens), fill])])
-            ids, marks = np.pad(ids, (0, fill)), np.pad(marks, (0, fill))
+        if filled:
+            missing = filled.rows * filled.tokens - len(ids)
+            lengths = np.concatenate([lengths, np.diff([*range(0, missing, filled.tokens), missing])])
+            ids, marks = np.pad(ids, (0, missing)), np.pad(marks, (0, missing))
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
         targets = np.flatnonzero(marks) if labelled else np.zeros(0, dtype=np.int64)
         return Batch(
             torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(positions),
-            torch.from_numpy(bounds.astype(np.int32)), row_tokens or int(lengths.max()),
+            torch.from_numpy(bounds.astype(np.int32)), filled.tokens if filled else int(lengths.max()),
             torch.from_numpy(targets - 1), torch.from_numpy(ids[targets].astype(np.int64)))
 
     def _spans(self, row: int) -> list[tuple[int, int]]:
@@ -146,8 +155,10 @@ class Feed(Iterator[Batch]):
         self, rows: PackedRows, plan: Plan, *, rank: int, world: int, count: int, device: torch.device, started: int,
         row_tokens: int = 0,
     ) -> None:
-        """`row_tokens`: see PackedRows.batch."""
-        self._rows, self._plan, self._device, self._row_tokens = rows, plan, device, row_tokens
+        """`row_tokens`: every micro-batch of every rank is filled up to one shape, of rows of that many tokens."""
+        self._rows, self._plan, self._device = rows, plan, device
+        largest = math.ceil(math.ceil(min(plan.batch, plan.rows) / world) / count)
+        self._filled = Filled(largest, row_tokens) if row_tokens else None
         self._share = {"rank": rank, "world": world, "count": count}
         self._order = (
             part for step in range(started, plan.steps) for part in self._parts(step))
@@ -176,5 +187,5 @@ class Feed(Iterator[Batch]):
         return None if following is None else self._maker.submit(self._make, *following)
 
     def _make(self, rows: NDArray[np.int64], labelled: bool) -> Batch:
-        batch = self._rows.batch(rows, labelled=labelled, row_tokens=self._row_tokens)
+        batch = self._rows.batch(rows, labelled=labelled, filled=self._filled)
         return batch.pinned() if self._device.type == "cuda" else batch

@@ -37,18 +37,12 @@ class Job:
 
     out: str
 
-    def write(self, suffix: str = "") -> Path:
-        """Leave job.json for the child, and nothing of an earlier try.
-
-        A node beside the first one has a `suffix`, and leaves alone what the first one may still read.
-        """
+    def write(self) -> Path:
+        """Leave job.json for the child, and nothing of an earlier try."""
         path = Path(self.out) / JOB
-        if suffix:
-            path = path.with_stem(path.stem + suffix)
-        else:
-            for name in (RESULT, ERROR):
-                path.with_name(name).unlink(missing_ok=True)
-            write_atomic(path.with_name(ROOM), bytes(ROOM_BYTES))
+        for name in (RESULT, ERROR):
+            path.with_name(name).unlink(missing_ok=True)
+        write_atomic(path.with_name(ROOM), bytes(ROOM_BYTES))
         write_atomic(path, json.dumps(dataclasses.asdict(self), indent=1))
         return path
 

@@ -66,10 +66,16 @@ def load_base(
             f"transformers cannot load it ({error})", where=f"base model {path}",
             allowed="a causal language model with config.json and safetensors weights") from error
     model.config.use_cache = False
-    for module in model.modules():  # bitsandbytes would pack them anew for inference on a CPU, and gradients break
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+    if not quantized:
+        return model.eval().to(device)
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # bitsandbytes 0.50 packs weights anew for a CPU at the first pass without gradients (Linear4bit.forward),
+            # and has no gradient for them. Delete this when a training test passes without it.
             module.support_avx512bf16_for_cpu = False
-    return model.eval() if quantized else model.eval().to(device)
+    return model.eval()
 
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:

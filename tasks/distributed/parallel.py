@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from torch import Tensor
 from infra.crash import crashpoint
 from tasks.distributed.model import device_of
 
+T = TypeVar("T")
 TIMEOUT = timedelta(seconds=60)
 """For collectives within a step. A rank that dies is noticed at once, by its closed connection."""
 PATIENCE = timedelta(hours=2)
@@ -51,6 +53,12 @@ class Group:
         """The same for a CPU tensor, after work that takes the ranks unequally long."""
         dist.all_reduce(values, group=self.patient)
         return values
+
+    def from_first(self, value: T) -> T:
+        """What the first rank has, on all of them: they must not decide the same thing apart."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.patient)
+        return box[0]
 
     def barrier(self) -> None:
         """Wait for all ranks, however long one of them takes."""

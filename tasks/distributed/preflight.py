@@ -1,4 +1,4 @@
-"""What is tried before the first step: the model itself, and the folder that the nodes share.
+"""What is tried on the model itself before the first step.
 
 Packed examples can reach each other without a word: a cache left on, an attention mask, a layer that
 mixes places by other means than attention. The probe changes the first of two segments and looks at
@@ -7,14 +7,11 @@ the second.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from infra.errors import BaseModelError, UserError
+from infra.errors import BaseModelError
 from tasks.distributed.build import Built
 from tasks.distributed.data import Batch
-from tasks.distributed.parallel import Group
 
 SEGMENT_TOKENS = 8
 
@@ -34,21 +31,6 @@ def check_isolation(built: Built) -> None:
             "examples in one row reach each other: a change in the first moved the second", where="base model",
             allowed="a model that mixes tokens by attention only",
             fix="Choose a base of another family, such as Llama, Mistral or Qwen.")
-
-
-def check_shared_folder(run: Path, ranks: Group) -> None:
-    """Raises UserError if a rank does not see what the first one writes: checkpoints would be torn apart."""
-    mark = run / "seen-by-all"
-    if ranks.is_first:
-        mark.touch()
-    ranks.barrier()
-    seen = int(ranks.patient_sum(torch.tensor(int(mark.exists()))))
-    if ranks.is_first:
-        mark.unlink()
-    if seen < ranks.world:
-        raise UserError(
-            f"{ranks.world - seen} of {ranks.world} ranks do not see what the first one writes", where=str(run),
-            allowed="one ANNEAL_HOME for all nodes", fix="Set it to a folder on a file system that they share.")
 
 
 def _loss(built: Built, ids_T: torch.Tensor, segment: slice) -> torch.Tensor:

@@ -36,7 +36,7 @@ from tasks.distributed.data import Feed, PackedRows, Plan
 from tasks.distributed.events import Events
 from tasks.distributed.job import TrainJob, main_of
 from tasks.distributed.parallel import Group, Later, StopFlag, group
-from tasks.distributed.preflight import check_isolation, check_shared_folder
+from tasks.distributed.preflight import check_isolation
 from tasks.distributed.schedule import learning_rate, seed_of
 from tasks.distributed.validation import held_out_loss
 
@@ -49,7 +49,6 @@ def train(job: TrainJob) -> int:
     stop = StopFlag()
     spec = TrainingSpec.from_json(job.spec)
     with group() as ranks:
-        check_shared_folder(Path(job.out), ranks)
         trainer = Trainer(job, spec, ranks)
         started = trainer.resume()
         for step in range(started, trainer.plan.steps):
@@ -165,12 +164,14 @@ class Trainer:
     def _tell(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss + norm):
             self.events.emit("non_finite", step=step + 1, loss=repr(loss), grad_norm=repr(norm))
-            self.checkpoints.wait()  # the last good one may still be on its way
-            raise Diverged(
-                f"the loss is {loss} and the gradient norm {norm} (last finite loss {self.progress.loss_last})",
-                where=f"training step {step + 1}",
-                fix=f"Nothing was updated. Lower learning_rate (now {self.spec.learning_rate:g}) "
-                    "or max_grad_norm, and look at the rows of this step.")
+            try:
+                self.checkpoints.wait()  # the last good one may still be on its way
+            finally:
+                raise Diverged(
+                    f"the loss is {loss} and the gradient norm {norm} (last finite loss {self.progress.loss_last})",
+                    where=f"training step {step + 1}",
+                    fix=f"Nothing was updated. Lower learning_rate (now {self.spec.learning_rate:g}) "
+                        "or max_grad_norm, and look at the rows of this step.")
         if self.progress.loss_first is None:
             self.progress.loss_first = loss
         self.progress.loss_last = loss

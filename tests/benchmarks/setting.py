@@ -30,19 +30,23 @@ class Setting:
     """0: full fine-tuning."""
     learning_rate: float = 1e-3
 
-    def spec(self, precision: str, accumulation: int) -> TrainingSpec:
+    def spec(self, precision: str, accumulation: int, *, compiled: bool = False) -> TrainingSpec:
         """What every contender is to do: clip, a constant rate, no weight decay, no dropout."""
         adapters = {"peft_method": "lora", "lora_rank": self.lora_rank, "lora_alpha": 2 * self.lora_rank,
                     "lora_dropout": 0.0} if self.lora_rank else {"peft_method": "full"}
         return TrainingSpec.of({
             "train_data": "samsum", "base_model": str(self.base), "destination": "bench/model", **adapters,
             "precision": precision, "train_batch_size": self.rows, "gradient_accumulation_steps": accumulation,
+            "pack_sequences": True, "chunk_size": self.length, "compile_layers": compiled,
             "num_train_epochs": 100, "learning_rate": self.learning_rate, "lr_schedule": "constant",
             "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0})
 
-    def anneal(self, folder: Path, ranks: int, precision: str, accumulation: int = 1) -> Contender:
+    def anneal(
+        self, folder: Path, ranks: int, precision: str, accumulation: int = 1, *, compiled: bool = False,
+    ) -> Contender:
         """Our trainer, a step's rows in so many parts."""
-        job = {"out": tempfile.mkdtemp(dir=folder), "spec": self.spec(precision, accumulation).to_json(),
+        spec = self.spec(precision, accumulation, compiled=compiled)
+        job = {"out": tempfile.mkdtemp(dir=folder), "spec": spec.to_json(),
                "base": str(self.base), "packs": str(self.packs), "chunk_tokens": self.length, "key": "bench"}
         return Contender("tests.benchmarks.contender_anneal", job, ranks, folder / "log", grouped=True)
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,9 @@ class Contender:
     def _ask(self, steps: int) -> dict[str, Any]:
         stdin = self._processes[0].stdin
         assert stdin is not None
-        stdin.write(f"{steps}\n")
-        stdin.flush()
+        with suppress(BrokenPipeError):  # it died while others had their turn: _answer says of what
+            stdin.write(f"{steps}\n")
+            stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tasks.distributed import head as head_module
 from tasks.distributed.attention import packed_attention
-from tasks.distributed.data import Batch, PackedRows, Plan, micro_batches
+from tasks.distributed.data import Batch, Filled, PackedRows, Plan, micro_batches
 from tasks.distributed.head import LinearCrossEntropy, head_loss
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import load_base
@@ -192,8 +192,8 @@ def test_batches_restart_positions_and_keep_every_label(rows: PackedRows) -> Non
 def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, stories: Path) -> None:
     model = PackedLoss(load_base(stories, dtype=torch.float32, device=torch.device("cpu")))
     taken = np.arange(len(rows) - 3, len(rows))
-    plain, filled = rows.batch(taken), rows.batch(taken, row_tokens=CHUNK)
-    assert len(plain.ids_T) < len(filled.ids_T) == 3 * CHUNK == int(filled.bounds_S1[-1])
+    plain, filled = rows.batch(taken), rows.batch(taken, filled=Filled(4, CHUNK))
+    assert len(plain.ids_T) < len(filled.ids_T) == 4 * CHUNK == int(filled.bounds_S1[-1])
     assert int(np.diff(filled.bounds_S1).max()) <= filled.longest == CHUNK and int(filled.positions_T.max()) < CHUNK
     assert torch.equal(plain.labels_N, filled.labels_N)
     gradients = []
@@ -203,7 +203,7 @@ def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, s
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-6
     assert rows.tokens_in[0] == CHUNK
-    assert torch.equal(*(rows.batch(np.arange(1), row_tokens=tokens).bounds_S1 for tokens in (0, CHUNK)))
+    assert torch.equal(*(rows.batch(np.arange(1), filled=filled).bounds_S1 for filled in (None, Filled(1, CHUNK))))
 
 
 def test_an_unlabelled_batch_learns_nothing(rows: PackedRows) -> None:

@@ -64,6 +64,12 @@ def test_sealed_files_may_be_read_by_a_predictor_under_another_user(tmp_path: Pa
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o644}
 
 
+def test_a_folder_that_has_gone_is_not_sealed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        seal(tmp_path / "gone", {})
+    assert not (tmp_path / "gone").exists()
+
+
 def test_a_link_cannot_be_sealed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match="is a link"):

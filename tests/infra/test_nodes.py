@@ -1,51 +1,75 @@
-"""infra/nodes.py: where a node stands, and how torchrun hears of it."""
+"""infra/nodes.py: what a launch says, who has seen it, and where it meets."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from infra.errors import Transient, UserError
-from infra.nodes import Nodes
+from infra.nodes import FOLDER, Launch, Lead, Nodes, interface_to, new_launch, read_launch, seen_by
 from infra.settings import Settings
 
 
-def test_one_machine_needs_no_meeting_place() -> None:
-    nodes = Settings().place
-    assert nodes.is_first and nodes.suffix == "" and nodes.environment() == {}
-    assert "--standalone" in nodes.launcher(2) and "--nproc-per-node=2" in nodes.launcher(2)
+def launch(rendezvous: str = "10.0.0.1:29500", nodes: int = 2) -> Launch:
+    return new_launch(Nodes(nodes, rendezvous), 8, Path("/shared/run/job.json"))
+
+
+def test_one_machine_needs_no_meeting_place(tmp_path: Path) -> None:
+    alone = new_launch(Settings().machines, 2, tmp_path / "job.json")
+    options = alone.torchrun(0, "m")
+    assert "--standalone" in options and "--nproc-per-node=2" in options and options[-2:] == ["m", alone.job]
+    assert interface_to(alone, {}) == {}
+    with Lead(tmp_path, alone) as lead:
+        lead.wait_for_all(0.0, lambda: None)
+        assert not (tmp_path / FOLDER).exists()
 
 
 @pytest.mark.parametrize(("place", "host"), [
     ("10.0.0.1:29500", "10.0.0.1"), ("gpu-1.example.org:29500", "gpu-1.example.org"), ("[fd00::1]:29500", "fd00::1")])
 def test_several_meet_at_the_first(monkeypatch: pytest.MonkeyPatch, place: str, host: str) -> None:
-    for name, value in {"NODES": "3", "NODE_RANK": "2", "RENDEZVOUS": place}.items():
-        monkeypatch.setenv(f"ANNEAL_{name}", value)
-    nodes = Settings().place
-    assert not nodes.is_first and nodes.suffix == "-node2"
-    options = nodes.launcher(8)
+    monkeypatch.setenv("ANNEAL_NODES", "3")
+    monkeypatch.setenv("ANNEAL_RENDEZVOUS", place)
+    one, other = (new_launch(Settings().machines, 8, Path("job.json")) for _ in range(2))
+    options = one.torchrun(2, "m")
     assert {"--nnodes=3", "--node-rank=2", f"--master-addr={host}", "--master-port=29500"} <= set(options)
-    assert "--standalone" not in options
+    assert "--standalone" not in options and f"--rdzv-id={one.id}" in options and one.id != other.id
 
 
-@pytest.mark.parametrize(("values", "says"), [
-    ((2, 2, "a:1"), "ANNEAL_NODE_RANK is 2; expected 0 to 1"),
-    ((1, 1, ""), "ANNEAL_NODE_RANK is 1; expected 0 to 0"),
-    ((2, 0, ""), 'ANNEAL_RENDEZVOUS is ""'),
-    ((2, 0, "10.0.0.1"), 'ANNEAL_RENDEZVOUS is "10.0.0.1"'),
-    ((2, 1, "10.0.0.1:0"), "expected host:port"),
-    ((2, 1, "10.0.0.1:65536"), "expected host:port"),
-    ((2, 1, "fd00::1:29500"), "expected host:port"),
-    ((2, 1, "a b:29500"), "expected host:port")])
-def test_a_place_that_is_not_there_is_refused(values: tuple[int, int, str], says: str) -> None:
-    with pytest.raises(UserError) as refused:
-        Nodes(*values)
-    assert says in str(refused.value)
+@pytest.mark.parametrize("place", ["", "10.0.0.1", "a:0", "a:65536", "fd00::1:29500", "a b:29500", "[fe80::1%eth0]:1"])
+def test_a_place_that_is_not_there_is_refused(place: str) -> None:
+    with pytest.raises(UserError, match=r"ANNEAL_RENDEZVOUS is .*expected host:port"):
+        Nodes(2, place)
 
 
-def test_the_interface_is_the_one_that_leads_to_the_first_node() -> None:
-    assert Nodes(2, 1, "127.0.0.1:29500").environment() == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+def test_a_launch_beats_waits_for_all_and_leaves_nothing(tmp_path: Path) -> None:
+    lead = Lead(tmp_path, launch(nodes=3))
+    path = tmp_path / FOLDER / f"{lead.launch.id}.json"
+    with lead:
+        first = read_launch(path)
+        assert first == lead.launch and first.beat == 1
+        seen_by(path, 1).touch()
+        with pytest.raises(Transient, match=r"node 2 of 3 has not joined within 0 s.*anneal join"):
+            lead.wait_for_all(0.0, lambda: None)
+        seen_by(path, 2).touch()
+        lead.wait_for_all(0.0, lambda: None)
+    assert read_launch(path) is None and list((tmp_path / FOLDER).iterdir()) == []
+
+
+def test_what_asks_to_stop_is_heard_while_others_are_waited_for(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Lead(tmp_path, launch()) as lead:
+        lead.wait_for_all(60.0, stop)
+
+
+def test_an_interface_that_was_chosen_is_kept_and_the_loopback_is_refused() -> None:
+    assert interface_to(launch("127.0.0.1:29500"), {"NCCL_SOCKET_IFNAME": "ib0"}) == {}
+    with pytest.raises(UserError, match=r"127\.0\.0\.1 is a loopback address here"):
+        interface_to(launch("127.0.0.1:29500"), {})
 
 
 def test_a_first_node_that_cannot_be_found_is_said() -> None:
     with pytest.raises(Transient, match="the first node cannot be found"):
-        Nodes(2, 1, "no-such-host.invalid:29500").environment()
+        interface_to(launch("no-such-host.invalid:29500"), {})

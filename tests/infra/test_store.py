@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from pathlib import Path
 
@@ -85,10 +86,12 @@ def test_names_lists_and_remove_takes_away(any_store: Store) -> None:
 
 
 def test_drafts_of_dead_processes_are_swept(store: Store) -> None:
-    dead = Path(store.root) / ".drafts" / "draft-999999999-abc"
+    drafts = Path(store.root) / ".drafts"
+    dead, elsewhere = drafts / f"draft-{socket.gethostname()}-999999999-abc", drafts / "draft-node1-999999999-abc"
     dead.mkdir(parents=True)
+    elsewhere.mkdir()
     put(store, "things/one")
-    assert not dead.exists()
+    assert not dead.exists() and elsewhere.exists(), "what lives on another machine cannot be seen from here"
 
 
 def test_wrong_keys_are_the_users_to_mend(s3_endpoint: str, settings: Settings,

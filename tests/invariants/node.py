@@ -1,4 +1,4 @@
-"""One node of a training, as the pipeline runs it: python -m tests.invariants.node JOB RANKS."""
+"""The first node of a training, as the pipeline runs it: python -m tests.invariants.node JOB RANKS."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from tasks.distributed.job import TrainJob
 if __name__ == "__main__":
     settings, job = Settings(), TrainJob(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
-        run_child(settings, job, "tasks.distributed.train", ranks=int(sys.argv[2]), nodes=settings.place)
+        run_child(settings, job, "tasks.distributed.train", ranks=int(sys.argv[2]), nodes=settings.machines)
     except AnnealError as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -19,7 +19,7 @@ from tests.invariants.test_trajectory import check, recorded
 
 pytestmark = pytest.mark.slow
 
-STALL_S = 40
+STALL_S = 60
 """More than the ranks need to begin."""
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tasks.distributed.job import TrainJob
@@ -19,29 +22,39 @@ from tests.invariants.test_trajectory import check, recorded
 pytestmark = pytest.mark.slow
 RANKS = 2
 WAIT_S = 200
-CRASH = "train.after_backward:SIGKILL:5:3"
-"""The last rank of the second node, in its fifth step."""
+CRASH = "train.after_backward:{}:{}:3"
+"""On the last rank, which is the second node's."""
+GONE_S = 15
+
+Nodes = Callable[..., subprocess.Popen[str]]
 
 
-class Run:
-    """A training on both nodes."""
+@pytest.fixture
+def nodes(cable: Cable, tmp_path: Path) -> Iterator[Nodes]:
+    """Starts `anneal join` on the second node, or the first node's training of a job; all are gone at the end."""
+    started: list[subprocess.Popen[str]] = []
 
-    def __init__(self, cable: Cable, jobs: tuple[TrainJob, TrainJob], **environment: Any) -> None:
-        self.nodes = []
-        for number, job in enumerate(jobs):
-            path = Path(job.out).with_name(f"node{number}.json")
+    def start(job: TrainJob | None = None, *command: str, **environment: Any) -> subprocess.Popen[str]:
+        home = environment.pop("ANNEAL_HOME", tmp_path)
+        if job is not None:
+            path = tmp_path / "node0.json"
             path.write_text(json.dumps(dataclasses.asdict(job)))
-            command = ["tests.invariants.node", str(path), str(RANKS)]
-            self.nodes.append(cable.start(number, *command, ANNEAL_HOME=Path(job.out).parent, **environment))
+            command = ("tests.invariants.node", str(path), str(RANKS))
+        number = 0 if command else 1
+        started.append(cable.start(
+            number, *(command or ("deployments.cli", "join", "1")), ANNEAL_HOME=home, **environment))
+        return started[-1]
 
-    def wait(self) -> list[tuple[int, str]]:
-        """(exit code, what it said) of both."""
-        try:
-            said = [node.communicate(timeout=WAIT_S)[1] for node in self.nodes]
-        finally:
-            for node in self.nodes:
-                node.kill()
-        return [(node.returncode, text) for node, text in zip(self.nodes, said, strict=True)]
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, what it said)."""
+    _, said = process.communicate(timeout=WAIT_S)
+    return process.returncode, said
 
 
 @pytest.mark.parametrize(("method", "parallelism"), [
@@ -49,66 +62,107 @@ class Run:
     pytest.param("full", "ddp", marks=pytest.mark.chaos),
     pytest.param("full", "hsdp", marks=pytest.mark.chaos)])
 def test_two_nodes_give_the_recorded_trajectory(
-    cable: Cable, make_job: MakeJob, method: str, parallelism: str,
+    nodes: Nodes, make_job: MakeJob, tmp_path: Path, method: str, parallelism: str,
 ) -> None:
     job = make_job("run", peft_method=method, parallelism=parallelism)
-    assert Run(cable, (job, job)).wait() == [(0, ""), (0, "")]
+    joined = nodes()
+    assert end_of(nodes(job)) == (0, "")
     check(trajectory(job), recorded(method))
     assert events_of(job, "start")[0]["ranks"] == 2 * RANKS
+    assert joined.poll() is None and list((tmp_path / "launches").iterdir()) == []
 
 
 @pytest.mark.chaos
-def test_a_killed_rank_ends_both_nodes_and_the_same_again_goes_on(
-    cable: Cable, make_job: MakeJob, tmp_path: Path,
+def test_a_killed_rank_ends_the_launch_on_both_and_the_next_goes_on(
+    nodes: Nodes, make_job: MakeJob, tmp_path: Path,
 ) -> None:
     job = make_job("run", checkpoint_steps=2)
     fired = tmp_path / "fired"
-    ends = Run(cable, (job, job), ANNEAL_CRASH_AT=CRASH, ANNEAL_CRASH_FIRED=fired).wait()
-    assert fired.exists() and [code for code, _ in ends] == [1, 1]
-    assert all(said.startswith("Transient: ") for _, said in ends), ends
-    assert Run(cable, (job, job)).wait() == [(0, ""), (0, "")]
+    nodes(ANNEAL_CRASH_AT=CRASH.format("SIGKILL", 5), ANNEAL_CRASH_FIRED=fired)
+    code, said = end_of(nodes(job))
+    assert fired.exists() and code == 1 and said.startswith("Transient: "), said
+    assert end_of(nodes(job)) == (0, "")
     assert events_of(job, "resume")[0]["step"] >= 2  # the one after four steps was being written
     check(trajectory(job), recorded("lora"))
 
 
 @pytest.mark.chaos
-def test_a_cut_cable_ends_both_nodes_and_the_same_again_goes_on(cable: Cable, make_job: MakeJob) -> None:
+def test_a_cut_cable_ends_the_launch_and_the_next_goes_on(
+    nodes: Nodes, cable: Cable, make_job: MakeJob, tmp_path: Path,
+) -> None:
     job = make_job("run", checkpoint_steps=2)
-    run = Run(cable, (job, job), ANNEAL_STALL_TIMEOUT_S=60, ANNEAL_STOP_GRACE_S=2)
+    fired = tmp_path / "fired"
+    nodes(ANNEAL_CRASH_AT=CRASH.format("SIGSTOP", 7), ANNEAL_CRASH_FIRED=fired)
+    first = nodes(job, ANNEAL_STALL_TIMEOUT_S=60, ANNEAL_STOP_GRACE_S=2)
     deadline = time.monotonic() + WAIT_S
-    while not events_of(job, "checkpoint"):
-        assert time.monotonic() < deadline and all(node.poll() is None for node in run.nodes)
+    while not fired.exists():  # the ranks wait for each other: nothing more is sent
+        assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.01)
     cable.plugged(False)
-    ends = run.wait()
+    for process in ranks_of(job):
+        if process.status() == psutil.STATUS_STOPPED:
+            process.resume()
+    code, said = end_of(first)
+    assert code == 1 and said.startswith("Transient: "), said
     cable.plugged(True)
-    assert all(code == 1 and said.startswith("Transient: ") for code, said in ends), ends
-    assert Run(cable, (job, job)).wait() == [(0, ""), (0, "")]
-    assert events_of(job, "resume")[0]["step"] >= 2
+    assert end_of(nodes(job)) == (0, "")
+    assert events_of(job, "resume")[0]["step"] >= 4
     check(trajectory(job), recorded("lora"))
 
 
 @pytest.mark.chaos
-def test_the_whole_command_on_two_nodes_gives_one_version(
-    cable: Cable, shared: Path, stories: Path, tmp_path: Path,
-) -> None:
-    data = shared / "data" / "mts_dialog" / "validation.jsonl"
-    command = ["deployments.cli", "train", "--json", "--train-data", str(data), "--base-model", str(stories),
-               "--destination", "acme/notes", "--max-steps", "6", "--pack-sequences", "--chunk-size", "512",
-               "--num-ranks", str(RANKS), "--num-evaluation-samples", "2", "--max-new-tokens", "4", "--gate", "off",
-               "--no-deploy", "--num-validation-samples", "5"]
-    nodes = [cable.start(number, *command, ANNEAL_HOME=tmp_path / "home", PREFECT_HOME=tmp_path / f"prefect{number}")
-             for number in range(2)]
-    said = [node.communicate(timeout=2 * WAIT_S) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
-    version, part = (json.loads(stdout) for stdout, _ in said)
-    assert version["number"] == 1 and version["training_id"] == part["training_id"]
-    assert part["ranks"] == 2 * RANKS and part["steps"] == 6
-    assert [path.name for path in (tmp_path / "home" / "trainings").iterdir() if path.is_dir()] == []
+def test_a_first_node_that_is_killed_takes_the_others_ranks_with_it(nodes: Nodes, make_job: MakeJob) -> None:
+    job = make_job("run", num_train_epochs=1000)
+    nodes()
+    first = nodes(job)
+    deadline = time.monotonic() + WAIT_S
+    while not events_of(job):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.05)
+    assert len(ranks_of(job)) == 2 * (RANKS + 1), "the ranks and their torchruns"
+    for process in (*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)):
+        process.kill()
+    deadline = time.monotonic() + GONE_S
+    while ranks_of(job):
+        assert time.monotonic() < deadline, ranks_of(job)
+        time.sleep(0.1)
 
 
 @pytest.mark.chaos
-def test_nodes_without_a_shared_folder_are_told_so(cable: Cable, make_job: MakeJob) -> None:
-    ends = Run(cable, (make_job("here"), make_job("there"))).wait()
-    assert [code for code, _ in ends] == [1, 1]
-    assert all("UserError: " in said and "2 of 4 ranks do not see" in said for _, said in ends), ends
+def test_the_whole_command_on_two_nodes_gives_one_version_though_a_rank_is_killed(
+    nodes: Nodes, shared: Path, stories: Path, tmp_path: Path,
+) -> None:
+    data, home, fired = shared / "data" / "mts_dialog" / "validation.jsonl", tmp_path / "home", tmp_path / "fired"
+    nodes(ANNEAL_HOME=home, ANNEAL_CRASH_AT=CRASH.format("SIGKILL", 4), ANNEAL_CRASH_FIRED=fired)
+    first = nodes(
+        None, "deployments.cli", "train", "--json", "--train-data", str(data), "--base-model", str(stories),
+        "--destination", "acme/notes", "--max-steps", "6", "--pack-sequences", "--chunk-size", "512", "--num-ranks",
+        str(RANKS), "--num-evaluation-samples", "2", "--max-new-tokens", "4", "--gate", "off", "--no-deploy",
+        "--num-validation-samples", "5", ANNEAL_HOME=home, PREFECT_HOME=tmp_path / "prefect")
+    stdout, stderr = first.communicate(timeout=2 * WAIT_S)
+    assert first.returncode == 0, stderr
+    assert fired.exists() and json.loads(stdout)["number"] == 1
+    events = [json.loads(line) for line in next(home.glob("store/trainings/*/events.jsonl")).read_text().splitlines()]
+    launches = [event for event in events if event["event"] in ("start", "resume")]
+    assert len(launches) == 2 and {event["ranks"] for event in launches} == {2 * RANKS}
+
+
+@pytest.mark.chaos
+def test_a_node_that_does_not_come_is_named(nodes: Nodes, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job("run")
+    nodes(ANNEAL_HOME=tmp_path / "elsewhere")
+    code, said = end_of(nodes(job, ANNEAL_JOIN_TIMEOUT_S=12))
+    assert code == 1 and said.startswith("Transient: training: node 1 of 2 has not joined within 12 s"), said
+    assert list((tmp_path / "launches").iterdir()) == []
+
+
+def ranks_of(job: TrainJob) -> list[psutil.Process]:
+    """The processes that run a job, on both nodes."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "tasks.distributed.train" in process.cmdline() and any(job.out in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -29,7 +29,7 @@ from infra.records import Version
 from infra.settings import Settings
 from infra.store import Store
 from tasks.base import find_base
-from tasks.merge import OWNER, merge
+from tasks.merge import merge
 from tasks.register import register
 from tasks.registry import Registry
 from tests.tasks.conftest import Past
@@ -193,9 +193,10 @@ def test_a_part_folder_that_is_not_ours_stays(settings: Settings, make: Make, tm
     (part / "mine").write_text("x")
     with pytest.raises(UserError, match="was not left by a merge"):
         merge(settings, NAME, tmp_path / "out")
-    (part / OWNER).write_text(str(os.getppid()))
-    with pytest.raises(UserError, match="another merge writes there"):
-        merge(settings, NAME, tmp_path / "out")
+    with (tmp_path / "out.part.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another merge writes there"):
+            merge(settings, NAME, tmp_path / "out")
     assert (part / "mine").read_text() == "x"
 
 
@@ -278,7 +279,7 @@ def test_a_merge_that_was_killed_can_be_done_again(
     parent.kill()
     parent.wait()
     child.wait(10)
-    assert [path.name for path in tmp_path.glob("out*")] == ["out.part"]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.part", "out.part.lock"]
     merge(settings, NAME, tmp_path / "out")
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32

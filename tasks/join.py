@@ -1,0 +1,82 @@
+"""What a node beside the first one does: wait for launches, run its ranks of each, stop them with it.
+
+In:   <home>/launches/*.json, written by the first node (infra/nodes.py)     Out: nothing of its own but a log
+It decides nothing and judges nothing: the first node sees how a launch ends, and retries.
+Dies half-way: its ranks die with it, the launch fails on the first node, and the retry waits until this is run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from infra.errors import AnnealError
+from infra.launch import run_group
+from infra.nodes import FOLDER, POLL_S, Launch, interface_to, read_launch, seen_by
+from infra.settings import Settings
+from tasks.child import LOG, rank_environment
+
+TRAINER = "tasks.distributed.train"
+"""The only thing that is run: a launch cannot name another."""
+LOST_S = 60.0
+"""A first node that has not beaten for this long is gone."""
+ENDING_S = 3.0
+"""After the first node's end the ranks here have this long to end by themselves."""
+log = logging.getLogger(__name__)
+
+
+class Over(Exception):
+    """The first node has ended the launch, or is gone."""
+
+
+def join(settings: Settings, node: int) -> None:
+    """Take part in every launch of `settings.home`, as node number `node`, until this process is stopped."""
+    folder = settings.home_path / FOLDER
+    beats: dict[str, int] = {}
+    log.info("node %d waits for trainings in %s", node, settings.home_path)
+    while True:
+        for path in sorted(folder.glob("*.json")):
+            launch = read_launch(path)
+            if launch is None or node >= launch.nodes:
+                continue
+            # What was left by a first node that was killed does not beat; what was joined once is not joined again.
+            if 0 <= beats.setdefault(launch.id, launch.beat) < launch.beat:
+                beats[launch.id] = -1
+                take_part(settings, launch, path, node)
+        time.sleep(POLL_S)
+
+
+def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> None:
+    """Run this node's ranks of one launch to their end, or until the first node's."""
+    work = Path(launch.job).parent.name
+    log.info("training=%s node %d starts %d ranks", work, node, launch.ranks)
+    try:
+        environment = rank_environment(settings, launch.ranks) | interface_to(launch, dict(os.environ))
+        seen_by(path, node).touch()
+        code = run_group(
+            [sys.executable, *launch.torchrun(node, TRAINER)], env=environment, on_poll=Watch(path),
+            log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"), grace_s=settings.stop_grace_s)
+        log.info("training=%s node %d has ended with exit code %d", work, node, code)
+    except (Over, AnnealError, OSError) as error:
+        log.warning("training=%s node %d: %s", work, node, error)
+
+
+class Watch:
+    """Raises Over when the launch is over for the first node."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._beat = path, -1
+        self._seen = time.monotonic()
+
+    def __call__(self) -> None:
+        launch = read_launch(self._path)
+        now = time.monotonic()
+        if launch is not None and launch.beat != self._beat:
+            self._beat, self._seen = launch.beat, now
+        elif launch is None and now - self._seen > ENDING_S:
+            raise Over("the first node has ended the launch")
+        elif now - self._seen > LOST_S:
+            raise Over(f"the first node has not been heard of for {LOST_S:.0f} s")
