@@ -24,7 +24,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ANNEAL_", extra="ignore", frozen=True)
 
-    home: Path = Field(Path(".anneal"), description="Folder for everything Anneal keeps; shared by machines that train together.")
+    home: Path = Field(
+        Path(".anneal"), description="Folder for everything Anneal keeps; shared by machines that train together.")
     store: str = Field("", description="Object store: a folder or s3://bucket/prefix; empty: <home>/store.")
     s3_endpoint_url: str = Field(
         "", description="S3 endpoint, for servers other than Amazon's. Keys come from the AWS_* variables.")
