@@ -3,6 +3,7 @@
 In:   a shared ANNEAL_HOME, ANNEAL_NODES and ANNEAL_RENDEZVOUS on the first node, `anneal join` on the others
 On disk:   <home>/launches/<id>.json    one start of ranks: what to run, and a beat while the first node runs it
            <home>/launches/<id>.node1   that node has seen it and starts its ranks
+           <home>/launches/<id>.ended1  its ranks have ended with an exit code, and not well
 Each start of ranks is a launch of its own, so a retry never meets the remains of the try before it. What is run stands
 in the launch: nothing is decided twice. The ranks meet by torchrun's static rendezvous.
 """
@@ -28,6 +29,8 @@ FOLDER = "launches"
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:%\[\]]+):([0-9]{1,5})")
 BEAT_S = 2.0
 POLL_S = 0.2
+ENDING_S = 5.0
+"""When one node's ranks have ended, the others' have this long to notice by themselves; then they are stopped."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -74,13 +77,17 @@ class Launch:
                 f"--log-dir={logs}", "-m", module, self.job]
 
 
+class NodeEnded(Exception):
+    """The ranks of another node have ended, and not well."""
+
+
 class Lead:
     """The first node's side of a launch. Used as a context; at its end the other nodes stop their ranks."""
 
     def __init__(self, home: Path, launch: Launch) -> None:
         self.launch = launch
         self._path = home / FOLDER / f"{launch.id}.json"
-        self._next_beat = 0.0
+        self._next_beat, self._ended_at = 0.0, 0.0
 
     def __enter__(self) -> Lead:
         self.beat()
@@ -91,11 +98,17 @@ class Lead:
             path.unlink(missing_ok=True)
 
     def beat(self) -> None:
-        """Show that this node still runs the launch."""
-        if self.launch.nodes > 1 and time.monotonic() >= self._next_beat:
+        """Show that this node still runs the launch. Raises NodeEnded some time after another one's ranks ended."""
+        now = time.monotonic()
+        if self.launch.nodes > 1 and now >= self._next_beat:
             self.launch = replace(self.launch, beat=self.launch.beat + 1)
             write_atomic(self._path, json.dumps(asdict(self.launch)))
-            self._next_beat = time.monotonic() + BEAT_S
+            self._next_beat = now + BEAT_S
+        for node in range(1, self.launch.nodes):
+            if (mark := ended_mark(self._path, node)).exists():
+                self._ended_at = self._ended_at or now
+                if now - self._ended_at > ENDING_S:
+                    raise NodeEnded(f"the ranks of node {node} ended with exit code {mark.read_text(encoding='utf-8')}")
 
     def wait_for_all(self, timeout_s: float, on_poll: Callable[[], None]) -> None:
         """Until every other node has seen the launch. Raises Transient, naming those that have not."""
@@ -127,6 +140,11 @@ def read_launch(path: Path) -> Launch | None:
 def seen_by(path: Path, node: int) -> Path:
     """The mark of a node beside a launch file."""
     return path.with_suffix(f".node{node}")
+
+
+def ended_mark(path: Path, node: int) -> Path:
+    """Where a node says that its ranks have failed."""
+    return path.with_suffix(f".ended{node}")
 
 
 def interface_to(launch: Launch, environment: dict[str, str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.launch import run_group, tail
-from infra.nodes import Lead, Nodes, interface_to, new_launch
+from infra.nodes import Lead, NodeEnded, Nodes, interface_to, new_launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
@@ -60,10 +60,14 @@ def run_child(
             lead.beat()
             look()
 
-        code = run_group(
-            [sys.executable, *command], log=log, env=environment, on_poll=poll,
-            progress=path.with_name(EVENTS) if ranks else None, stall_timeout_s=settings.stall_timeout_s,
-            grace_s=settings.stop_grace_s)
+        try:
+            code = run_group(
+                [sys.executable, *command], log=log, env=environment, on_poll=poll,
+                progress=path.with_name(EVENTS) if ranks else None, stall_timeout_s=settings.stall_timeout_s,
+                grace_s=settings.stop_grace_s)
+        except NodeEnded as ended:
+            raise read_error(path.with_name(ERROR), 1) or Transient(
+                str(ended), where="training", fix=f"Its log is beside {log}.") from ended
     if code != 0:
         raise failure(log, code, module)
     return dict(json.loads(path.with_name(RESULT).read_text(encoding="utf-8")))

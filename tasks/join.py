@@ -15,7 +15,7 @@ from pathlib import Path
 
 from infra.errors import AnnealError
 from infra.launch import run_group
-from infra.nodes import FOLDER, POLL_S, Launch, interface_to, read_launch, seen_by
+from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from infra.settings import Settings
 from tasks.child import LOG, rank_environment
 
@@ -23,8 +23,6 @@ TRAINER = "tasks.distributed.train"
 """The only thing that is run: a launch cannot name another."""
 LOST_S = 60.0
 """A first node that has not beaten for this long is gone."""
-ENDING_S = 3.0
-"""After the first node's end the ranks here have this long to end by themselves."""
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +58,8 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> None
             [sys.executable, *launch.torchrun(node, TRAINER)], env=environment, on_poll=Watch(path),
             log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"), grace_s=settings.stop_grace_s)
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
+        if code != 0 and path.exists():
+            ended_mark(path, node).write_text(str(code), encoding="utf-8")
     except (Over, AnnealError, OSError) as error:
         log.warning("training=%s node %d: %s", work, node, error)
 

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from infra.errors import Transient, UserError
-from infra.nodes import FOLDER, Launch, Lead, Nodes, interface_to, new_launch, read_launch, seen_by
+from infra.nodes import (
+    FOLDER,
+    Launch,
+    Lead,
+    NodeEnded,
+    Nodes,
+    ended_mark,
+    interface_to,
+    new_launch,
+    read_launch,
+    seen_by,
+)
 from infra.settings import Settings
 
 
@@ -54,6 +65,18 @@ def test_a_launch_beats_waits_for_all_and_leaves_nothing(tmp_path: Path) -> None
         seen_by(path, 2).touch()
         lead.wait_for_all(0.0, lambda: None)
     assert read_launch(path) is None and list((tmp_path / FOLDER).iterdir()) == []
+
+
+def test_ranks_that_ended_elsewhere_end_the_launch_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Lead(tmp_path, launch()) as lead:
+        ended_mark(tmp_path / FOLDER / f"{lead.launch.id}.json", 1).write_text("1")
+        lead.beat()
+        monkeypatch.setattr("infra.nodes.ENDING_S", -1.0)
+        with pytest.raises(NodeEnded, match="the ranks of node 1 ended with exit code 1"):
+            lead.beat()
+    assert list((tmp_path / FOLDER).iterdir()) == []
 
 
 def test_what_asks_to_stop_is_heard_while_others_are_waited_for(tmp_path: Path) -> None:
