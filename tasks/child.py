@@ -69,7 +69,7 @@ def run_child(
             raise read_error(path.with_name(ERROR), 1) or Transient(
                 str(ended), where="training", fix=f"Its log is beside {log}.") from ended
     if code != 0:
-        raise failure(log, code, module)
+        raise failure(path.parent, code, module)
     return dict(json.loads(path.with_name(RESULT).read_text(encoding="utf-8")))
 
 
@@ -78,19 +78,19 @@ def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(settings.threads_for(ranks)), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def failure(log_file: Path, code: int, module: str) -> AnnealError:
-    """What a child's end means: its error.json lies beside its log."""
-    told = read_error(log_file.with_name(ERROR), code)
+def failure(folder: Path, code: int, module: str) -> AnnealError:
+    """What a child's end means."""
+    told = read_error(folder / ERROR, code)
     if told is not None:
         return told
-    log = tail(log_file, lines=200)
+    log = tail(folder / LOG, lines=200)
     name = module.rsplit(".", 1)[-1]
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if said := RAISED.findall(log):  # torchrun's banner comes after it
         cause += f" ({said[-1]})"
     kind = Transient if code < 0 or RANK_LOST.search(log) else Broken
     return kind(f"the child process ended with {cause}", where=name,
-                fix=f"The end of its log:\n{tail(log_file)}")
+                fix=f"The end of its log:\n{tail(folder / LOG)}")
 
 
 @cache

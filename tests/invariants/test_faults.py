@@ -17,7 +17,7 @@ from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_trajectory import check, recorded
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 STALL_S = 60
 """More than the ranks need to begin."""
@@ -31,9 +31,7 @@ def inject(monkeypatch: pytest.MonkeyPatch, job: TrainJob, wish: str) -> Path:
     return fired
 
 
-@pytest.mark.parametrize(("ranks", "wish"), [
-    (1, "train.mid_step:MEMORY:4"),
-    pytest.param(2, "train.mid_step:MEMORY:4:1", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(("ranks", "wish"), [(1, "train.mid_step:MEMORY:4"), (2, "train.mid_step:MEMORY:4:1")])
 def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_number(
     make_job: MakeJob, settings: Settings, monkeypatch: pytest.MonkeyPatch, ranks: int, wish: str,
 ) -> None:
@@ -45,7 +43,6 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_number(
     check(trajectory(job), recorded("lora"))
 
 
-@pytest.mark.chaos
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_a_frozen_rank_is_found_and_the_same_again_goes_on(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallelism: str,

@@ -263,6 +263,7 @@ def test_a_killed_child_leaves_nothing(
     assert nothing_left(settings, tmp_path)
 
 
+@pytest.mark.chaos
 def test_a_merge_that_was_killed_can_be_done_again(
     settings: Settings, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
