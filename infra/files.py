@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,26 +104,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> Manifest:
-    """Hash and fsync every file below `folder`, then write its manifest last.
+    """Hash and fsync every file below `folder`, then write its manifest last. Raises OSError, ValueError."""
+    files = {
+        path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256_of(path))
+        for path in flushed(folder) if path != folder / MANIFEST}
+    manifest = Manifest(files, record)
+    write_atomic(folder / MANIFEST, manifest.to_json())
+    return manifest
 
-    The files may then be read by whoever the umask lets: safetensors writes them for their owner alone.
-    Raises OSError, also where there is no folder.
-    """
-    files: dict[str, FileEntry] = {}
+
+def flushed(folder: Path) -> Iterator[Path]:
+    """Every file below `folder` by name, once it is on the disk and readable by whoever the umask lets: safetensors
+    writes for the owner alone. Raises OSError, also where there is no folder, and ValueError for a link."""
     mode = _mode_of_new_files(folder)
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise ValueError(f"{path} is a link; a manifest lists plain files only")
-        if path.is_dir() or name == MANIFEST:
+        if path.is_dir():
             continue
         path.chmod(mode)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        files[name] = FileEntry(path.stat().st_size, sha256_of(path))
-    manifest = Manifest(files, record)
-    write_atomic(folder / MANIFEST, manifest.to_json())
-    return manifest
+        yield path
 
 
 def _mode_of_new_files(folder: Path) -> int:

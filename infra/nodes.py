@@ -16,7 +16,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -43,8 +43,7 @@ class Nodes:
     """host:port of the first node, as the others see it; [host]:port for IPv6."""
 
     def __post_init__(self) -> None:
-        found = ADDRESS.fullmatch(self.rendezvous)
-        if self.count > 1 and not (found and 0 < int(found[2]) < 1 << 16):
+        if self.count > 1 and not 0 < _split(self.rendezvous)[1] < 1 << 16:
             raise UserError(f"ANNEAL_RENDEZVOUS is {shown(self.rendezvous)}",
                             allowed="host:port of this machine with ANNEAL_NODES above 1",
                             fix="Take an address that the other nodes can reach and a free port: 10.0.0.1:29500.")
@@ -147,7 +146,7 @@ def ended_mark(path: Path, node: int) -> Path:
     return path.with_suffix(f".ended{node}")
 
 
-def interface_to(launch: Launch, environment: dict[str, str]) -> dict[str, str]:
+def interface_to(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
     """The network interface through which the first node is reached, for gloo and NCCL, unless it is chosen already.
 
     Left to themselves they take the one of the host's own name, which is often the loopback. Raises UserError for
@@ -175,5 +174,6 @@ def interface_to(launch: Launch, environment: dict[str, str]) -> dict[str, str]:
 
 
 def _split(rendezvous: str) -> tuple[str, int]:
+    """Host and port; port 0 where there is no such address."""
     found = ADDRESS.fullmatch(rendezvous)
     return (found[1].strip("[]"), int(found[2])) if found else ("", 0)

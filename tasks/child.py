@@ -29,6 +29,8 @@ from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
 
 LOG = "log.txt"
+TRAIN = "tasks.distributed.train"
+"""The module that every node runs: a launch cannot name another."""
 ALONE = Nodes()
 RANK_LOST = re.compile(r"Signal \d+ \(SIG|Connection (closed|reset) by peer|Timed out waiting")
 """What torchrun and gloo say when a rank was killed or its host went away."""
@@ -52,15 +54,15 @@ def run_child(
     look = on_poll or (lambda: None)
     launch = new_launch(nodes, ranks or 1, path)
     command = ["-m", module, str(path)] if ranks is None else launch.torchrun(0, module)
-    environment = rank_environment(settings, ranks or 1) | interface_to(launch, dict(os.environ))
+    environment = rank_environment(settings, ranks or 1) | interface_to(launch, os.environ)
     with Lead(settings.home_path, launch) as lead:
-        lead.wait_for_all(settings.join_timeout_s, look)
 
         def poll() -> None:
             lead.beat()
             look()
 
         try:
+            lead.wait_for_all(settings.join_timeout_s, look)
             code = run_group(
                 [sys.executable, *command], log=log, env=environment, on_poll=poll,
                 progress=path.with_name(EVENTS) if ranks else None, stall_timeout_s=settings.stall_timeout_s,

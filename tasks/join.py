@@ -17,10 +17,8 @@ from infra.errors import AnnealError
 from infra.launch import run_group
 from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from infra.settings import Settings
-from tasks.child import LOG, rank_environment
+from tasks.child import LOG, TRAIN, rank_environment
 
-TRAINER = "tasks.distributed.train"
-"""The only thing that is run: a launch cannot name another."""
 LOST_S = 60.0
 """A first node that has not beaten for this long is gone."""
 log = logging.getLogger(__name__)
@@ -52,10 +50,10 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> None
     work = Path(launch.job).parent.name
     log.info("training=%s node %d starts %d ranks", work, node, launch.ranks)
     try:
-        environment = rank_environment(settings, launch.ranks) | interface_to(launch, dict(os.environ))
+        environment = rank_environment(settings, launch.ranks) | interface_to(launch, os.environ)
         seen_by(path, node).touch()
         code = run_group(
-            [sys.executable, *launch.torchrun(node, TRAINER)], env=environment, on_poll=Watch(path),
+            [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=Watch(path),
             log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"), grace_s=settings.stop_grace_s)
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():

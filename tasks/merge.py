@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError, from_os_error
-from infra.files import sync_folder
+from infra.files import flushed, sync_folder
 from infra.records import Base, Merged, Split, Version
 from infra.settings import Settings
-from infra.spec import check_destination
+from infra.spec import Precision, check_destination
 from infra.store import Store
 from tasks.base import find_same
 from tasks.child import run_child
@@ -31,7 +30,7 @@ from tasks.register import TOKENIZER_FILES
 from tasks.registry import Registry
 
 
-def merge(settings: Settings, target: str, folder: Path, *, dtype: str = "auto", base_model: str = "") -> Merged:
+def merge(settings: Settings, target: str, folder: Path, *, dtype: Precision = "auto", base_model: str = "") -> Merged:
     """Write the version `target`, an owner/name[:version], as a whole model.
 
     Raises:
@@ -87,7 +86,7 @@ def base_of(settings: Settings, version: Version, source: Path, base_model: str)
     return find_same(settings, origin["name"], origin["digest"], where, base_model)
 
 
-def job_of(store: Store, source: Path, base: Base, work: Path, part: Path, dtype: str) -> MergeJob:
+def job_of(store: Store, source: Path, base: Base, work: Path, part: Path, dtype: Precision) -> MergeJob:
     """What the child is told; the held-out rows are taken from the store if they are still there."""
     lineage: dict[str, Any] = json.loads((source / "training.json").read_text(encoding="utf-8"))
     manifest = store.find(f"splits/{lineage['data_digest'][:32]}")
@@ -128,13 +127,7 @@ def part_of(folder: Path) -> Iterator[Path]:
 
 def finish(part: Path, folder: Path) -> int:
     """Make the files durable and give the folder its name; returns their size in bytes."""
-    written = 0
-    mode = (part / "config.json").stat().st_mode  # by the umask; safetensors lets nobody else read its files
-    for path in part.iterdir():
-        path.chmod(mode)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        written += path.stat().st_size
+    written = sum(path.stat().st_size for path in flushed(part))
     sync_folder(part)
     part.rename(folder)
     sync_folder(folder.parent)

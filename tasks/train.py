@@ -26,7 +26,7 @@ from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
-from tasks.child import ranks_of, run_child, settled
+from tasks.child import TRAIN, ranks_of, run_child, settled
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
 from tasks.forecast import device_of, forecast
@@ -106,7 +106,7 @@ def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[
     share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
     while True:
         try:
-            return run_child(settings, job, "tasks.distributed.train", ranks=ranks, on_poll=on_poll, nodes=nodes)
+            return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes)
         except OutOfMemory as error:
             parts = spec.gradient_accumulation_steps
             if parts >= share:

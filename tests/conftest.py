@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -178,6 +179,27 @@ def rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
 def ip(*words: str) -> None:
     """Run `ip`."""
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def training_processes(folder: Path | str) -> list[psutil.Process]:
+    """The ranks whose job lies below that folder, and the torchrun above them; whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if "tasks.distributed.train" in command and any(str(folder) in word for word in command):
+            found.append(process)
+    return found
+
+
+def wait_for(happened: Callable[[], Any], what: str = "it did not happen", timeout_s: float = 200) -> None:
+    """Return once it is so."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
 
 
 def wait_until_responds(url: str, timeout_s: float = 30) -> None:

@@ -22,7 +22,6 @@ from tasks.distributed.cpu_attention import SHORT, short_segments
 NAME = "anneal_packed"
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # segments come in any number: compiled layers are cut here
 def packed_attention(
     module: torch.nn.Module, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, attention_mask: Tensor | None, *,
     cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None, sliding_window: int | None = None,

@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from infra.spec import TrainingSpec
+from tasks.distributed import attention
 from tasks.distributed.checkpoint import write_error
 from tasks.distributed.job import TrainJob
 from tasks.distributed.loss import PackedLoss
@@ -67,7 +68,7 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     loss = PackedLoss(base).train()
     if spec.activation_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
-    row_tokens = compile_layers(base, job, spec)
+    row_tokens = compile_layers(loss, job, spec)
     if sharded:
         spread = shard(loss, base, ranks, job.parallelism, compute)
         load_shards(model, path, tied=bool(base.config.tie_word_embeddings))
@@ -79,11 +80,14 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     return Built(model, base, loss, spread, row_tokens, compute, ranks.device)
 
 
-def compile_layers(base: PreTrainedModel, job: TrainJob, spec: TrainingSpec) -> int:
+def compile_layers(loss: PackedLoss, job: TrainJob, spec: TrainingSpec) -> int:
     """Compile the decoder layers if the spec wants it; returns what rows are then to be filled up to, or 0."""
     if not spec.compile_layers:
         return 0
-    for layer in layers_of(base):
+    loss.compiled = True
+    # Segments come in any number: compiled layers are cut where they attend.
+    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.packed_attention))
+    for layer in layers_of(loss.model):
         layer.compile(dynamic=not spec.pack_sequences)
     return job.chunk_tokens if spec.pack_sequences else 0
 

@@ -18,6 +18,7 @@ from infra import errors
 from infra.errors import AnnealError, Transient, UserError
 from infra.files import write_atomic
 from infra.records import RowKind
+from infra.spec import Precision
 
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
 ROOM, ROOM_BYTES = "room", 1 << 14
@@ -103,8 +104,7 @@ class MergeJob(Job):
     base: str
     tuned: str
     folder: str
-    dtype: str
-    """auto, fp32 or bf16."""
+    dtype: Precision
     rows: str
     """validation.jsonl to compare logits on; empty: a fixed row of token ids."""
     kind: RowKind

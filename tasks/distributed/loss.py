@@ -24,6 +24,8 @@ class PackedLoss(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.compiled = False
+        """Its layers are, for training only: held-out rows have as many shapes as there are rows."""
         model.set_attn_implementation(attention.NAME)
         config = model.config
         self._scale = float(getattr(config, "logit_scale", 1.0)) / float(getattr(config, "logits_scaling", 1.0))
@@ -31,9 +33,10 @@ class PackedLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the cross-entropy in nats over the batch's labels (a scalar, fp32)."""
-        torch._dynamo.maybe_mark_dynamic(batch.bounds_S1, 0)
-        # Compiled layers are for training: held-out rows have as many shapes as there are rows.
-        with contextlib.nullcontext() if self.training else torch.compiler.set_stance("force_eager"):
+        if self.compiled:
+            torch._dynamo.maybe_mark_dynamic(batch.bounds_S1, 0)
+        eager = self.compiled and not self.training
+        with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
             hidden_TD: Tensor = self.model.base_model(
                 input_ids=batch.ids_T.unsqueeze(0), position_ids=batch.positions_T.unsqueeze(0), use_cache=False,
                 cu_seq_lens_q=batch.bounds_S1, cu_seq_lens_k=batch.bounds_S1,

@@ -26,17 +26,17 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from infra.crash import crashpoint
 from infra.errors import Broken, UserError
+from infra.spec import Precision
 from tasks.distributed.checkpoint import write_error
 from tasks.distributed.encode import flatten, read_rows
 from tasks.distributed.job import MergeJob, main_of
-from tasks.distributed.model import load_base, load_tokenizer, load_tuned, save_model
+from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, save_model
 from tasks.distributed.text import Codec
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 CPU = torch.device("cpu")
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROUNDOFF = {"fp32": 0.0, "bf16": 2.0**-8}
 """Largest relative error of one rounding; fp32 weights are not rounded."""
 MERGED_BOUND, MERGED_NOISE = 1e-4, 1e-5
@@ -145,10 +145,10 @@ def check_merged(by_adapter: Logits, by_merged: Logits, effect: float) -> dict[s
     return _within(found, min(MERGED_BOUND, max(MERGED_NOISE, EFFECT_SHARE * effect)), "the merged model")
 
 
-def save_rounded(merged: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:
+def save_rounded(merged: PreTrainedModel, base: Path, folder: Path, dtype: Precision) -> None:
     """Write the model in `dtype`; it stays in memory with the rounded values, in fp32 again."""
     for parameter in merged.parameters():  # not model.to(): that would round the position tables as well
-        parameter.data = parameter.data.to(DTYPES[dtype])
+        parameter.data = parameter.data.to(dtype_of(dtype, CPU))
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     merged.config.use_cache = bool(config.get("use_cache", True))  # load_base turns it off
     merged.generation_config = GenerationConfig()  # the base's own may be one that transformers refuses to write

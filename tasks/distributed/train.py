@@ -20,6 +20,7 @@ import resource
 import shutil
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,14 +165,13 @@ class Trainer:
     def _tell(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss + norm):
             self.events.emit("non_finite", step=step + 1, loss=repr(loss), grad_norm=repr(norm))
-            try:
+            with suppress(OSError, Transient):  # a checkpoint that fails must not hide why training ends
                 self.checkpoints.wait()  # the last good one may still be on its way
-            finally:
-                raise Diverged(
-                    f"the loss is {loss} and the gradient norm {norm} (last finite loss {self.progress.loss_last})",
-                    where=f"training step {step + 1}",
-                    fix=f"Nothing was updated. Lower learning_rate (now {self.spec.learning_rate:g}) "
-                        "or max_grad_norm, and look at the rows of this step.")
+            raise Diverged(
+                f"the loss is {loss} and the gradient norm {norm} (last finite loss {self.progress.loss_last})",
+                where=f"training step {step + 1}",
+                fix=f"Nothing was updated. Lower learning_rate (now {self.spec.learning_rate:g}) "
+                    "or max_grad_norm, and look at the rows of this step.")
         if self.progress.loss_first is None:
             self.progress.loss_first = loss
         self.progress.loss_last = loss

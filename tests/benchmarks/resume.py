@@ -20,7 +20,9 @@ from typing import Any
 
 import psutil
 
+from infra.nodes import new_launch
 from infra.spec import TrainingSpec
+from tasks.child import ALONE, TRAIN
 from tasks.distributed.events import read_events
 from tasks.distributed.job import TrainJob
 from tests.benchmarks.data import llama_20m, needs_shared, packs_of, rows_of
@@ -70,8 +72,7 @@ def job_of(out: Path, base: Path, packs: Path) -> TrainJob:
 
 def launch(job: TrainJob) -> subprocess.Popen[bytes]:
     """The trainer on 2 ranks, as the pipeline starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-               "tasks.distributed.train", str(job.write())]
+    command = [sys.executable, *new_launch(ALONE, 2, job.write()).torchrun(0, TRAIN)]
     with (Path(job.out) / "log").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
@@ -83,7 +84,7 @@ def kill_and_resume(job: TrainJob, nth: int) -> float:
     wait_for(out, lambda event: event["event"] == "checkpoint" and event["step"] == CHECKPOINT_STEPS * nth)
     reached = max(event["step"] for event in read_events(out)[0] if event["event"] == "step")
     ranks = [child for child in psutil.Process(process.pid).children(recursive=True)
-             if "tasks.distributed.train" in child.cmdline()]
+             if TRAIN in child.cmdline()]
     killed = time.time()
     ranks[-1].kill()
     process.wait()

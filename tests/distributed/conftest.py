@@ -54,3 +54,8 @@ def events_of(job: TrainJob, kind: str = "step") -> list[dict[str, Any]]:
     path = Path(job.out) / "events.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def losses(job: TrainJob) -> list[float]:
+    """The loss of every step that a run has logged."""
+    return [event["loss"] for event in events_of(job)]

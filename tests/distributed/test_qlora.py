@@ -13,10 +13,9 @@ import torch
 from infra.errors import UserError
 from infra.files import sha256_of
 from tasks.distributed import model as model_module
-from tasks.distributed.job import TrainJob
 from tasks.distributed.model import load_base, load_tuned
 from tests import ranks
-from tests.distributed.conftest import MakeJob, events_of
+from tests.distributed.conftest import MakeJob, events_of, losses
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -28,10 +27,6 @@ def bitsandbytes() -> None:
     if find_spec("bitsandbytes") is None:
         reason = "needs bitsandbytes: pip install 'anneal[gpu]'"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-
-
-def losses(job: TrainJob) -> list[float]:
-    return [event["loss"] for event in events_of(job)]
 
 
 def test_adapters_learn_beside_a_base_of_four_bits(make_job: MakeJob, stories: Path) -> None:

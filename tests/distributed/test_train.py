@@ -22,7 +22,7 @@ from tasks.distributed.data import PackedRows
 from tasks.distributed.job import TrainJob
 from tests import ranks
 from tests.conftest import free_port, rank_variables
-from tests.distributed.conftest import MakeJob, events_of
+from tests.distributed.conftest import MakeJob, events_of, losses
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +33,6 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in rank_variables(0, 1, free_port()).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(trainer.StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
-
-
-def losses(job: TrainJob) -> list[float]:
-    return [event["loss"] for event in events_of(job)]
 
 
 def wait_for_step(job: TrainJob, step: int) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.conftest import training_processes, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -20,11 +20,9 @@ def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, p
     home = stack.settings.home_path
     wanted = {**parameters, **LONG, "num_train_epochs": 500, "destination": "acme/cancelled", "seed": 7}
     run = stack.start_run(wanted)
-    deadline = time.monotonic() + COMMAND_TIMEOUT_S
-    while not (len(ranks_below(home)) > parameters["num_ranks"] and list(home.glob("trainings/*/step-??????"))):
-        assert time.monotonic() < deadline, stack.prefect(f"/flow_runs/{run}")["state"]
-        time.sleep(0.1)
-    ranks = ranks_below(home)
+    wait_for(lambda: len(training_processes(home)) > parameters["num_ranks"]
+             and list(home.glob("trainings/*/step-??????")), f"flow run {run} does not train", COMMAND_TIMEOUT_S)
+    ranks = training_processes(home)
     assert len(ranks) == parameters["num_ranks"] + 1, "the ranks and their torchrun"
     (folder,) = {path.parent for path in home.glob("trainings/*/step-??????")}
 
@@ -34,19 +32,6 @@ def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, p
     assert alive == []
     state = stack.wait_until_over(run)
     assert state["type"] == "CANCELLED", state
-    assert ranks_below(home) == []
+    assert training_processes(home) == []
     assert list(folder.glob("step-??????"))
     assert stack.versions("acme/cancelled") == []
-
-
-def ranks_below(home: Path) -> list[psutil.Process]:
-    """The training processes whose job lies in that home, and the torchrun above them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-        except psutil.Error:
-            continue
-        if "tasks.distributed.train" in command and any(word.startswith(str(home)) for word in command):
-            found.append(process)
-    return found

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from infra.errors import Transient
@@ -13,6 +11,7 @@ from infra.settings import Settings
 from tasks.child import run_child
 from tasks.distributed.job import TrainJob
 from tasks.train import run_smaller_if_needed
+from tests.conftest import training_processes
 from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_trajectory import check, recorded
@@ -52,17 +51,7 @@ def test_a_frozen_rank_is_found_and_the_same_again_goes_on(
     fired = inject(monkeypatch, job, "train.after_backward:SIGSTOP:5:1")
     with pytest.raises(Transient, match=f"no progress for {STALL_S} s"):
         run_child(settings, job, "tasks.distributed.train", ranks=2)
-    assert fired.exists() and not [
-        process for process in psutil.process_iter() if job.out in " ".join(words_of(process))
-        and process.pid != os.getpid()]
+    assert fired.exists() and training_processes(job.out) == []
     run_child(settings, job, "tasks.distributed.train", ranks=2)
     assert events_of(job, "resume")[0]["step"] >= 2
     check(trajectory(job), recorded("lora"))
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing for one that is gone."""
-    try:
-        return list(process.cmdline())
-    except psutil.Error:
-        return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from tasks.distributed.job import TrainJob
-from tests.conftest import Cable
+from tests.conftest import Cable, training_processes, wait_for
 from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_trajectory import check, recorded
@@ -94,12 +93,10 @@ def test_a_cut_cable_ends_the_launch_and_the_next_goes_on(
     fired = tmp_path / "fired"
     nodes(ANNEAL_CRASH_AT=CRASH.format("SIGSTOP", 7), ANNEAL_CRASH_FIRED=fired)
     first = nodes(job, ANNEAL_STALL_TIMEOUT_S=60, ANNEAL_STOP_GRACE_S=2)
-    deadline = time.monotonic() + WAIT_S
-    while not fired.exists():  # the ranks wait for each other: nothing more is sent
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: fired.exists() or first.poll() is not None)  # the ranks wait for each other: no more is sent
+    assert first.poll() is None
     cable.plugged(False)
-    for process in ranks_of(job):
+    for process in training_processes(job.out):
         if process.status() == psutil.STATUS_STOPPED:
             process.resume()
     code, said = end_of(first)
@@ -115,17 +112,12 @@ def test_a_first_node_that_is_killed_takes_the_others_ranks_with_it(nodes: Nodes
     job = make_job("run", num_train_epochs=1000)
     nodes()
     first = nodes(job)
-    deadline = time.monotonic() + WAIT_S
-    while not events_of(job):
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.05)
-    assert len(ranks_of(job)) == 2 * (RANKS + 1), "the ranks and their torchruns"
+    wait_for(lambda: events_of(job) or first.poll() is not None)
+    assert first.poll() is None
+    assert len(training_processes(job.out)) == 2 * (RANKS + 1), "the ranks and their torchruns"
     for process in (*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)):
         process.kill()
-    deadline = time.monotonic() + GONE_S
-    while ranks_of(job):
-        assert time.monotonic() < deadline, ranks_of(job)
-        time.sleep(0.1)
+    wait_for(lambda: not training_processes(job.out), "ranks were left", GONE_S)
 
 
 @pytest.mark.chaos
@@ -154,15 +146,3 @@ def test_a_node_that_does_not_come_is_named(nodes: Nodes, make_job: MakeJob, tmp
     code, said = end_of(nodes(job, ANNEAL_JOIN_TIMEOUT_S=12))
     assert code == 1 and said.startswith("Transient: training: node 1 of 2 has not joined within 12 s"), said
     assert list((tmp_path / "launches").iterdir()) == []
-
-
-def ranks_of(job: TrainJob) -> list[psutil.Process]:
-    """The processes that run a job, on both nodes."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if "tasks.distributed.train" in process.cmdline() and any(job.out in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from infra.errors import AnnealError, Broken, DataError, Transient, write_error
+from infra.nodes import FOLDER, Nodes, ended_mark
 from infra.settings import Settings
-from tasks.child import LOG, failure, gpus, run_child
-from tasks.distributed.job import ERROR, EncodeJob
+from tasks.child import LOG, TRAIN, failure, gpus, run_child
+from tasks.distributed.job import ERROR, EncodeJob, TrainJob
 
 
 def test_what_the_child_said_is_raised(tmp_path: Path) -> None:
@@ -50,3 +51,19 @@ def test_a_child_that_cannot_read_its_input_says_so(settings: Settings, tmp_path
                     separator="", chunk_tokens=8, pack=True, wrap=False, train_on_prompt=False)
     with pytest.raises(AnnealError, match="no tokenizer can be loaded"):
         run_child(settings, job, "tasks.distributed.encode")
+
+
+def test_a_node_that_fails_while_others_are_waited_for_ends_the_launch(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("infra.nodes.ENDING_S", -1.0)
+    monkeypatch.setattr("tasks.child.interface_to", lambda launch, environment: {})
+    job = TrainJob(out=str(tmp_path), spec="", base="", packs="", chunk_tokens=8, key="k")
+
+    def fail_on_the_second() -> None:
+        (launch,) = (settings.home_path / FOLDER).glob("*.json")
+        ended_mark(launch, 1).write_text("7")
+
+    with pytest.raises(Transient, match="the ranks of node 1 ended with exit code 7"):
+        run_child(settings, job, TRAIN, ranks=2, on_poll=fail_on_the_second, nodes=Nodes(3, "10.0.0.1:29500"))
+    assert list((settings.home_path / FOLDER).iterdir()) == []

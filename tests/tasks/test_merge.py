@@ -10,10 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -32,6 +30,7 @@ from tasks.base import find_base
 from tasks.merge import merge
 from tasks.register import register
 from tasks.registry import Registry
+from tests.conftest import wait_for
 from tests.tasks.conftest import Past
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -206,13 +205,6 @@ def test_a_part_folder_that_is_not_ours_stays(settings: Settings, make: Make, tm
 def stopped_at(point: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AT, f"{point}:{how}:1")
     monkeypatch.setenv(FIRED, str(tmp_path / "fired"))
-
-
-def wait_for(happened: Callable[[], Any], what: str, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def child_of(process: psutil.Process) -> psutil.Process:
