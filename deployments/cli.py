@@ -16,9 +16,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deployments.console import Answer, links_of, set_environment, settings_here, table
+from deployments.operate import deploy, down, join, status, up
 from deployments.options import Parser, add_input_options, add_merge_options, add_spec_options, spec_from
 from infra.errors import AnnealError, UserError
 
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command prints: `data` with --json, `text` without."""
-
-    data: dict[str, Any]
-    text: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +65,7 @@ def parser() -> Parser:
         ("predict", predict, "ask a deployed model"),
         ("merge", merge, "write a version as a whole model, its adapter merged into the base"),
         ("join", join, "take part, on this machine, in trainings that another one leads"),
+        ("deploy", deploy, "put work pools, deployments, schedules and triggers into Prefect"),
         ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
         ("down", down, "stop what `anneal up` started"),
         ("status", status, "show what runs"),
@@ -85,6 +79,12 @@ def parser() -> Parser:
             add_input_options(command)
         if name == "join":
             command.add_argument("node", type=int, metavar="NUMBER", help="of this machine, from 1; the first one is 0")
+        if name == "deploy":
+            command.add_argument("--pool", choices=("process", "docker", "kubernetes"), default="process",
+                                 help="kind of work pool that runs the deployments (default: process)")
+        if name == "train":
+            command.add_argument("--remote", action="store_true",
+                                 help="start it on the work pool and watch, instead of running it in this process")
         if name == "merge":
             add_merge_options(command)
     return root
@@ -92,42 +92,46 @@ def parser() -> Parser:
 
 def train(options: argparse.Namespace) -> Answer:
     """Run the pipeline in this process, seen by the Prefect server if there is one."""
-    spec, settings = spec_from(options), _settings()
+    spec, settings = spec_from(options), settings_here()
     _check_server(settings)
-    _set_environment(settings)
+    set_environment(settings)
     if settings.prefect_api:
         os.environ["PREFECT_API_URL"] = settings.prefect_api
+    if options.remote:
+        from deployments.remote import train_remotely
+
+        return train_remotely(settings, spec)
     from flows.finetune import finetune
     from flows.parameters import Parameters
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
     version = finetune(Parameters(**dataclasses.asdict(spec)))
-    links = _links(settings)
+    links = links_of(settings)
     if "mlflow" in links:
         name, number = version.uri.removeprefix("models:/").rsplit("/", 1)
         links["mlflow"] += f"/#/models/{name}/versions/{number}"
     text = f"{version.destination} version {version.number}\n{version.id}"
-    return Answer({**version.to_json(), "links": links}, "\n".join([text, *_table(links)]))
+    return Answer({**version.to_json(), "links": links}, "\n".join([text, *table(links)]))
 
 
 def estimate(options: argparse.Namespace) -> Answer:
     """What the training would take."""
-    spec, settings = spec_from(options), _settings()
-    _set_environment(settings)
+    spec, settings = spec_from(options), settings_here()
+    set_environment(settings)
     from flows.finetune import estimate as forecast
 
     expected = forecast(spec)
     lines = {"device": f"{expected.ranks} x {expected.device}", **expected.lines()}
-    return Answer(expected.to_json(), "\n".join(_table(lines)))
+    return Answer(expected.to_json(), "\n".join(table(lines)))
 
 
 def predict(options: argparse.Namespace) -> Answer:
     """Ask the predictor; on a terminal the answer appears as it is written."""
     from deployments import ask
 
-    settings = _settings()
-    _set_environment(settings)
+    settings = settings_here()
+    set_environment(settings)
     if not settings.predictor:
         raise UserError("no predictor is known", fix="Start one with `anneal up`, or set ANNEAL_PREDICTOR_URL.")
     return Answer(*ask.ask(settings, options, stream=sys.stdout.isatty() and not options.json))
@@ -135,8 +139,8 @@ def predict(options: argparse.Namespace) -> Answer:
 
 def merge(options: argparse.Namespace) -> Answer:
     """Merge a version's adapter into its base, and say how far its logits are from the adapter's."""
-    settings = _settings()
-    _set_environment(settings)
+    settings = settings_here()
+    set_environment(settings)
     from tasks.merge import merge as merged_into
 
     done = merged_into(settings, options.target, options.folder, dtype=options.dtype, base_model=options.base_model)
@@ -146,55 +150,7 @@ def merge(options: argparse.Namespace) -> Answer:
         "dtype": done.dtype, "bytes": done.bytes, "compared on": f"{done.probe_tokens} tokens of {done.probe}",
         "adapter": f"changes the base's logits by up to {done.effect:.2g} of the largest",
         "merged": _logits(done.merged, "adapter on base"), "reloaded": _logits(done.reloaded, "merged, fp32")}
-    return Answer(done.to_json(), "\n".join(_table(lines)))
-
-
-def join(options: argparse.Namespace) -> Answer:
-    """Run this machine's ranks of every training, until it is stopped."""
-    if options.node < 1:
-        raise UserError(f"NUMBER is {options.node}", allowed="1 or more; the first node runs `anneal train`")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    from tasks.join import join as take_part
-
-    take_part(_settings(), options.node)
-    return Answer({}, "")
-
-
-def up(_: argparse.Namespace) -> Answer:
-    """Start the stack, print its links."""
-    settings = _settings()
-    _set_environment(settings)
-    from infra import stack
-
-    def deploy(settings: Settings) -> None:
-        from deployments.pipelines import deploy
-
-        deploy(settings)
-
-    print(f"Starting Prefect, MLflow and the predictor; logs in {settings.home_path / 'logs'}", file=sys.stderr)
-    running = stack.up(settings, prepare=deploy)
-    services = {name: dataclasses.asdict(service) for name, service in running.items()}
-    links = _links(settings)
-    return Answer({"services": services, "links": links}, "\n".join(_table(links)))
-
-
-def down(_: argparse.Namespace) -> Answer:
-    """Stop the stack."""
-    from infra import stack
-
-    stopped = stack.down(_settings())
-    return Answer({"stopped": stopped}, "Stopped " + ", ".join(stopped) if stopped else "Nothing was running.")
-
-
-def status(_: argparse.Namespace) -> Answer:
-    """State and address of each service."""
-    from infra import stack
-
-    settings = _settings()
-    states, links = stack.status(settings), _links(settings)
-    lines = {name: f"{state:16}{links.get(name, '')}".rstrip() for name, state in states.items()}
-    services = {name: {"state": state, "url": links.get(name, "")} for name, state in states.items()}
-    return Answer({"services": services}, "\n".join(_table(lines)))
+    return Answer(done.to_json(), "\n".join(table(lines)))
 
 
 class _Version(argparse.Action):
@@ -206,27 +162,6 @@ class _Version(argparse.Action):
             raise SystemExit(0)
         print("anneal, not installed (running from a checkout)")
         raise SystemExit(0)
-
-
-def _settings() -> Settings:
-    from pydantic import ValidationError
-
-    from infra.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{first['msg']} (found {first['input']!r})", where="ANNEAL_" + str(first["loc"][0]).upper(),
-            fix="Correct this environment variable, or unset it.") from error
-
-
-def _set_environment(settings: Settings) -> None:
-    """Set the environment of Prefect, which is read at its import, and keep proxies out of the way."""
-    from infra import services
-
-    os.environ.update(services.for_runs(settings))
 
 
 def _check_server(settings: Settings) -> None:
@@ -245,18 +180,6 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], UserError):
         record.exc_info = None
     return True
-
-
-def _links(settings: Settings) -> dict[str, str]:
-    """Addresses for people: user interfaces and the predictor."""
-    mlflow = settings.tracking_uri if settings.tracking_uri.startswith("http") else ""
-    links = {"prefect": settings.prefect_api.removesuffix("/api"), "mlflow": mlflow, "predictor": settings.predictor}
-    return {name: link for name, link in links.items() if link}
-
-
-def _table(values: dict[str, Any]) -> list[str]:
-    width = max(map(len, values), default=0)
-    return [f"{name:{width}}  {value}" for name, value in values.items()]
 
 
 def _logits(found: dict[str, float], beside: str) -> str:

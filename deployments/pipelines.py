@@ -1,90 +1,141 @@
-"""Put the pipeline into Prefect: the work pool `gpu-pool` and the deployment `finetune/gpu`.
+"""Put the pipeline into Prefect: work pool, queues, GPU slots, deployments, schedules, triggers. `anneal deploy`.
 
-In:   a running Prefect server       Out: a pool and a deployment that starts from the UI's form
-Dies half-way: run it again; everything is created or brought up to date, and schedules, limits and
-other edits that were made in the UI stay.
+In:   a running Prefect server, deployments/prefect.yaml      Out: what stands there, and a list of what differs
+Dies half-way: run it again; everything is created or brought up to date. Schedules, limits and what else people set
+in the UI stay as they are, and are named where they differ from prefect.yaml.
 Run alone: python -m deployments.pipelines
 """
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
-from prefect.workers.process import ProcessWorker
 
-from infra.errors import Broken, UserError
-from infra.launch import ROOT
-from infra.services import POOL
+from deployments.declared import Declared, declared
+from deployments.pools import CODE, NAMES, Kind, ensure_pool
+from infra.errors import UserError
 from infra.settings import Settings
+from tasks import slots
 
-NAME = "gpu"
-TAGS = ["anneal"]
 STEP = "prefect.deployments.steps.set_working_directory"
 
 
-def deploy(settings: Settings) -> str:
-    """Create or update the pool and `finetune/gpu`; returns the deployment's id."""
-    from flows.finetune import finetune
+@dataclass(kw_only=True)
+class Deployed:
+    """What `anneal deploy` left in Prefect."""
 
+    pool: str
+    limit: str
+    """Name of this machine's concurrency limit; empty for none."""
+    deployments: dict[str, str] = field(default_factory=dict)
+    """Ids by flow/deployment."""
+    differs: list[str] = field(default_factory=list)
+    """What Prefect holds otherwise than prefect.yaml says, a sentence each."""
+
+
+def deploy(settings: Settings, kind: Kind = "process") -> Deployed:
+    """Create or update everything, then read it back. Raises UserError without a server."""
     if not settings.prefect_api:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
+    done = Deployed(pool=NAMES[kind], limit=slots.limit_of(settings) if kind == "process" else "")
     with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
-        ensure_pool(client)
-        return str(ensure_deployment(client, finetune, "flows/finetune.py:finetune").id)
+        done.differs += ensure_pool(client, kind)
+        if done.limit:
+            slots.make(done.limit)
+        for one in declared():
+            stored = ensure_deployment(client, one, kind)
+            done.deployments[one.full_name] = str(stored.id)
+            done.differs += [f"deployment {one.full_name}: {difference}" for difference in (
+                *differences(stored, wanted(one, kind)), *ensure_schedules(client, stored, one),
+                *ensure_triggers(client, stored, one))]
+    return done
 
 
-def ensure_pool(client: SyncPrefectClient) -> None:
-    """The process pool. Runs do not write to the worker's console: a worker's death would crash them."""
-    template: dict[str, Any]
+def ensure_deployment(client: SyncPrefectClient, one: Declared, kind: Kind) -> DeploymentResponse:
+    """Create or update a deployment, and read it back."""
+    flow = flow_of(one.entrypoint)
+    values = wanted(one, kind)
     try:
-        template = client.read_work_pool(POOL).base_job_template
+        known = client.read_deployment_by_name(one.full_name)
     except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(
-            name=POOL, type=ProcessWorker.type, base_job_template=_quiet(template),
-            description="Trainings on this machine's GPUs (or its CPU)."))
-        return
-    client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=_quiet(template)))
-
-
-def ensure_deployment(
-    client: SyncPrefectClient, flow: Flow[..., Any], entrypoint: str, name: str = NAME,
-) -> DeploymentResponse:
-    """The flow's deployment on the pool, read back. `entrypoint` is relative to the project's root.
-
-    Raises Broken when the server did not store what was sent: Prefect ignores what it does not know.
-    """
-    wanted: dict[str, Any] = {
-        "entrypoint": entrypoint, "work_pool_name": POOL, "tags": TAGS, "enforce_parameter_schema": True,
-        "pull_steps": [{STEP: {"directory": str(ROOT)}}],
-        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
-    }
-    try:
-        known = client.read_deployment_by_name(f"{flow.name}/{name}")
-    except ObjectNotFound:
-        client.create_deployment(
-            flow_id=client.create_flow(flow), name=name, description=flow.description, **wanted)
+        client.create_deployment(flow_id=client.create_flow(flow), name=one.name, **values)
     else:  # creating it once more would delete its schedules
-        client.update_deployment(known.id, DeploymentUpdate(description=flow.description, **wanted))
-    stored = client.read_deployment_by_name(f"{flow.name}/{name}")
-    for field, value in wanted.items():
-        if getattr(stored, field) != value:
-            raise Broken(f"{field} was not stored", where=f"deployment {flow.name}/{name}",
-                         fix="Check that server and client are the same Prefect version.")
-    return stored
+        client.update_deployment(known.id, DeploymentUpdate(**values))
+    return client.read_deployment_by_name(one.full_name)
 
 
-def _quiet(template: dict[str, Any]) -> dict[str, Any]:
-    """The job template with `stream_output` off."""
-    template["variables"]["properties"]["stream_output"]["default"] = False
-    return template
+def wanted(one: Declared, kind: Kind) -> dict[str, Any]:
+    """A deployment in the words of Prefect's API."""
+    limit = one.concurrency_limit
+    options = limit and ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit.collision_strategy))
+    return {
+        "description": one.description, "entrypoint": one.entrypoint, "tags": one.tags,
+        "work_pool_name": NAMES[kind], "work_queue_name": one.work_pool.work_queue_name,
+        "enforce_parameter_schema": True, "pull_steps": [{STEP: {"directory": CODE[kind]}}],
+        "parameter_openapi_schema": parameter_schema(flow_of(one.entrypoint)).model_dump_for_openapi(),
+        **({"concurrency_limit": limit.limit, "concurrency_options": options} if limit else {})}
+
+
+def differences(stored: DeploymentResponse, values: dict[str, Any]) -> list[str]:
+    """What the server did not store as it was told: Prefect ignores what it does not know."""
+    limit = stored.global_concurrency_limit
+    found = {**dict(stored), "concurrency_limit": limit.limit if limit else None}
+    return [f"{name} is {found[name]}, not {value}" for name, value in values.items() if found[name] != value]
+
+
+def ensure_schedules(client: SyncPrefectClient, stored: DeploymentResponse, one: Declared) -> list[str]:
+    """Create missing schedules; returns how the others differ, which people may have meant."""
+    known, differs = {schedule.slug: schedule for schedule in stored.schedules}, []
+    for want in one.schedules:
+        schedule = CronSchedule(cron=want.cron, timezone=want.timezone)
+        found = known.get(want.slug)
+        if found is None:
+            client.create_deployment_schedules(stored.id, [DeploymentScheduleCreate(
+                schedule=schedule, active=want.active, slug=want.slug)])
+        elif (found.schedule, found.active) != (schedule, want.active):
+            cron = getattr(found.schedule, "cron", found.schedule)
+            differs.append(f"schedule {want.slug} is {cron!r}, {'active' if found.active else 'not active'}; "
+                           f"prefect.yaml says {want.cron!r}, {'active' if want.active else 'not active'} (kept)")
+    return differs
+
+
+def ensure_triggers(client: SyncPrefectClient, stored: DeploymentResponse, one: Declared) -> list[str]:
+    """Create or update the automations that start the deployment; one that was switched on or off stays so."""
+    differs = []
+    for trigger in one.triggers:
+        automation = trigger.of(stored.id).as_automation()
+        known = client.read_automations_by_name(trigger.name)
+        if not known:
+            client.create_automation(automation)
+            continue
+        first, *extra = known
+        # The owner is set at the creation; the API takes no update that names it.
+        values = {**automation.model_dump(exclude={"owner_resource"}), "enabled": first.enabled}
+        client.update_automation(first.id, AutomationCore.model_validate(values))
+        for other in extra:
+            client.delete_automation(other.id)
+        if first.enabled != trigger.enabled:
+            differs.append(f"trigger {trigger.name!r} is {'on' if first.enabled else 'off'} (kept)")
+    return differs
+
+
+def flow_of(entrypoint: str) -> Flow[..., Any]:
+    """The flow at flows/<file>.py:<function>."""
+    path, name = entrypoint.split(":")
+    flow: Flow[..., Any] = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    return flow
 
 
 if __name__ == "__main__":

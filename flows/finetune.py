@@ -13,11 +13,12 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.parameters import Parameters
-from infra.records import Version
+from infra.records import Split, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks import report
+from tasks.attempt import attempt
 from tasks.base import base_task, find_base
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task
@@ -32,12 +33,22 @@ from tasks.validate import validate, validate_task
 @flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
 def finetune(training: Parameters) -> Version:
     """Ingest, validate, pack, train, evaluate, register, deploy."""
-    settings, spec = Settings(), training.spec()
-    name = spec.destination
+    settings = Settings()
+    with attempt(Store(settings)):
+        spec = training.spec()
+        return pipeline(settings, spec, data_of(spec))
 
+
+def data_of(spec: TrainingSpec) -> Split:
+    """The first two steps."""
     data = ingest_task(spec.train_data, subject="training data")
     held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
-    split = validate_task(data, held_out, spec.num_validation_samples, subject=name)
+    return validate_task(data, held_out, spec.num_validation_samples, subject=spec.destination)
+
+
+def pipeline(settings: Settings, spec: TrainingSpec, split: Split) -> Version:
+    """The other five."""
+    name = spec.destination
     base = base_task(spec.base_model, subject=name)
     packed = pack_task(split, base, spec, subject=name)
     report.show("data", report.data_report(split, packed))

@@ -10,6 +10,7 @@ Standard library only: ranks import this file.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -101,6 +102,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def locked(file: IO[Any]) -> bool:
+    """Whether this process now holds the file's lock, which goes with it. Does not wait."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> Manifest:

@@ -20,7 +20,7 @@ import psutil
 from infra.launch import spawn
 from infra.services import MARK, Plan
 
-STOP_ORDER = ("worker", "predictor", "mlflow", "prefect")
+STOP_ORDER = ("keeper", "worker", "predictor", "mlflow", "prefect")
 TERM_GRACE_S = 5
 KILL_WAIT_S = 5
 POLL_S = 0.2
@@ -75,7 +75,7 @@ def stop_all(running: Mapping[str, Service], grace_s: float) -> list[str]:
             with suppress(psutil.NoSuchProcess):
                 _end_runs(process, grace_s)
         if process:
-            _stop(process, TERM_GRACE_S + (grace_s if name == "predictor" else 0))
+            _stop(process, TERM_GRACE_S + (grace_s if name == "predictor" else 0), alone=name == "keeper")
         if child := _children.pop(running[name].pid, None):
             child.poll()
     return names
@@ -115,11 +115,11 @@ def _end_runs(worker: psutil.Process, grace_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def _stop(process: psutil.Process, grace_s: float) -> None:
-    """SIGTERM to the process, SIGKILL to what is left of its tree."""
+def _stop(process: psutil.Process, grace_s: float, *, alone: bool) -> None:
+    """SIGTERM to the process, SIGKILL to what is left of its tree; `alone`: its children are services themselves."""
     tree = {process}
     with suppress(psutil.NoSuchProcess):
-        tree |= set(process.children(recursive=True))
+        tree |= set() if alone else set(process.children(recursive=True))
         process.terminate()
     psutil.wait_procs([process], timeout=grace_s)
     kill(tree)

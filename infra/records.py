@@ -211,3 +211,13 @@ class Merged(Record):
     """The merged model in fp32 against the adapter on its base."""
     reloaded: dict[str, float]
     """The model loaded from the files against the merged one in fp32: the rounding to `dtype`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Record):
+    """A file's prompts with what a version answered: `folder`/answers.jsonl."""
+
+    folder: str
+    rows: int
+    version: str
+    """64 hex digits."""

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     max_data_bytes: int = Field(20_000_000_000, description="Largest training file after unpacking, in bytes.", ge=1)
     stall_timeout_s: float = Field(900, description="A training without a new step for this long is stopped.", gt=0)
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
+    gpu_limit: str = Field(
+        "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
     nodes: int = Field(
         1, description="Machines that train together: this one, and those that run `anneal join`.", ge=1)
     rendezvous: str = Field("", description="host:port of this machine, at which it waits for the others' ranks.")

@@ -1,9 +1,9 @@
-"""The local stack: Prefect server, MLflow, predictor and process worker as detached processes.
+"""The local stack: Prefect server, MLflow, predictor, process worker and keeper as detached processes.
 
 In:   Settings (host, ports, home, store)
 Out:  running services; <home>/stack.json says where, <home>/logs/<service>.log what they print
 Dies half-way: stack.json is written after every start, so `down` or the next `up` finds what runs.
-A service that is killed from outside is started again by the next `up`.
+A service that dies is started again by infra/keeper.py, which runs beside them.
 Run alone: anneal up | anneal status | anneal down
 """
 
@@ -31,7 +31,7 @@ from infra.settings import Settings
 
 State = Literal["running", "not answering", "stopped"]
 
-NAMES = ("prefect", "mlflow", "predictor", "worker")
+NAMES = ("prefect", "mlflow", "predictor", "worker", "keeper")
 START_TIMEOUT_S = 180
 POLL_S = 0.2
 ANSWER_TIMEOUT_S = 2
@@ -65,10 +65,10 @@ def up(
                 _wait_until_ready(settings, plan)
             if prepare is not None:
                 prepare(settings)
-            if "worker" in only:
-                worker = services.worker(settings, settings.prefect_api)
-                _start(settings, worker)
-                _wait_until_ready(settings, worker)
+            for plan in (services.worker(settings, settings.prefect_api), services.keeper(settings)):
+                if plan.name in only:
+                    _start(settings, plan)
+                    _wait_until_ready(settings, plan)
             return read(settings)
         except BaseException:
             mine = {name: service for name, service in read(settings).items() if before.get(name) != service}
@@ -79,9 +79,10 @@ def up(
 
 def down(settings: Settings) -> list[str]:
     """Stop what `up` started, and nothing else. Returns the names of the services that were stopped."""
+    keeper = {name: service for name, service in _alive(settings).items() if name == "keeper"}
+    stopped = stop_all(keeper, 0)  # before the lock, which it may hold, and before it starts the others again
     with _locked(settings):
-        running = _alive(settings)
-        stopped = stop_all(running, settings.stop_grace_s)
+        stopped += stop_all(_alive(settings), settings.stop_grace_s)
         if left := left_over(settings.home_path):
             kill(left)
             stopped.append(f"{len(left)} left-over processes")
@@ -89,8 +90,8 @@ def down(settings: Settings) -> list[str]:
         return stopped
 
 
-def status(settings: Settings) -> dict[str, State]:
-    """How each service fares."""
+def status(settings: Settings, *, ask: bool = True) -> dict[str, State]:
+    """How each service fares; without `ask` one that runs is not asked whether it answers."""
     running = read(settings)
     states: dict[str, State] = {}
     for name in NAMES:
@@ -98,7 +99,7 @@ def status(settings: Settings) -> dict[str, State]:
         if service is None or process_of(service) is None:
             states[name] = "stopped"
         else:
-            states[name] = "running" if not service.health or answers(service.health) else "not answering"
+            states[name] = "running" if not (ask and service.health) or answers(service.health) else "not answering"
     return states
 
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from infra.errors import AnnealError, Transient, UserError, from_os_error
-from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify
+from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
 from infra.settings import Settings
 
 
@@ -80,6 +80,23 @@ class Store:
                 seal(draft, manifest.record)
                 move_into_place(draft, folder)
         return folder
+
+    def write(self, name: str, text: str) -> None:
+        """Put one small file, whole or not at all; unlike a folder it may be written again."""
+        with told(self.root):
+            if self.is_local:
+                write_atomic(self._local(name), text)
+            else:
+                self._fs.pipe_file(self._key(name), text.encode())
+
+    def read(self, name: str) -> str | None:
+        """The text of one small file, or None."""
+        with told(self.root):
+            try:
+                found: bytes = self._local(name).read_bytes() if self.is_local else self._fs.cat_file(self._key(name))
+            except FileNotFoundError:
+                return None
+        return found.decode()
 
     def names(self, prefix: str) -> list[str]:
         """Names directly below `prefix`, sorted; finished or not."""

@@ -13,11 +13,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from infra.nodes import Lead, NodeEnded, Nodes, interface_to, new_launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
+from tasks.gpus import environment, gpus
 
 LOG = "log.txt"
 TRAIN = "tasks.distributed.train"
@@ -77,7 +76,8 @@ def run_child(
 
 def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
     """What each of this machine's ranks is told beside torchrun's own variables."""
-    return {"OMP_NUM_THREADS": str(settings.threads_for(ranks)), "TOKENIZERS_PARALLELISM": "false"}
+    threads = str(settings.threads_for(ranks))
+    return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **environment()}
 
 
 def failure(folder: Path, code: int, module: str) -> AnnealError:
@@ -93,23 +93,6 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
     kind = Transient if code < 0 or RANK_LOST.search(log) else Broken
     return kind(f"the child process ended with {cause}", where=name,
                 fix=f"The end of its log:\n{tail(folder / LOG)}")
-
-
-@cache
-def gpus() -> tuple[str, ...]:
-    """Names of this machine's GPUs, asked without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    names = tuple(line.strip() for line in found.splitlines() if line.strip())
-    if visible is None:
-        return names
-    # CUDA takes the devices before the first one that is not there; -1 is the usual way to say none.
-    shown = takewhile(lambda device: device.strip() not in ("", "-1"), visible.split(","))
-    return names[: len(list(shown))]
 
 
 def settled(spec: TrainingSpec) -> TrainingSpec:

@@ -27,6 +27,7 @@ from tasks.child import ranks_of, run_child, settled
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob
 from tasks.policy import HOUR_S, found_done, step
 from tasks.rouge import lead, score_rows, summarize
+from tasks.slots import hold
 
 FORMAT = 1
 """Raised when the same weights would be scored differently."""
@@ -155,4 +156,7 @@ def evaluate_task(
     settings = Settings()
     store = Store(settings)
     found = find_evaluation(store, spec, trained, split)
-    return found_done(found) if found else evaluate(settings, store, spec, trained, split, pack, base)
+    if found is not None:
+        return found_done(found)
+    with hold(settings, ranks_of(spec.num_ranks)):
+        return evaluate(settings, store, spec, trained, split, pack, base)

@@ -18,8 +18,9 @@ from infra.errors import UserError
 from infra.records import Base, Pack, Record, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.child import gpus, ranks_of, settled
+from tasks.child import ranks_of, settled
 from tasks.distributed.job import BLOCK_LOGITS, CHUNK_LOGITS
+from tasks.gpus import gpus
 
 TABLE = Path(__file__).resolve().parent.parent / "infra" / "hardware.toml"
 GIB = 1 << 30

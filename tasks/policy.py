@@ -20,6 +20,7 @@ from prefect.tasks import exponential_backoff
 
 from infra.errors import Transient, from_os_error
 from infra.records import Record
+from tasks.attempt import reached
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +53,9 @@ def step(name: str, *, timeout_s: float, gpu: bool = False) -> Callable[[Callabl
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             value = prefect_task(*args, **kwargs)
-            return value.result() if isinstance(value, State) else value
+            result = value.result() if isinstance(value, State) else value
+            reached(f"{name} done")
+            return result
 
         return call
 

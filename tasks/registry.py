@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,19 @@ from infra.settings import Settings
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-TRAINING_TAG, ID_TAG = "training_id", "version_id"
+TRAINING_TAG, ID_TAG, DATA_TAG = "training_id", "version_id", "data_digest"
 EXPERIMENT = "anneal"
 TAG_CHARACTERS = 4000
 ALIASES = ("champion", "challenger")
 """What stands for a model without a version: what is served, else what was registered last."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A version's number and the digest of the rows it was trained on."""
+
+    number: int
+    data_digest: str
 
 
 class Registry:
@@ -47,6 +56,13 @@ class Registry:
         with told(self.uri):
             found = self._search(destination, training_id)
         return _version(destination, found[0]) if found else None
+
+    def newest(self, destination: str) -> Origin | None:
+        """The version registered last, and the data it learned from; None without one."""
+        with told(self.uri):
+            found = self.client.search_model_versions(f"name='{name_of(destination)}'")
+        last = max(found, key=lambda version: int(version.version), default=None)
+        return Origin(int(last.version), last.tags.get(DATA_TAG, "")) if last else None
 
     def look_up(self, destination: str, which: str = "") -> Version:
         """A version by its number, alias or id; by default the champion, else the challenger. Raises UserError."""
@@ -112,7 +128,7 @@ class Registry:
             self.client.log_model_artifacts(model.model_id, scratch)
         self.client.finalize_logged_model(model.model_id, "READY")
         origin = {
-            "data_digest": lineage["data_digest"], "base_digest": lineage["base"]["digest"],
+            DATA_TAG: lineage["data_digest"], "base_digest": lineage["base"]["digest"],
             "code_revision": lineage["code_revision"], "metrics": json.dumps(lineage["metrics"])[:TAG_CHARACTERS]}
         self.client.create_model_version(
             name, f"models:/{model.model_id}", run_id=run, model_id=model.model_id, tags={**tags, **origin})
@@ -128,7 +144,7 @@ class Registry:
         for model, scores in metrics["rouge"].items():
             for metric, (_, mean, _) in scores.items():
                 self.client.log_metric(run, f"{metric}_{model}", mean)
-        self.client.set_tag(run, "data_digest", lineage["data_digest"])
+        self.client.set_tag(run, DATA_TAG, lineage["data_digest"])
         self.client.set_tag(run, "code_revision", lineage["code_revision"])
 
     def _search(self, destination: str, training_id: str) -> list[ModelVersion]:

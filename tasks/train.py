@@ -11,27 +11,28 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import fcntl
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.errors import OutOfMemory, Transient, UserError
+from infra.errors import OutOfMemory, Transient
 from infra.files import digest_of, sha256_of, verify
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
+from tasks.attempt import follows_another, reached
 from tasks.child import TRAIN, ranks_of, run_child, settled
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
 from tasks.forecast import device_of, forecast
+from tasks.only_one import only_one
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import Progress
+from tasks.slots import hold
 
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
@@ -39,6 +40,10 @@ ID_CHARACTERS = 26
 CHECKPOINTS = "checkpoints"
 CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
+MARKS = ("start", "resume", "checkpoint")
+"""Events from which a relaunched training would go on."""
+TAKEOVER_S = 60.0
+"""A process that lost its flow run finds out within seconds, and then its ranks save a checkpoint."""
 log = logging.getLogger(__name__)
 Watch = Callable[[dict[str, Any]], None]
 
@@ -49,9 +54,12 @@ def training_id(spec: TrainingSpec, pack: Pack, base: Base) -> str:
     return base64.b32encode(bytes.fromhex(key)).decode().lower()[:ID_CHARACTERS]
 
 
-def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, watch: Watch) -> Trained:
+def train(
+    settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, watch: Watch, *,
+    takeover_s: float = 0,
+) -> Trained:
     """Train to the end, from the last checkpoint if there is one. `watch` sees every event, those of earlier
-    launches that belong to the curve again.
+    launches that belong to the curve again. `takeover_s`: how long to wait for another process at this training.
 
     Raises:
         UserError: another process is at the same training, or the spec cannot be trained.
@@ -60,7 +68,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
     """
     identity = training_id(spec, pack, base)
     run = settings.home_path / "trainings" / identity
-    with only_one(run):
+    with only_one(run, takeover_s):
         done = find_trained(store, spec, pack, base)
         if done is not None:  # somebody finished it while we waited for the lock
             return done
@@ -123,22 +131,6 @@ def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Tr
     return Trained.of(dict(manifest.record)) if manifest else None
 
 
-@contextmanager
-def only_one(run: Path) -> Iterator[None]:
-    """Hold the training's lock; the kernel drops it when this process dies.
-
-    The lock lies beside the run folder, which is removed at the end.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    with run.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError("another process on this machine is at this very training", where=f"training {run.name}",
-                            fix="Wait for it, or cancel it first.") from error
-        yield
-
-
 def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
     """Take over the checkpoint in a remote store if it is newer than what this machine has."""
     if store.is_local:
@@ -196,5 +188,11 @@ def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trai
     found = find_trained(store, spec, pack, base)
     if found is not None:
         return found_done(found)
-    with Progress("training") as progress:
-        return train(settings, store, spec, pack, base, progress.see)
+    with Progress("training") as progress, hold(settings, ranks_of(spec.num_ranks)):
+
+        def watch(event: dict[str, Any]) -> None:
+            progress.see(event)
+            if event["event"] in MARKS:
+                reached(f"train step {event['step']}")
+
+        return train(settings, store, spec, pack, base, watch, takeover_s=TAKEOVER_S if follows_another() else 0)

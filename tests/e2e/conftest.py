@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -24,6 +24,9 @@ import pytest
 from infra.processes import left_over
 from infra.settings import Settings
 from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 BUSY_TRIES = 10
 COMMAND_TIMEOUT_S = 150
@@ -110,9 +113,10 @@ class Stack:
         return list(MlflowClient(self.settings.tracking_uri).search_model_versions(
             f"name='{destination.replace('/', '--')}'"))
 
-    def ask(self, destination: str, prompt: str = "Once upon a time") -> dict[str, Any]:
+    def ask(self, destination: str, prompt: str = "Once upon a time", max_new_tokens: int = 8) -> dict[str, Any]:
         """The predictor's answer."""
-        body = {"model": destination, "input": {"prompt": prompt, "temperature": 0, "max_new_tokens": 8}}
+        inputs = {"prompt": prompt, "temperature": 0, "max_new_tokens": max_new_tokens}
+        body = {"model": destination, "input": inputs}
         answer = httpx.post(f"{self.settings.predictor}/predictions", json=body, timeout=60)
         assert answer.is_success, answer.text
         return dict(answer.json())
@@ -158,6 +162,16 @@ def environment(clean_environment: None, stack: Stack, monkeypatch: pytest.Monke
     """The stack's environment, which the tests' own `clean_environment` took away."""
     for name, value in stack.environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[SyncPrefectClient]:
+    """A client of the stack's server, which is also where events go."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: stack.settings.prefect_api}), get_client(sync_client=True) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

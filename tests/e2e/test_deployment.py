@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,16 +14,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 DEPLOYMENT = "finetune/gpu"
-
-
-@pytest.fixture
-def client(stack: Stack) -> Iterator[SyncPrefectClient]:
-    """A client of the stack's server."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: stack.settings.prefect_api}), get_client(sync_client=True) as client:
-        yield client
 
 
 def test_pool_keeps_the_output_of_runs_off_the_worker(stack: Stack, client: SyncPrefectClient) -> None:
@@ -52,10 +41,10 @@ def test_deploying_again_keeps_id_schedules_and_limits(stack: Stack, client: Syn
 
     from deployments.pipelines import deploy
 
-    deployment_id = deploy(stack.settings)
+    deployment_id = deploy(stack.settings).deployments[DEPLOYMENT]
     schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * 1"), active=False)
     client.create_deployment_schedules(UUID(deployment_id), [schedule])
     client.update_work_pool("gpu-pool", WorkPoolUpdate(concurrency_limit=2))
-    assert deploy(stack.settings) == deployment_id
+    assert deploy(stack.settings).deployments[DEPLOYMENT] == deployment_id
     assert len(client.read_deployment_by_name(DEPLOYMENT).schedules) == 1
     assert client.read_work_pool("gpu-pool").concurrency_limit == 2

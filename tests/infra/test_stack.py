@@ -19,11 +19,24 @@ from infra import processes, services, stack
 from infra.errors import Broken, UserError
 from infra.services import MARK, Plan
 from infra.settings import Settings
-from tests.conftest import free_port
+from tests.conftest import free_port, wait_for
 
 SERVER = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); " \
          "print('started!', flush=True); time.sleep(600)"
+
+KEEPER = """
+import sys
+from infra import keeper, services
+from infra.services import MARK, Plan
+from infra.settings import Settings
+url = "http://127.0.0.1:{port}"
+plan = Plan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{port}"), env={{MARK: {home!r}}}, url=url,
+            health=url, port={port}, port_variable="ANNEAL_MLFLOW_PORT")
+services.servers = lambda _: [plan]
+print("keeping", flush=True)
+keeper.keep(Settings(home={home!r}, mlflow_port={port}))
+"""
 
 
 @pytest.fixture
@@ -57,7 +70,10 @@ def kill(service: processes.Service) -> None:
     process.wait(5)
 
 
-def fake(settings: Settings, monkeypatch: pytest.MonkeyPatch, server: str = SERVER, worker: str = PARENT) -> None:
+def fake(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, server: str = SERVER, worker: str = PARENT,
+    keeper: str = "import time; print('keeping', flush=True); time.sleep(600)",
+) -> None:
     """Put one small server in the place of MLflow and a process with a child in the place of the worker."""
     port = settings.mlflow_port
     url = f"http://127.0.0.1:{port}"
@@ -67,6 +83,8 @@ def fake(settings: Settings, monkeypatch: pytest.MonkeyPatch, server: str = SERV
     monkeypatch.setattr(services, "servers", lambda _: [mlflow])
     monkeypatch.setattr(services, "worker", lambda *_: Plan(
         name="worker", command=(sys.executable, "-c", worker), env=env, ready_line="started!"))
+    monkeypatch.setattr(services, "keeper", lambda _: Plan(
+        name="keeper", command=(sys.executable, "-c", keeper), env=env, ready_line="keeping"))
 
 
 @pytest.mark.slow
@@ -77,9 +95,10 @@ def test_up_starts_what_answers_and_down_leaves_no_process(
     running = stack.up(settings)
     assert stack.answers(running["mlflow"].url)
     assert stack.status(settings) == {
-        "prefect": "stopped", "mlflow": "running", "predictor": "stopped", "worker": "running"}
-    assert len(of_stack(settings)) == 3
-    assert stack.down(settings) == ["worker", "mlflow"]
+        "prefect": "stopped", "mlflow": "running", "predictor": "stopped", "worker": "running",
+        "keeper": "running"}
+    assert len(of_stack(settings)) == 4
+    assert stack.down(settings) == ["keeper", "worker", "mlflow"]
     assert not of_stack(settings)
     assert not (settings.home_path / "stack.json").exists()
 
@@ -101,11 +120,27 @@ def test_up_starts_again_what_was_killed(settings: Settings, monkeypatch: pytest
 
 
 @pytest.mark.slow
+def test_the_keeper_starts_what_died_and_its_end_leaves_that_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = KEEPER.format(port=settings.mlflow_port, server=SERVER, home=str(settings.home_path))
+    fake(settings, monkeypatch, keeper=code)
+    before = stack.up(settings)
+    kill(before["mlflow"])
+    wait_for(lambda: stack.status(settings)["mlflow"] == "running", "it was not started again", 30)
+    after = stack.read(settings)["mlflow"]
+    assert psutil.Process(after.pid).ppid() == before["keeper"].pid
+    assert processes.stop_all({"keeper": before["keeper"]}, 0) == ["keeper"]
+    assert processes.process_of(after) is not None
+    assert stack.down(settings) == ["worker", "mlflow"]
+
+
+@pytest.mark.slow
 def test_down_finds_what_a_killed_service_left_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(settings, monkeypatch)
     running = stack.up(settings)
     kill(running["worker"])
-    assert stack.down(settings) == ["mlflow", "1 left-over processes"]
+    assert stack.down(settings) == ["keeper", "mlflow", "1 left-over processes"]
     assert not of_stack(settings)
 
 
@@ -170,7 +205,7 @@ def test_unreadable_state_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_worker_is_stopped_first_and_prefect_last() -> None:
-    assert processes.STOP_ORDER == ("worker", "predictor", "mlflow", "prefect")
+    assert processes.STOP_ORDER == ("keeper", "worker", "predictor", "mlflow", "prefect")
 
 
 @pytest.mark.chaos  # the end-to-end tests start, use and stop the same stack

@@ -10,8 +10,9 @@ import pytest
 from infra.errors import AnnealError, Broken, DataError, Transient, write_error
 from infra.nodes import FOLDER, Nodes, ended_mark
 from infra.settings import Settings
-from tasks.child import LOG, TRAIN, failure, gpus, run_child
+from tasks.child import LOG, TRAIN, failure, run_child
 from tasks.distributed.job import ERROR, EncodeJob, TrainJob
+from tasks.gpus import gpus
 
 
 def test_what_the_child_said_is_raised(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_what_a_rank_raised_is_told_not_torchruns_banner(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("visible", "count"), [("0,1", 2), ("0,-1,1", 1), ("-1", 0), ("", 0), (None, 2)])
 def test_only_visible_devices_count(visible: str | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.child.subprocess.run", lambda *a, **k: SimpleNamespace(stdout="H100\nH100\n"))
+    monkeypatch.setattr("tasks.gpus.subprocess.run", lambda *a, **k: SimpleNamespace(stdout="H100\nH100\n"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

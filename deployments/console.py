@@ -1,0 +1,54 @@
+"""What all commands share: their answer, the settings with errors in our words, links and tables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints: `data` with --json, `text` without."""
+
+    data: dict[str, Any]
+    text: str
+
+
+def settings_here() -> Settings:
+    """The settings of this process, whose environment Prefect then finds set. Raises UserError."""
+    from pydantic import ValidationError
+
+    from infra.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{first['msg']} (found {first['input']!r})", where="ANNEAL_" + str(first["loc"][0]).upper(),
+            fix="Correct this environment variable, or unset it.") from error
+
+
+def set_environment(settings: Settings) -> None:
+    """Set the environment of Prefect, which is read at its import, and keep proxies out of the way."""
+    from infra import services
+
+    os.environ.update(services.for_runs(settings))
+
+
+def links_of(settings: Settings) -> dict[str, str]:
+    """Addresses for people: user interfaces and the predictor."""
+    mlflow = settings.tracking_uri if settings.tracking_uri.startswith("http") else ""
+    links = {"prefect": settings.prefect_api.removesuffix("/api"), "mlflow": mlflow, "predictor": settings.predictor}
+    return {name: link for name, link in links.items() if link}
+
+
+def table(values: dict[str, Any]) -> list[str]:
+    width = max(map(len, values), default=0)
+    return [f"{name:{width}}  {value}" for name, value in values.items()]

@@ -1,0 +1,81 @@
+"""Work pools, their queues and base job templates.
+
+In:   a kind of pool       Out: the pool in Prefect, with three queues: control before trainings before background
+A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
+ours holds only what trainings need: GPUs, shared memory, a grace period for the checkpoint, secrets by reference.
+Dies half-way: run it again. Limits of pools and queues that were set in the UI stay.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any, Literal
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectNotFound
+
+from infra.launch import ROOT
+from infra.services import POOL
+
+Kind = Literal["process", "docker", "kubernetes"]
+
+NAMES: dict[Kind, str] = {"process": POOL, "docker": "gpu-docker", "kubernetes": "gpu-kubernetes"}
+CODE: dict[Kind, str] = {"process": str(ROOT), "docker": "/opt/anneal", "kubernetes": "/opt/anneal"}
+"""Where the code lies for the kind's runs: here, or in the image (infra/docker/trainer.Dockerfile)."""
+QUEUES = {"control": 1, "trainings": 2, "background": 3}
+"""Priorities; 1 is served first."""
+ABOUT: dict[Kind, str] = {
+    "process": "Trainings on this machine's GPUs (or its CPU).",
+    "docker": "Trainings in containers with NVIDIA GPUs.",
+    "kubernetes": "Trainings as Kubernetes jobs with NVIDIA GPUs.",
+}
+DEFAULTS = ("prefect.server.api.collections_data.views", "aggregate-worker-metadata.json")
+PACKAGES: dict[Kind, str] = {"process": "prefect", "docker": "prefect-docker", "kubernetes": "prefect-kubernetes"}
+
+
+def ensure_pool(client: SyncPrefectClient, kind: Kind) -> list[str]:
+    """Create or update the pool and its queues; returns what Prefect holds otherwise than it was told."""
+    name, template = NAMES[kind], template_of(kind)
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(
+            name=name, type=kind, base_job_template=template, description=ABOUT[kind]))
+    else:
+        client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+    stored = client.read_work_pool(name)
+    differs = [] if stored.type == kind else [f"pool {name}: type is {stored.type}, not {kind}"]
+    if stored.base_job_template != template:
+        differs.append(f"pool {name}: another base job template")
+    for queue, priority in QUEUES.items():
+        try:
+            found = client.read_work_queue_by_name(queue, work_pool_name=name)
+        except ObjectNotFound:
+            found = client.create_work_queue(queue, work_pool_name=name, priority=priority)
+        if found.priority != priority:
+            differs.append(f"queue {name}/{queue}: priority is {found.priority}, not {priority}")
+    return differs
+
+
+def template_of(kind: Kind) -> dict[str, Any]:
+    """The base job template of a kind of pool."""
+    package, file = DEFAULTS
+    known = json.loads(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
+    patch = json.loads((ROOT / "infra" / "workpools" / f"{kind}.json").read_text(encoding="utf-8"))
+    merged: dict[str, Any] = merge(known[PACKAGES[kind]][kind]["default_base_job_configuration"], patch)
+    return merged
+
+
+def merge(value: Any, patch: Any) -> Any:
+    """JSON merge patch (RFC 7396): null removes a key, objects merge, everything else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(value) if isinstance(value, dict) else {}
+    for key, new in patch.items():
+        if new is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge(merged.get(key), new)
+    return merged

@@ -1,0 +1,117 @@
+"""Start a training on a work pool and watch it: what `anneal train --remote` does.
+
+In:   a spec                       Out: a flow run of finetune/gpu; its log lines on stderr while it runs
+The run belongs to the worker. This process only watches: Ctrl-C ends the watching, not the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterTimestamp,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import LogSort
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectException
+
+from deployments.console import Answer, links_of, table
+from flows.parameters import Parameters
+from infra.errors import Broken, Transient, UserError
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+
+DEPLOYMENT = "finetune/gpu"
+POLL_S = 2.0
+LOGS_AT_A_TIME = 200
+LATE = timedelta(seconds=3)
+"""Log lines reach the server in batches, some after later ones."""
+
+
+def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
+    """Start the run, show its log, wait for its end.
+
+    Raises:
+        UserError: no server, nothing deployed, or a run that was cancelled.
+        Broken: the run failed; its own sentence says why.
+        Transient: the server does not answer.
+    """
+    if not settings.prefect_api:
+        raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
+    parameters = Parameters(**dataclasses.asdict(from_anywhere(spec))).model_dump(mode="json")
+    try:
+        started = run_deployment(DEPLOYMENT, parameters={"training": parameters}, timeout=0, as_subflow=False)
+    except ObjectNotFound as error:
+        raise UserError(f"there is no deployment {DEPLOYMENT}", where=settings.prefect_api,
+                        fix="Run `anneal deploy` once.") from error
+    except (httpx.HTTPError, PrefectException) as error:
+        raise Transient(f"Prefect does not start it ({error})", where=settings.prefect_api) from error
+    assert isinstance(started, FlowRun)
+    page = f"{settings.prefect_api.removesuffix('/api')}/runs/flow-run/{started.id}"
+    print(f"Started {started.name}: {page}\nCtrl-C ends the watching, not the run.", file=sys.stderr)
+    with get_client(sync_client=True) as client:
+        run = watch(client, started.id)
+        versions = shown_version(client, started.id)
+    state = run.state
+    assert state is not None
+    if not state.is_completed():
+        kind = UserError if state.is_cancelled() else Broken
+        raise kind(f"the run is {state.name}: {state.message or 'no reason is given'}", where=run.name,
+                   fix=f"Its page: {page}")
+    links = {"run": page, **links_of(settings)}
+    return Answer({"run": str(run.id), "state": state.name, "version": versions, "links": links},
+                  "\n".join([versions or "no version", *table(links)]))
+
+
+def from_anywhere(spec: TrainingSpec) -> TrainingSpec:
+    """Relative paths that lead somewhere from here made absolute: the worker runs elsewhere."""
+    paths: dict[str, Any] = {name: str(Path(value).expanduser().absolute())
+             for name in ("train_data", "validation_data", "base_model")
+             if (value := getattr(spec, name)) and Path(value).expanduser().exists()}
+    return dataclasses.replace(spec, **paths)
+
+
+def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:
+    """Print the run's log lines as they come; returns the run in its final state."""
+    told: set[UUID] = set()
+    since = datetime.now(UTC) - LATE
+    while True:
+        try:
+            found = client.read_flow_run(run)
+            lines = client.read_logs(
+                LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]), timestamp=LogFilterTimestamp(after_=since)),
+                limit=LOGS_AT_A_TIME, sort=LogSort.TIMESTAMP_ASC)
+        except (httpx.HTTPError, PrefectException) as error:
+            print(f"Prefect does not answer, the run goes on: {error}", file=sys.stderr)
+            time.sleep(POLL_S)
+            continue
+        for line in lines:
+            if line.id not in told:
+                print(line.message, file=sys.stderr)
+                told.add(line.id)
+                since = max(since, line.timestamp - LATE)
+        if found.state and found.state.is_final() and len(lines) < LOGS_AT_A_TIME:
+            return found
+        time.sleep(POLL_S)
+
+
+def shown_version(client: SyncPrefectClient, run: UUID) -> str:
+    """The version that the run's page links to, or an empty string."""
+    found: list[Any] = client.read_artifacts(artifact_filter=ArtifactFilter(
+        key=ArtifactFilterKey(any_=["version"]), flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+    texts = [str(artifact.data).split("]")[0].lstrip("[") for artifact in found]
+    return texts[-1] if texts else ""

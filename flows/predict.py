@@ -1,0 +1,44 @@
+"""Answer every prompt of a file with a deployed model.
+
+In:   a JSONL file with "prompt" in each row     Out: predictions/<key>/answers.jsonl in the store
+Dies half-way: start it again; rows that were answered are not asked again.
+Run alone:
+    from flows.predict import predict
+    predict("acme/summarizer", "dialogues.jsonl")
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow
+from pydantic import Field
+
+from infra.records import Answers
+from infra.settings import Settings
+from infra.store import Store
+from tasks import report
+from tasks.answer import answer_task
+from tasks.attempt import attempt
+from tasks.ingest import ingest_task
+
+Model = Annotated[str, Field(description="Model that answers: owner/name.", json_schema_extra={"position": 0})]
+Prompts = Annotated[str, Field(
+    description='JSONL file with "prompt" in each row: a path, https:// or s3:// address.',
+    json_schema_extra={"position": 1})]
+Tokens = Annotated[int, Field(description="Longest answer, in tokens.", ge=1, json_schema_extra={"position": 2})]
+Temperature = Annotated[float, Field(
+    description="0: always the likeliest token.", ge=0, le=5, json_schema_extra={"position": 3})]
+
+
+@flow(name="predict", flow_run_name="predict {model}", persist_result=False)
+def predict(model: Model, prompts: Prompts, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0) -> Answers:
+    """Answer every prompt of a file with a deployed model."""
+    store = Store(Settings())
+    inputs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    with attempt(store):
+        data = ingest_task(prompts, subject="prompts")
+        answers = answer_task(data, model, inputs, subject=model)
+        report.show("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
+                               f"by version {answers.version[:12]}")
+    return answers

@@ -1,0 +1,40 @@
+"""Every minute: find runs whose processes died, and let them go on.
+
+In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py)
+Dies half-way: the next minute's run does the rest.
+Run alone: python -m flows.reconcile
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from prefect import flow, runtime
+from prefect.client.orchestration import get_client
+from prefect.logging import get_run_logger
+
+from infra.settings import Settings
+from infra.store import Store
+from tasks.recover import RECOVERED, Recovered, forget, recover
+
+KEPT = timedelta(hours=1)
+"""A run a minute would bury the others in the UI."""
+WATCHED = (*RECOVERED, "reconcile")
+
+
+@flow(name="reconcile", flow_run_name="reconcile", persist_result=False)
+def reconcile() -> None:
+    """Find runs whose processes died, and let them go on."""
+    with get_client(sync_client=True) as client:
+        done: Recovered = recover(
+            client, Store(Settings()), WATCHED, except_run=UUID(runtime.flow_run.id))
+        forget(client, "reconcile", KEPT)
+    log = get_run_logger()
+    for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
+        for name in names:
+            log.warning("%s: %s", what, name)
+
+
+if __name__ == "__main__":
+    reconcile()

@@ -1,0 +1,45 @@
+"""Train again, if there is something new to learn: started by a schedule or by the event `dataset.updated`.
+
+In:   Parameters                Out: the new Version, or None and a run that is shown as Skipped
+The data is brought in and split as in any training; if the newest version of the destination learned from the same
+split, nothing more is done. Dies half-way: like a training, it goes on where it was.
+Run alone:
+    from flows.retrain import retrain
+    retrain({"train_data": "s3://bucket/chats.jsonl", "base_model": "models/llama", "destination": "acme/summarizer"})
+Send the event:
+    from prefect.events import emit_event
+    emit_event("dataset.updated", resource={"prefect.resource.id": "anneal.dataset.chats"},
+               payload={"training": {"train_data": "s3://bucket/chats.jsonl", ...}})
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.finetune import data_of, pipeline
+from flows.parameters import Parameters
+from infra.records import Version
+from infra.settings import Settings
+from infra.store import Store
+from tasks import report
+from tasks.attempt import attempt
+from tasks.registry import Registry
+
+
+@flow(name="retrain", flow_run_name="retrain {training.destination}", persist_result=False)
+def retrain(training: Parameters) -> Version | State[Any]:
+    """Train again if the data changed since the destination's newest version."""
+    settings, spec = Settings(), training.spec()
+    with attempt(Store(settings)):
+        split = data_of(spec)
+        newest = Registry(settings).newest(spec.destination)
+        if newest is not None and newest.data_digest == split.digest:
+            reason = (f"version {newest.number} of {spec.destination} learned from the same "
+                      f"{split.train_rows} rows (digest {split.digest[:12]})")
+            report.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
+            return Completed(name="Skipped", message=f"Nothing is new: {reason}.")
+        return pipeline(settings, spec, split)

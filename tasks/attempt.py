@@ -1,0 +1,168 @@
+"""One process's attempt at a flow run: it notes how far it comes, and stops when the run is not its own any more.
+
+In:   the flow run that this process executes    Out: <store>/runs/<flow run id>.json, what each attempt reached
+A run that was taken for dead and started elsewhere has a higher `run_count`: the older process stops its children
+and goes without a word, because what it would report belongs to the newer one. A cancelled run stops even when no
+worker is left to tell it. Without a Prefect server that outlives the process, nothing is done here.
+Dies half-way: the file says what was reached; flows/reconcile.py starts the run again unless three attempts in a
+row reached the same.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled
+
+from infra.errors import AnnealError
+from infra.store import Store
+
+Standing = Literal["ours", "taken", "cancelled"]
+
+POLL_S = 5.0
+CANCEL_POLLS = 3  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
+SAME_ATTEMPTS = 3
+EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
+EXIT_CANCELLED = 1
+log = logging.getLogger(__name__)
+_current: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar("attempt", default=None)
+
+
+class Attempt:
+    """What this attempt, and those before it, reached."""
+
+    def __init__(self, store: Store, run: UUID, number: int) -> None:
+        self._store, self._name, self.number = store, name_of(run), number
+        self._reached = read_attempts(store, run)
+
+    def reached(self, mark: str) -> None:
+        """Note it. A store that is away costs the note, not the training."""
+        self._reached[str(self.number)] = mark
+        try:
+            self._store.write(self._name, json.dumps(self._reached))
+        except AnnealError as error:
+            log.warning("progress not noted: %s", error)
+
+
+def reached(mark: str) -> None:
+    """Note that this process's flow run came so far; nothing outside of one."""
+    if (attempt := _current.get()) is not None:
+        attempt.reached(mark)
+
+
+def follows_another() -> bool:
+    """Whether an earlier process began this flow run, and may not have noticed yet that it lost it."""
+    attempt = _current.get()
+    return attempt is not None and attempt.number > 1
+
+
+def read_attempts(store: Store, run: UUID) -> dict[str, str]:
+    """What each attempt at a flow run reached last, by its number; empty when the store does not tell."""
+    try:
+        return dict(json.loads(store.read(name_of(run)) or "{}"))
+    except (AnnealError, ValueError) as error:
+        log.warning("earlier attempts are not known: %s", error)
+        return {}
+
+
+def is_stuck(attempts: dict[str, str], run_count: int) -> bool:
+    """Whether the last attempts reached the same, or nothing."""
+    last = [attempts.get(str(number), "") for number in range(run_count - SAME_ATTEMPTS + 1, run_count + 1)]
+    return run_count >= SAME_ATTEMPTS and len(set(last)) == 1
+
+
+def name_of(run: UUID) -> str:
+    """Where the attempts at a run stand in the store."""
+    return f"runs/{run}.json"
+
+
+@contextmanager
+def attempt(store: Store) -> Iterator[None]:
+    """Around the body of a flow."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or not PREFECT_API_URL.value():
+        yield
+        return
+    run = context.flow_run.id
+    with get_client(sync_client=True) as client:
+        number = client.read_flow_run(run).run_count
+    token = _current.set(Attempt(store, run, number))
+    fence = Fence(run, number)
+    fence.start()
+    try:
+        yield
+    except BaseException:
+        fence.leave_if_not_ours()
+        raise
+    finally:
+        fence.over.set()
+        _current.reset(token)
+
+
+class Fence(threading.Thread):
+    """Asks Prefect whether the run is still this process's, and ends the process by SIGTERM when it is not."""
+
+    def __init__(self, run: UUID, number: int) -> None:
+        super().__init__(name="fence", daemon=True)
+        self._run, self._number = run, number
+        self._context = contextvars.copy_context()
+        self.over = threading.Event()
+        self.standing: Standing = "ours"
+
+    def run(self) -> None:
+        """Poll until the flow's body is over. A server that is away says nothing about whose the run is."""
+        self._context.run(self._watch)
+
+    def leave_if_not_ours(self) -> None:
+        """End the process without reporting a state that is not ours to report."""
+        if self.standing == "ours":
+            return
+        if self.standing == "cancelled":
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(self._run, Cancelled(message="Stopped by the run itself."), force=True)
+        print(f"This flow run was {self.standing}; this process ends. The last checkpoint is kept.", flush=True)
+        logging.shutdown()
+        os._exit(EXIT_TAKEN if self.standing == "taken" else EXIT_CANCELLED)
+
+    def _watch(self) -> None:
+        cancelled = 0
+        with get_client(sync_client=True) as client:
+            while not self.over.wait(POLL_S):
+                found = self._ask(client)
+                cancelled = cancelled + 1 if found == "cancelled" else 0
+                if self.over.is_set() or found == "ours" or 0 < cancelled < CANCEL_POLLS:
+                    continue
+                self.standing = found
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def _ask(self, client: SyncPrefectClient) -> Standing:
+        try:
+            return standing_of(client.read_flow_run(self._run), self._number)
+        except ObjectNotFound:  # deleted in the UI
+            return "taken"
+        except (httpx.HTTPError, PrefectException):
+            return "ours"
+
+
+def standing_of(run: FlowRun, number: int) -> Standing:
+    """Whose the run is, seen from its attempt of that number."""
+    state = run.state.type if run.state else None
+    if state in (StateType.CANCELLING, StateType.CANCELLED):
+        return "cancelled"
+    return "ours" if state == StateType.RUNNING and run.run_count == number else "taken"

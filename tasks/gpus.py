@@ -1,0 +1,83 @@
+"""The GPUs of this machine: which there are, and which of them a step has for its own.
+
+In:   nvidia-smi, CUDA_VISIBLE_DEVICES     Out: devices that no other training on this machine uses meanwhile
+A lock file for each device says so, whoever starts the training and with whatever server.
+Dies half-way: the kernel drops the locks at once.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+from infra.files import locked
+
+LOCK_POLL_S = 1.0
+log = logging.getLogger(__name__)
+_held: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("held", default=())
+
+
+@cache
+def gpus() -> tuple[str, ...]:
+    """Names of this machine's GPUs, asked without torch."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    names = tuple(line.strip() for line in found.splitlines() if line.strip())
+    visible = devices()
+    return names if visible is None else names[: len(visible)]
+
+
+def devices() -> tuple[str, ...] | None:
+    """What CUDA_VISIBLE_DEVICES names: numbers or ids of devices; None where it is not set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    # CUDA takes the devices before the first one that is not there; -1 is the usual way to say none.
+    return tuple(takewhile(lambda device: device not in ("", "-1"), map(str.strip, visible.split(","))))
+
+
+@contextmanager
+def held(count: int) -> Iterator[None]:
+    """Lock that many devices, all or none, for as long as it takes; `environment` then names them."""
+    candidates = devices() or tuple(map(str, range(len(gpus()))))
+    while True:
+        with ExitStack() as stack:
+            mine: list[str] = []
+            for device in candidates:
+                if len(mine) < count and locked(stack.enter_context(lock_of(device).open("a"))):
+                    mine.append(device)
+            if len(mine) == count:
+                token = _held.set(tuple(mine))
+                try:
+                    yield
+                finally:
+                    _held.reset(token)
+                return
+        log.info("waiting for %d GPUs, %d are free", count, len(mine))
+        time.sleep(LOCK_POLL_S)
+
+
+def environment() -> dict[str, str]:
+    """Shows a child only the devices that are held for it."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(_held.get())} if _held.get() else {}
+
+
+def lock_of(device: str) -> Path:
+    """The lock file of a device, the same for all users of this machine."""
+    path = Path(tempfile.gettempdir()) / f"anneal-gpu-{device}.lock"
+    if not path.exists():
+        path.touch()
+        path.chmod(0o666)
+    return path

@@ -1,0 +1,134 @@
+"""Find flow runs whose processes are gone, and start crashed ones again.
+
+In:   a Prefect server, <store>/runs/*.json      Out: such runs are Crashed, then scheduled again, or Failed with why
+Prefect by itself shows a run whose worker died with it as Running for ever, and never repeats a crashed one.
+A run is dead when its heartbeats stop: two looks, more than one heartbeat apart, must see the same last one. The
+second look keeps runs alive that were silent because the server was down. Dies half-way: the next one goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.events.filters import EventFilter, EventOccurredFilter, EventOrder, EventResourceFilter
+from prefect.states import AwaitingRetry, Crashed, Failed
+
+from infra.services import HEARTBEAT_S
+from infra.store import Store
+from tasks.attempt import SAME_ATTEMPTS, is_stuck, read_attempts
+
+SILENT_S = HEARTBEAT_S + 10
+SECOND_LOOK_S = HEARTBEAT_S + 10
+PENDING_S = 300
+"""A worker that took a run and then died leaves it pending; a slow machine needs a minute to start one."""
+SETTLE_S = 15
+"""A worker may report the same crash a second time one or two seconds later."""
+LOOK_BACK = timedelta(days=7)
+PAGE = 200
+RECOVERED = ("finetune", "retrain", "predict")
+"""Flows that are started again; the next scheduled run takes the place of any other."""
+
+
+@dataclass(kw_only=True)
+class Recovered:
+    """What one pass did: names of flow runs."""
+
+    crashed: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+
+
+def recover(
+    client: SyncPrefectClient, store: Store, flows: tuple[str, ...], *, except_run: object = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Recovered:
+    """One pass over the runs of `flows`, but for the one that makes it."""
+    done = Recovered()
+    for run in silent(client, flows, except_run, sleep):
+        gone: State[None] = Crashed(message="Its process is gone: no heartbeat came any more.")
+        client.set_flow_run_state(run.id, gone, force=True)
+        done.crashed.append(run.name)
+    crashed = runs_in(client, RECOVERED, StateType.CRASHED)
+    if any(age_s(run) < SETTLE_S for run in crashed):
+        sleep(SETTLE_S)
+        crashed = runs_in(client, RECOVERED, StateType.CRASHED)
+    for run in crashed:
+        if run.deployment_id is None or age_s(run) < SETTLE_S:  # a command is started again by whoever ran it
+            continue
+        attempts = read_attempts(store, run.id)
+        if is_stuck(attempts, run.run_count):
+            client.set_flow_run_state(run.id, Failed(message=given_up(run, attempts)), force=True)
+            done.given_up.append(run.name)
+        else:
+            client.set_flow_run_state(run.id, AwaitingRetry(message="Its process died; it goes on where it was."))
+            done.again.append(run.name)
+    return done
+
+
+def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:
+    """Delete completed runs of a flow that are older than that, a page at most."""
+    for run in runs_in(client, (flow,), StateType.COMPLETED):
+        if age_s(run) > kept.total_seconds():
+            client.delete_flow_run(run.id)
+
+
+def silent(
+    client: SyncPrefectClient, flows: tuple[str, ...], except_run: object, sleep: Callable[[float], None],
+) -> list[FlowRun]:
+    """Runs that say they run, or are about to, and of which nothing is heard."""
+    limits = {StateType.RUNNING: SILENT_S, StateType.PENDING: PENDING_S}
+
+    def suspects() -> dict[object, tuple[FlowRun, datetime]]:
+        found = {run.id: (run, last_sign(client, run)) for run in runs_in(client, flows, *limits) if run.state}
+        now = datetime.now(UTC)
+        return {
+            identity: (run, sign) for identity, (run, sign) in found.items()
+            if run.state and (now - sign).total_seconds() > limits[run.state.type] and identity != except_run}
+
+    first = suspects()
+    if not first:
+        return []
+    sleep(SECOND_LOOK_S)
+    return [run for identity, (run, sign) in suspects().items() if identity in first and first[identity][1] == sign]
+
+
+def last_sign(client: SyncPrefectClient, run: FlowRun) -> datetime:
+    """When the run was last heard of: its newest event, or its last change of state."""
+    page = client.read_events(EventFilter(
+        occurred=EventOccurredFilter(since=datetime.now(UTC) - LOOK_BACK), order=EventOrder.DESC,
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])), limit=1)
+    assert run.state is not None
+    return max([run.state.timestamp, *(event.occurred for event in page.events)])
+
+
+def runs_in(client: SyncPrefectClient, flows: tuple[str, ...], *states: StateType) -> list[FlowRun]:
+    """Runs of these flows that are in one of these states, and were not left so long ago."""
+    found = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))),
+        limit=PAGE)
+    return [run for run in found if age_s(run) < LOOK_BACK.total_seconds()]
+
+
+def age_s(run: FlowRun) -> float:
+    """Seconds since the run came into its state."""
+    return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
+
+
+def given_up(run: FlowRun, attempts: dict[str, str]) -> str:
+    """Why a run is not started again, in one sentence."""
+    reached = attempts.get(str(run.run_count), "") or "nothing"
+    return (f"{SAME_ATTEMPTS} attempts in a row ended in a crash and came no further than: {reached}. "
+            "Look at the log of the last one; a Retry in this page goes on from there.")

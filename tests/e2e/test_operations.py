@@ -1,0 +1,155 @@
+"""Deployments, triggers and the remote command on the stack's server: pytest tests/e2e/test_operations.py"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from infra.store import Store
+from tests.conftest import ROOT, wait_for
+from tests.e2e.conftest import Stack, Training, options
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+pytestmark = pytest.mark.slow
+
+
+def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
+    done = stack.anneal("deploy", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["differs"] == []
+    assert set(found["deployments"]) == {
+        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "predict/batch"}
+
+
+def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:
+    from deployments.pipelines import deploy
+
+    subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
+         "deployments/prefect.yaml"],
+        cwd=ROOT, check=True, capture_output=True, timeout=120,
+        env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api})
+    before = client.read_deployment_by_name("retrain/weekly")
+    assert deploy(stack.settings).differs == []
+    after = client.read_deployment_by_name("retrain/weekly")
+    assert after.id == before.id
+    assert [schedule.slug for schedule in after.schedules] == ["weekly"]
+    assert len(client.read_automations_by_name("anneal: retrain when a dataset was updated")) == 1
+
+
+def test_what_people_changed_is_kept_and_said(stack: Stack, client: SyncPrefectClient) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    from deployments.pipelines import deploy
+
+    stored = client.read_deployment_by_name("retrain/weekly")
+    (weekly,) = stored.schedules
+    client.update_deployment_schedule(
+        stored.id, weekly.id, schedule=CronSchedule(cron="30 4 * * 2", timezone="UTC"), active=False)
+    (said,) = deploy(stack.settings).differs
+    assert "weekly" in said and "30 4 * * 2" in said and "0 3 * * 1" in said and "kept" in said
+    client.update_deployment_schedule(stored.id, weekly.id, schedule=weekly.schedule)
+    assert deploy(stack.settings).differs == []
+
+
+def test_an_event_starts_a_retraining_which_sees_that_nothing_is_new(
+    stack: Stack, client: SyncPrefectClient, first: Training,
+) -> None:
+    from prefect.events import emit_event
+
+    known = {run["id"] for run in runs_of(stack, "retrain")}
+    emit_event("dataset.updated", resource={"prefect.resource.id": "anneal.dataset.notes"},
+               payload={"training": first.parameters})
+    wait_for(lambda: {run["id"] for run in runs_of(stack, "retrain")} - known, "no run was started", 60)
+    (run,) = [run for run in runs_of(stack, "retrain") if run["id"] not in known]
+    assert run["created_by"]["type"] == "AUTOMATION"
+    assert run["parameters"]["training"] == first.parameters
+    state = stack.wait_until_over(run["id"])
+    assert (state["type"], state["name"]) == ("COMPLETED", "Skipped"), state
+    assert "Nothing is new" in state["message"]
+    assert "learned from the same 60 rows" in stack.artifacts(run["id"])["skipped"]
+    assert len(stack.versions(first.parameters["destination"])) == 1
+
+
+def test_a_remote_training_runs_on_the_worker(stack: Stack, first: Training) -> None:
+    done = stack.anneal("train", "--remote", "--json", *options(first.parameters))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["version"] == "acme/notes version 1"
+    run = stack.prefect(f"/flow_runs/{found['run']}")
+    assert run["deployment_id"] and run["state"]["type"] == "COMPLETED"
+    assert "Finished in state Cached" in done.stderr
+
+
+def test_a_remote_training_with_nonsense_is_refused_before_it_starts(stack: Stack, first: Training) -> None:
+    known = len(runs_of(stack, "finetune"))
+    done = stack.anneal("train", "--remote", *options({**first.parameters, "lora_rank": 0}))
+    assert done.returncode == 2
+    assert "lora_rank" in done.stderr
+    assert len(runs_of(stack, "finetune")) == known
+
+
+def test_a_file_of_prompts_is_answered_once(stack: Stack, first: Training, tmp_path: Path) -> None:
+    prompts = [{"prompt": f"Once upon a time number {n}", "id": n} for n in range(40)]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    deployment = stack.prefect("/deployments/name/predict/batch")["id"]
+    wanted = {"model": "acme/notes", "prompts": str(file), "max_new_tokens": 4}
+    answers = []
+    for _ in range(2):
+        run = stack.prefect(f"/deployments/{deployment}/create_flow_run", parameters=wanted)["id"]
+        state = stack.wait_until_over(run)
+        assert state["type"] == "COMPLETED", state
+        answers.append(stack.steps(run)["answer"])
+    assert answers == ["Completed", "Cached"]
+    (folder,) = Store(stack.settings).names("predictions")
+    lines = (Store(stack.settings).fetch(folder) / "answers.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [{"prompt": row["prompt"], "id": row["id"]} for row in rows] == prompts
+    alone = stack.ask("acme/notes", str(prompts[7]["prompt"]), max_new_tokens=4)
+    assert rows[7]["output"] == "".join(alone["output"])
+
+
+def test_a_dead_run_is_found_and_scheduled_again(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.states import Running
+
+    from tasks import recover
+
+    monkeypatch.setattr(recover, "SILENT_S", 0)
+    monkeypatch.setattr(recover, "SETTLE_S", 1)
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
+    client.set_flow_run_state(run.id, Running(), force=True)  # no process ever has it
+
+    time.sleep(0.5)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        time.sleep(1.5)
+
+    done = recover.recover(client, Store(stack.settings), ("predict",), sleep=sleep)
+    assert done.crashed == ["dead"]
+    assert done.again == ["dead"]
+    assert waits[0] == recover.SECOND_LOOK_S
+    state = stack.wait_until_over(str(run.id))  # the worker takes it, and finds that there is no such file
+    assert (state["type"], "no such file" in state["message"]) == ("FAILED", True), state
+
+
+def runs_of(stack: Stack, flow: str) -> list[dict[str, Any]]:
+    """All runs of a flow."""
+    return list(stack.prefect("/flow_runs/filter", flows={"name": {"any_": [flow]}}, limit=200))

@@ -1,0 +1,140 @@
+"""Runs whose processes die go on by themselves: pytest -m chaos tests/e2e/test_recovery.py
+
+A test kills what it names and then only waits; the worker, the keeper and the run of flows/reconcile.py that is due
+every minute do the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from infra import stack as running
+from infra.store import Store
+from tests.conftest import training_processes, wait_for
+from tests.e2e.conftest import LONG, Stack
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+ORPHAN_S = 5
+RECOVERY_S = 400
+"""Silence of a heartbeat and a half twice, up to a minute until the next look, and a training on a busy machine."""
+RUN_MARK = "PREFECT__FLOW_RUN_ID"
+
+
+def flow_process(run: str) -> list[psutil.Process]:
+    """The processes that execute a flow run, known by what they inherited."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(RUN_MARK) == run and "prefect" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def started(stack: Stack, parameters: dict[str, Any], name: str, **knobs: Any) -> str:
+    """A run of the deployment, on its way with a checkpoint."""
+    wanted = {**parameters, **LONG, "checkpoint_steps": 2, "destination": f"acme/{name}", **knobs}
+    run = stack.start_run(wanted)
+    home = stack.settings.home_path
+    wait_for(lambda: training_processes(home) and list(home.glob("trainings/*/step-??????")), f"{run} does not train")
+    return run
+
+
+def killed(processes: list[psutil.Process]) -> None:
+    """SIGKILL; asserts that there was something to kill, and that no rank outlives it."""
+    assert processes
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=ORPHAN_S)
+
+
+def finished(stack: Stack, run: str, name: str, *, attempts: int) -> None:
+    """Completed by itself, in so many attempts, with one version, on the trajectory of its first checkpoint."""
+    wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED", "CANCELLED"),
+             "it did not go on", RECOVERY_S)
+    found = stack.prefect(f"/flow_runs/{run}")
+    assert found["state"]["type"] == "COMPLETED", found["state"]
+    assert found["run_count"] == attempts
+    assert len(stack.versions(f"acme/{name}")) == 1
+    assert training_processes(stack.settings.home_path) == []
+    (version,) = stack.versions(f"acme/{name}")
+    folder = Store(stack.settings).fetch(f"trainings/{version.tags['training_id']}")
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "resume"][:1] >= [2]
+
+
+def state_of(stack: Stack, run: str) -> dict[str, Any]:
+    return dict(stack.prefect(f"/flow_runs/{run}")["state"])
+
+
+def test_a_killed_run_goes_on(stack: Stack, parameters: dict[str, Any]) -> None:
+    run = started(stack, parameters, "killed-run", seed=11)
+    ranks = training_processes(stack.settings.home_path)
+    killed(flow_process(run))
+    psutil.wait_procs(ranks, timeout=ORPHAN_S)
+    assert training_processes(stack.settings.home_path) == []
+    finished(stack, run, "killed-run", attempts=2)
+
+
+def test_a_run_killed_with_its_worker_goes_on(stack: Stack, parameters: dict[str, Any]) -> None:
+    run = started(stack, parameters, "killed-both", seed=12)
+    worker = psutil.Process(running.read(stack.settings)["worker"].pid)
+    killed([worker, *flow_process(run)])
+    finished(stack, run, "killed-both", attempts=2)
+    assert running.status(stack.settings)["worker"] == "running"
+
+
+def test_a_run_outlives_its_worker(stack: Stack, parameters: dict[str, Any]) -> None:
+    run = started(stack, parameters, "killed-worker", seed=13)
+    killed([psutil.Process(running.read(stack.settings)["worker"].pid)])
+    wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED"), "it did not end", RECOVERY_S)
+    assert state_of(stack, run)["type"] == "COMPLETED"
+    assert len(stack.versions("acme/killed-worker")) == 1
+
+
+def test_a_run_outlives_the_server(stack: Stack, parameters: dict[str, Any]) -> None:
+    run = started(stack, parameters, "killed-server", seed=14)
+    killed([psutil.Process(running.read(stack.settings)["prefect"].pid)])
+    wait_for(lambda: running.status(stack.settings)["prefect"] == "running", "the keeper did not start it", 120)
+    wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED"), "it did not end", RECOVERY_S)
+    assert state_of(stack, run)["type"] == "COMPLETED"
+    assert stack.prefect(f"/flow_runs/{run}")["run_count"] == 1
+    assert len(stack.versions("acme/killed-server")) == 1
+
+
+def test_a_frozen_run_is_taken_over_and_its_process_goes(stack: Stack, parameters: dict[str, Any]) -> None:
+    run = started(stack, parameters, "frozen", seed=15)
+    frozen = flow_process(run)
+    ranks = training_processes(stack.settings.home_path)
+    for process in [*frozen, *ranks]:
+        process.suspend()
+    finished(stack, run, "frozen", attempts=2)
+    for process in frozen:
+        with suppress(psutil.NoSuchProcess):
+            os.kill(process.pid, signal.SIGCONT)
+    _, alive = psutil.wait_procs([*frozen, *ranks], timeout=60)
+    assert alive == []
+    assert state_of(stack, run)["type"] == "COMPLETED"
+
+
+def test_a_run_that_comes_no_further_is_given_up(stack: Stack, parameters: dict[str, Any]) -> None:
+    run = stack.start_run({**parameters, "destination": "acme/doomed", "seed": 16})
+    deadline, kills = time.monotonic() + RECOVERY_S, 0
+    while state_of(stack, run)["type"] != "FAILED":
+        assert time.monotonic() < deadline, state_of(stack, run)
+        if state_of(stack, run)["type"] == "RUNNING" and (processes := flow_process(run)):
+            killed(processes)
+            kills += 1
+        time.sleep(0.2)
+    assert kills == 3
+    assert "3 attempts in a row" in state_of(stack, run)["message"]
+    assert stack.versions("acme/doomed") == []

@@ -1,0 +1,63 @@
+"""tasks/attempt.py: whose a flow run is, and whether it comes any further."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, State, StateType
+
+from infra.errors import Transient
+from infra.settings import Settings
+from infra.store import Store
+from tasks.attempt import Attempt, Standing, is_stuck, name_of, reached, read_attempts, standing_of
+
+RUN = UUID("11111111-2222-4333-8444-555555555555")
+
+
+@pytest.mark.parametrize(("attempts", "count", "stuck"), [
+    ({}, 1, False), ({}, 2, False), ({}, 3, True),
+    ({"1": "pack done", "2": "pack done", "3": "pack done"}, 3, True),
+    ({"1": "train step 2", "2": "train step 4", "3": "train step 4"}, 3, False),
+    ({"1": "train step 2", "2": "train step 4", "3": "train step 4", "4": "train step 4"}, 4, True),
+    ({"1": "train step 4", "3": "train step 4"}, 3, False)])
+def test_three_attempts_at_the_same_place_are_enough(attempts: dict[str, str], count: int, stuck: bool) -> None:
+    assert is_stuck(attempts, count) is stuck
+
+
+@pytest.mark.parametrize(("state", "count", "standing"), [
+    (StateType.RUNNING, 1, "ours"), (StateType.RUNNING, 2, "taken"), (StateType.SCHEDULED, 1, "taken"),
+    (StateType.PENDING, 1, "taken"), (StateType.CRASHED, 1, "taken"), (StateType.COMPLETED, 1, "taken"),
+    (StateType.CANCELLING, 1, "cancelled"), (StateType.CANCELLED, 1, "cancelled")])
+def test_whose_a_run_is(state: StateType, count: int, standing: Standing) -> None:
+    run = FlowRun(id=uuid4(), name="r", flow_id=uuid4(), state=State(type=state), run_count=count)
+    assert standing_of(run, 1) == standing
+
+
+def test_an_attempt_adds_to_what_was_reached_before(store: Store) -> None:
+    Attempt(store, RUN, 1).reached("pack done")
+    second = Attempt(store, RUN, 2)
+    second.reached("train step 0")
+    second.reached("train step 50")
+    assert read_attempts(store, RUN) == {"1": "pack done", "2": "train step 50"}
+
+
+def test_a_store_that_is_away_costs_the_note_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise Transient("away")
+
+    monkeypatch.setattr(Store, "write", fail)
+    monkeypatch.setattr(Store, "read", fail)
+    Attempt(store, RUN, 1).reached("pack done")
+    assert read_attempts(store, RUN) == {}
+
+
+def test_a_damaged_note_counts_as_none(store: Store) -> None:
+    store.write(name_of(RUN), '{"1": "pa')
+    assert read_attempts(store, RUN) == {}
+
+
+def test_outside_of_a_flow_run_nothing_is_noted(settings: Settings) -> None:
+    reached("pack done")
+    assert not (settings.home_path / "store" / "runs").exists()
