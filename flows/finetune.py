@@ -50,6 +50,7 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split) -> Version:
     """The other five."""
     name = spec.destination
     base = base_task(spec.base_model, subject=name)
+    report.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
     packed = pack_task(split, base, spec, subject=name)
     report.show("data", report.data_report(split, packed))
 

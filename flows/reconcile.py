@@ -1,6 +1,7 @@
-"""Every minute: find runs whose processes died, and let them go on.
+"""Every minute: find runs whose processes died and let them go on; tell the webhook how runs ended.
 
-In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py)
+In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
+      signed messages (tasks/notify.py)
 Dies half-way: the next minute's run does the rest.
 Run alone: python -m flows.reconcile
 """
@@ -16,6 +17,7 @@ from prefect.logging import get_run_logger
 
 from infra.settings import Settings
 from infra.store import Store
+from tasks.notify import notify
 from tasks.recover import RECOVERED, Recovered, forget, recover
 
 KEPT = timedelta(hours=1)
@@ -25,15 +27,17 @@ WATCHED = (*RECOVERED, "reconcile")
 
 @flow(name="reconcile", flow_run_name="reconcile", persist_result=False)
 def reconcile() -> None:
-    """Find runs whose processes died, and let them go on."""
+    """Find runs whose processes died and let them go on; tell the webhook how runs ended."""
+    settings, log = Settings(), get_run_logger()
+    store = Store(settings)
     with get_client(sync_client=True) as client:
-        done: Recovered = recover(
-            client, Store(Settings()), WATCHED, except_run=UUID(runtime.flow_run.id))
+        done: Recovered = recover(client, store, WATCHED, except_run=UUID(runtime.flow_run.id))
+        for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
+            for name in names:
+                log.warning("%s: %s", what, name)
+        for told in notify(settings, client, store):
+            log.info("webhook: %s", told)
         forget(client, "reconcile", KEPT)
-    log = get_run_logger()
-    for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
-        for name in names:
-            log.warning("%s: %s", what, name)
 
 
 if __name__ == "__main__":

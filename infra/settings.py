@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
     gpu_limit: str = Field(
         "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
+    webhook_url: str = Field("", description="Where to POST how a run ended, signed and repeated; empty: nowhere.")
+    webhook_secret: str = Field(
+        "", description="Secret of these signatures (Standard Webhooks): whsec_ and the base64 of 24 to 64 bytes.")
     nodes: int = Field(
         1, description="Machines that train together: this one, and those that run `anneal join`.", ge=1)
     rendezvous: str = Field("", description="host:port of this machine, at which it waits for the others' ranks.")

@@ -16,7 +16,6 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
-from prefect.tasks import exponential_backoff
 
 from infra.errors import Transient, from_os_error
 from infra.records import Record
@@ -26,18 +25,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Done = TypeVar("Done", bound=Record)
 
-RETRIES = 3
-BACKOFF_S = 2
+DELAYS_S = [2.0, 4.0, 8.0, 30.0, 60.0, 120.0, 300.0, 300.0]
+"""Between tries: a service may be away for a quarter of an hour. What is waited for stands in the run's log."""
 HOUR_S = 3600.0
 
 
-def step(name: str, *, timeout_s: float, gpu: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def step(
+    name: str, *, timeout_s: float, gpu: bool = False, retries: int = len(DELAYS_S),
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a step's function with the common policy. Its `subject` argument names the run."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         options = task(
-            name=name, task_run_name=f"{name} {{subject}}", retries=RETRIES,
-            retry_delay_seconds=exponential_backoff(BACKOFF_S), retry_jitter_factor=0.3,
+            name=name, task_run_name=f"{name} {{subject}}", retries=retries,
+            retry_delay_seconds=DELAYS_S, retry_jitter_factor=0.3,
             retry_condition_fn=may_pass, timeout_seconds=timeout_s, cache_policy=NO_CACHE,
             tags=["anneal", "gpu" if gpu else "cpu"], persist_result=False)
 

@@ -62,7 +62,7 @@ class Progress:
         if name == "validation":
             self._validation[event["step"]] = event["loss"]
         if name == "done":
-            self._show(event["step"], event["step"])
+            self._show(event["step"], event["step"], "done")
         if name == "step":
             self._losses[event["step"]] = event["loss"]
             if now - self._shown > SHOW_EVERY_S:
@@ -70,14 +70,15 @@ class Progress:
                 self._log.info(
                     "step %(step)d/%(total)d loss=%(loss).4f lr=%(lr).3g tokens_per_s=%(tokens_per_s).0f "
                     "eta_s=%(eta_s).0f", event)
-                self._show(event["step"], event["total"])
+                self._show(event["step"], event["total"], standing(event))
             if now - self._drawn > CURVE_EVERY_S:
                 self._draw()
 
-    def _show(self, step: int, total: int) -> None:
+    def _show(self, step: int, total: int, about: str) -> None:
         if self._artifact is not None:
             artifact = self._artifact
-            if_it_can(lambda: update_progress_artifact(artifact_id=artifact, progress=100.0 * step / total))
+            if_it_can(lambda: update_progress_artifact(
+                artifact_id=artifact, progress=100.0 * step / total, description=about))
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
@@ -86,6 +87,15 @@ class Progress:
             if_it_can(lambda: create_image_artifact(
                 image_url=f"data:image/svg+xml;base64,{picture}", key=f"{self._key}-loss",
                 description="Loss per step (line) and validation loss (dots), in nats per token"))
+
+
+def standing(event: dict[str, Any]) -> str:
+    """Where a training is, in a line: step, loss, learning rate, speed, time left, price so far."""
+    minutes, seconds = divmod(round(event["eta_s"]), 60)
+    left = f"{minutes} min" if minutes >= 10 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    price = f", ${event['usd']:.2f} so far" if event.get("usd") else ""
+    return (f"step {event['step']} of {event['total']}, loss {event['loss']:.4f}, learning rate {event['lr']:.3g}, "
+            f"{event['tokens_per_s']:.0f} tokens/s, {left} left{price}")
 
 
 def curve(losses: dict[int, float], validation: dict[int, float]) -> str:

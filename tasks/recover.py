@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -36,6 +37,7 @@ PENDING_S = 300
 SETTLE_S = 15
 """A worker may report the same crash a second time one or two seconds later."""
 LOOK_BACK = timedelta(days=7)
+"""What crashed earlier is history; a stack that was down for a holiday goes on."""
 PAGE = 200
 RECOVERED = ("finetune", "retrain", "predict")
 """Flows that are started again; the next scheduled run takes the place of any other."""
@@ -60,10 +62,11 @@ def recover(
         gone: State[None] = Crashed(message="Its process is gone: no heartbeat came any more.")
         client.set_flow_run_state(run.id, gone, force=True)
         done.crashed.append(run.name)
-    crashed = runs_in(client, RECOVERED, StateType.CRASHED)
+    since = datetime.now(UTC) - LOOK_BACK
+    crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
     if any(age_s(run) < SETTLE_S for run in crashed):
         sleep(SETTLE_S)
-        crashed = runs_in(client, RECOVERED, StateType.CRASHED)
+        crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
     for run in crashed:
         if run.deployment_id is None or age_s(run) < SETTLE_S:  # a command is started again by whoever ran it
             continue
@@ -79,9 +82,8 @@ def recover(
 
 def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:
     """Delete completed runs of a flow that are older than that, a page at most."""
-    for run in runs_in(client, (flow,), StateType.COMPLETED):
-        if age_s(run) > kept.total_seconds():
-            client.delete_flow_run(run.id)
+    for run in runs_in(client, (flow,), StateType.COMPLETED, ended_before=datetime.now(UTC) - kept):
+        client.delete_flow_run(run.id)
 
 
 def silent(
@@ -113,13 +115,17 @@ def last_sign(client: SyncPrefectClient, run: FlowRun) -> datetime:
     return max([run.state.timestamp, *(event.occurred for event in page.events)])
 
 
-def runs_in(client: SyncPrefectClient, flows: tuple[str, ...], *states: StateType) -> list[FlowRun]:
-    """Runs of these flows that are in one of these states, and were not left so long ago."""
-    found = client.read_flow_runs(
+def runs_in(
+    client: SyncPrefectClient, flows: tuple[str, ...], *states: StateType, ended_after: datetime | None = None,
+    ended_before: datetime | None = None,
+) -> list[FlowRun]:
+    """Runs of these flows that are in one of these states, a page at most."""
+    ended = FlowRunFilterEndTime(after_=ended_after, before_=ended_before) if ended_after or ended_before else None
+    return client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))), end_time=ended),
         limit=PAGE)
-    return [run for run in found if age_s(run) < LOOK_BACK.total_seconds()]
 
 
 def age_s(run: FlowRun) -> float:

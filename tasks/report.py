@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
+from prefect import runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 
 from infra.fetch import without_secrets
@@ -62,6 +66,19 @@ def show(key: str, markdown: str) -> None:
     """Put a report on the run's Artifacts page."""
     title = markdown.splitlines()[0].lstrip("# ")
     if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown, description=title))
+
+
+def tag(**about: str) -> None:
+    """Tags of the run by which the UI finds it, such as model:llama; a colon and a value each."""
+    run = runtime.flow_run.id
+    if run:
+        tags = {*runtime.flow_run.tags, *(f"{name}:{value}" for name, value in about.items() if value)}
+        if_it_can(lambda: _tag(UUID(run), tags))
+
+
+def _tag(run: UUID, tags: set[str]) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(run, tags=sorted(tags))
 
 
 def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:

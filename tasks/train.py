@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import logging
 import math
 import shutil
@@ -18,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.errors import OutOfMemory, Transient
-from infra.files import digest_of, sha256_of, verify
+from infra.errors import Broken, OutOfMemory, Transient
+from infra.files import digest_of, sha256_of, verify, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -38,6 +39,9 @@ TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
 CHECKPOINTS = "checkpoints"
+LAUNCHES, SAME_LAUNCHES = "launches.json", 3
+RETRIES = 1000
+"""As often as it takes: `comes_no_further` says when to stop."""
 CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
 MARKS = ("start", "resume", "checkpoint")
@@ -87,6 +91,11 @@ def train(
             peak_tflops=device.tflops if device else 0.0, usd_per_hour=device.usd_per_hour if device else 0.0)
         try:
             result = run_smaller_if_needed(settings, job, seen.look)
+        except Transient as error:
+            if comes_no_further(run):
+                raise Broken(f"{SAME_LAUNCHES} launches in a row ended at the same checkpoint; the last one: {error}",
+                             where=f"training {identity}") from error
+            raise
         finally:
             seen.look()
         with store.draft() as draft:
@@ -148,6 +157,15 @@ def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
             return
 
 
+def comes_no_further(run: Path) -> bool:
+    """Note at which checkpoint a launch ended; whether the last ones all ended there."""
+    noted = run / LAUNCHES
+    newest = max((path.name for path in run.glob("step-??????")), default="")
+    ended = [*(json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else []), newest][-SAME_LAUNCHES:]
+    write_atomic(noted, json.dumps(ended))
+    return len(ended) == SAME_LAUNCHES and len(set(ended)) == 1
+
+
 class _Seen:
     """Passes events on as they are written, and copies new checkpoints to a remote store."""
 
@@ -180,7 +198,7 @@ def _model_digest(folder: Path) -> str:
     return digest_of({p.name: sha256_of(p) for p in sorted(folder.iterdir())})
 
 
-@step("train", timeout_s=14 * 24 * HOUR_S, gpu=True)
+@step("train", timeout_s=14 * 24 * HOUR_S, gpu=True, retries=RETRIES)
 def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trained:
     """Train, or go on training; returns the Trained."""
     settings = Settings()

@@ -74,6 +74,12 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     assert "/#/models/acme--notes/versions/1" in found["version"]
 
 
+def test_run_is_found_by_its_model_destination_and_data(stack: Stack, first: Training) -> None:
+    tags = stack.prefect(f"/flow_runs/{stack.runs('finetune acme/notes')[0]}")["tags"]
+    assert {"destination:acme/notes", "model:hf"} <= set(tags)
+    assert [tag for tag in tags if tag.startswith("data:")]
+
+
 @pytest.mark.chaos
 def test_run_of_the_deployment_by_the_worker_gives_the_same_version(stack: Stack, first: Training) -> None:
     run = stack.start_run(first.parameters)

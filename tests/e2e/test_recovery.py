@@ -7,8 +7,6 @@ every minute do the rest.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from contextlib import suppress
 from typing import Any
@@ -120,7 +118,7 @@ def test_a_frozen_run_is_taken_over_and_its_process_goes(stack: Stack, parameter
     finished(stack, run, "frozen", attempts=2)
     for process in frozen:
         with suppress(psutil.NoSuchProcess):
-            os.kill(process.pid, signal.SIGCONT)
+            process.resume()
     _, alive = psutil.wait_procs([*frozen, *ranks], timeout=60)
     assert alive == []
     assert state_of(stack, run)["type"] == "COMPLETED"

@@ -19,9 +19,10 @@ from tasks import report
 from tasks.base import find_base
 from tasks.evaluate import judge
 from tasks.forecast import count_parameters, devices, estimate, forecast
+from tasks.only_one import only_one
 from tasks.policy import may_pass
-from tasks.progress import curve
-from tasks.train import only_one, training_id
+from tasks.progress import curve, standing
+from tasks.train import training_id
 from tests.tasks.conftest import SCORE, Past
 
 LLAMA_2_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000, "intermediate_size": 11008,
@@ -130,6 +131,13 @@ def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: 
 def test_the_loss_curve_is_a_picture_even_of_one_step() -> None:
     assert curve({1: 2.0}, {}).count("<polyline") == 1
     assert curve({1: 3.0, 2: 2.0, 3: 1.5}, {3: 1.4}).count("<circle") == 1
+
+
+@pytest.mark.parametrize(("eta_s", "usd", "end"), [
+    (9.4, 0.0, "9 s left"), (61.0, 0.126, "1 min 1 s left, $0.13 so far"), (7190.0, 3.0, "119 min left, $3.00 so far")])
+def test_progress_says_where_the_training_is(eta_s: float, usd: float, end: str) -> None:
+    event = {"step": 7, "total": 90, "loss": 1.23456, "lr": 1e-4, "tokens_per_s": 812.6, "eta_s": eta_s, "usd": usd}
+    assert standing(event) == f"step 7 of 90, loss 1.2346, learning rate 0.0001, 813 tokens/s, {end}"
 
 
 @pytest.mark.parametrize(("lacking", "words"), [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,15 +20,16 @@ from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks import child
 from tasks.distributed.job import TrainJob
+from tasks.only_one import only_one
 from tasks.train import (
     CHECKPOINTS,
     bring_checkpoint,
-    only_one,
+    comes_no_further,
     run_smaller_if_needed,
     train,
     training_id,
 )
-from tests.conftest import BUCKET
+from tests.conftest import BUCKET, ROOT
 from tests.tasks.conftest import Past
 
 
@@ -109,6 +113,27 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
 def test_a_second_process_at_the_same_training_is_refused(tmp_path: Path) -> None:
     with only_one(tmp_path / "t"), pytest.raises(UserError, match="another process"), only_one(tmp_path / "t"):
         pass
+
+
+def test_three_launches_that_end_at_one_checkpoint_are_enough(tmp_path: Path) -> None:
+    assert not comes_no_further(tmp_path)
+    (tmp_path / "step-000050").mkdir()
+    assert [comes_no_further(tmp_path) for _ in range(2)] == [False, False]
+    (tmp_path / "step-000100").mkdir()
+    assert [comes_no_further(tmp_path) for _ in range(3)] == [False, False, True]
+
+
+def test_a_process_that_lost_its_training_is_killed_when_it_does_not_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.only_one.LOCK_POLL_S", 0.05)
+    code = f"import time; from pathlib import Path; from tasks.only_one import only_one\n" \
+           f"with only_one(Path({str(tmp_path / 't')!r})): print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with only_one(tmp_path / "t", takeover_s=0.2):
+        assert holder.wait(5) == -signal.SIGKILL
+    holder.stdout.close()
 
 
 def test_a_resumed_training_shows_the_whole_curve(

@@ -1,0 +1,87 @@
+"""Kubernetes manifests, systemd units and Dockerfiles: as far as they can be checked without running them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from infra.settings import Settings
+from tests.conftest import ROOT, needed
+
+INFRA = ROOT / "infra"
+KUBERNETES = "1.34"
+MANIFESTS = [part for part in yaml.safe_load_all((INFRA / "kubernetes" / "anneal.yaml").read_text()) if part]
+UNITS = sorted((INFRA / "systemd").glob("*.service"))
+ENV = INFRA / "systemd" / "anneal.env"
+OTHERS = ("PREFECT_", "MLFLOW_", "AWS_", "DO_NOT_TRACK")
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
+def test_a_manifest_fits_the_schema_of_kubernetes(manifest: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("manifest", [one for one in MANIFESTS if one["kind"] in ("Service", "PodDisruptionBudget")],
+                         ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
+def test_what_a_manifest_selects_is_there(manifest: dict[str, Any]) -> None:
+    wanted = manifest["spec"]["selector"]
+    labels = [one["spec"]["template"]["metadata"]["labels"] for one in MANIFESTS if one["kind"] == "Deployment"]
+    assert wanted.get("matchLabels", wanted) in labels
+
+
+def test_jobs_run_under_an_account_that_the_manifests_make() -> None:
+    from deployments.pools import template_of
+
+    accounts = {one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "ServiceAccount"}
+    properties = template_of("kubernetes")["variables"]["properties"]
+    assert properties["service_account_name"]["default"] in accounts
+    assert properties["home_claim"]["default"] in [
+        one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "PersistentVolumeClaim"]
+
+
+def test_units_are_understood_by_systemd(tmp_path: Path) -> None:
+    program = needed("systemd-analyze", "systemd")
+    for unit in UNITS:  # systemd looks for the programs, which lie elsewhere here
+        text = re.sub(r"/opt/anneal/\.venv/bin/\w+", "/bin/true", unit.read_text())
+        (tmp_path / unit.name).write_text(re.sub(r"(?m)^(User|Group)=.*", r"\1=root", text))
+    done = subprocess.run([program, "verify", "--man=no", *(str(tmp_path / unit.name) for unit in UNITS)],
+                          capture_output=True, text=True)
+    ours = [line for line in done.stderr.splitlines() if "anneal" in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+def test_a_unit_starts_what_there_is() -> None:
+    for unit in UNITS:
+        (command,) = re.findall(r"(?m)^ExecStart=(.*)$", unit.read_text())
+        for module in re.findall(r"-m ([\w.]+)", command):
+            assert (ROOT / module.replace(".", "/")).exists(), module
+
+
+def test_variables_of_the_example_are_ones_that_something_reads() -> None:
+    names = re.findall(r"(?m)^(\w+)=", ENV.read_text())
+    ours = {f"ANNEAL_{name}".upper() for name in Settings.model_fields}
+    assert {name for name in names if not name.startswith(OTHERS)} <= ours
+    used = "".join(unit.read_text() for unit in UNITS)
+    assert set(re.findall(r"\$\{(\w+)\}", used)) <= set(names)
+
+
+def test_images_get_the_versions_that_the_project_asks_for() -> None:
+    wanted = (ROOT / "pyproject.toml").read_text()
+    server = (INFRA / "docker" / "server.Dockerfile").read_text()
+    for requirement in re.findall(r'"((?:prefect|fastapi|sqlalchemy|mlflow)[<>=][^"]*)"', server):
+        assert f'"{requirement}"' in wanted, requirement
+    torch = re.search(r"(?m)^torch==([\d.]+)", (ROOT / "constraints.txt").read_text())
+    assert torch and f"pytorch:{torch[1]}-" in (INFRA / "docker" / "trainer.Dockerfile").read_text()
+
+
+def test_images_copy_files_that_exist() -> None:
+    for file in (INFRA / "docker").glob("*.Dockerfile"):
+        for line in re.findall(r"(?m)^COPY (.*)$", file.read_text()):
+            *sources, _ = line.split()
+            assert all((ROOT / source).exists() for source in sources), line
