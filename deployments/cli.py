@@ -106,7 +106,13 @@ def train(options: argparse.Namespace) -> Answer:
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
-    version = finetune(Parameters(**dataclasses.asdict(spec)))
+    from prefect.exceptions import CancelledRun
+
+    try:
+        version = finetune(Parameters(**dataclasses.asdict(spec)))
+    except CancelledRun as error:
+        raise UserError("the run was cancelled in Prefect", where=spec.destination,
+                        fix="Run the same command again to go on at the last checkpoint.") from error
     links = links_of(settings)
     if "mlflow" in links:
         name, number = version.uri.removeprefix("models:/").rsplit("/", 1)

@@ -18,7 +18,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks import report
-from tasks.attempt import attempt
+from tasks.attempt import attempt, cancelled
 from tasks.base import base_task, find_base
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task
@@ -37,6 +37,7 @@ def finetune(training: Parameters) -> Version:
     with attempt(Store(settings)):
         spec = training.spec()
         return pipeline(settings, spec, data_of(spec))
+    return cancelled()
 
 
 def data_of(spec: TrainingSpec) -> Split:

@@ -19,7 +19,7 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks import report
 from tasks.answer import answer_task
-from tasks.attempt import attempt
+from tasks.attempt import attempt, cancelled
 from tasks.ingest import ingest_task
 
 Model = Annotated[str, Field(description="Model that answers: owner/name.", json_schema_extra={"position": 0})]
@@ -32,7 +32,9 @@ Temperature = Annotated[float, Field(
 
 
 @flow(name="predict", flow_run_name="predict {model}", persist_result=False)
-def predict(model: Model, prompts: Prompts, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0) -> Answers:
+def predict(
+    model: Model, prompts: Prompts, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0,
+) -> Answers:
     """Answer every prompt of a file with a deployed model."""
     store = Store(Settings())
     inputs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
@@ -41,4 +43,5 @@ def predict(model: Model, prompts: Prompts, max_new_tokens: Tokens = 128, temper
         answers = answer_task(data, model, inputs, subject=model)
         report.show("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
                                f"by version {answers.version[:12]}")
-    return answers
+        return answers
+    return cancelled()

@@ -26,7 +26,7 @@ from infra.records import Version
 from infra.settings import Settings
 from infra.store import Store
 from tasks import report
-from tasks.attempt import attempt
+from tasks.attempt import attempt, cancelled
 from tasks.registry import Registry
 
 
@@ -43,3 +43,4 @@ def retrain(training: Parameters) -> Version | State[Any]:
             report.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
             return Completed(name="Skipped", message=f"Nothing is new: {reason}.")
         return pipeline(settings, spec, split)
+    return cancelled()

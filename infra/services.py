@@ -20,7 +20,6 @@ MARK = "ANNEAL_STACK"  # stands in the environment of every process of a stack, 
 WORKER_QUERY_S = 3
 CLIENT_RETRIES = 8  # a run that ends inside an 83 s outage of the server is still recorded; 5 was too few
 EVERYWHERE = ("0.0.0.0", "::")
-HEARTBEAT_S = 30  # the shortest that Prefect takes; flows/reconcile.py finds dead runs by their silence
 OWN_SERVER_START_S = 120  # the default of 20 s is too short for a new database on a busy machine
 # The default keeps leases in memory, and a restart of the server then leaks GPU slots for good.
 LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
@@ -79,7 +78,6 @@ def for_runs(settings: Settings) -> dict[str, str]:
         "PREFECT_HOME": str(settings.home_path / "prefect"),
         "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", str(CLIENT_RETRIES)),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(OWN_SERVER_START_S),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
     }
 
 

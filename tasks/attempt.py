@@ -1,6 +1,7 @@
 """One process's attempt at a flow run: it notes how far it comes, and stops when the run is not its own any more.
 
-In:   the flow run that this process executes    Out: <store>/runs/<flow run id>.json, what each attempt reached
+In:   the flow run that this process executes    Out: <store>/runs/<flow run id>.json, what each attempt reached;
+      signs of life among Prefect's events
 A run that was taken for dead and started elsewhere has a higher `run_count`: the older process stops its children
 and goes without a word, because what it would report belongs to the newer one. A cancelled run stops even when no
 worker is left to tell it. Without a Prefect server that outlives the process, nothing is done here.
@@ -16,29 +17,34 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 
-from infra.errors import AnnealError
+from infra.errors import AnnealError, UserError
 from infra.store import Store
 
 Standing = Literal["ours", "taken", "cancelled"]
 
 POLL_S = 5.0
+ALIVE_S = 30.0
+ALIVE = "anneal.run.alive"
+"""A run gives this event as sign of life. Prefect's own heartbeats come as often as its settings in the run's process
+say, by default every three minutes."""
 CANCEL_POLLS = 3  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
 SAME_ATTEMPTS = 3
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
-EXIT_CANCELLED = 1
 log = logging.getLogger(__name__)
 _current: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar("attempt", default=None)
 
@@ -91,31 +97,47 @@ def name_of(run: UUID) -> str:
     return f"runs/{run}.json"
 
 
+def cancelled() -> Any:
+    """What a cancelled flow returns; Prefect makes an exception of it for callers, so it stands for any result."""
+    return Cancelled(message="Cancelled; the last checkpoint is kept.")
+
+
 @contextmanager
 def attempt(store: Store) -> Iterator[None]:
-    """Around the body of a flow."""
+    """Around the body of a flow. Code after it is reached only when the run was cancelled: return `cancelled()` there.
+
+    Raises UserError when somebody gave the run of a plain call another state.
+    """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not PREFECT_API_URL.value():
         yield
         return
-    run = context.flow_run.id
+    run = context.flow_run
     with get_client(sync_client=True) as client:
-        number = client.read_flow_run(run).run_count
-    token = _current.set(Attempt(store, run, number))
-    fence = Fence(run, number)
+        number = client.read_flow_run(run.id).run_count
+    token = _current.set(Attempt(store, run.id, number))
+    fence = Fence(run.id, number)
     fence.start()
     try:
         yield
-    except BaseException:
-        fence.leave_if_not_ours()
-        raise
+    except BaseException as error:
+        if fence.standing == "ours":
+            raise
+        if fence.standing == "taken" and run.deployment_id is None:
+            raise UserError("somebody gave the run another state", where=f"flow run {run.name}",
+                            fix="Start the same training again; it goes on where it was.") from error
+        if fence.standing == "taken":  # this process was made for the run, and has nothing more to say
+            print("Another process has this flow run; this one ends.", flush=True)
+            logging.shutdown()
+            os._exit(EXIT_TAKEN)
     finally:
         fence.over.set()
         _current.reset(token)
 
 
 class Fence(threading.Thread):
-    """Asks Prefect whether the run is still this process's, and ends the process by SIGTERM when it is not."""
+    """Gives signs of life, asks Prefect whether the run is still this process's, and ends the process by SIGTERM when
+    it is not."""
 
     def __init__(self, run: UUID, number: int) -> None:
         super().__init__(name="fence", daemon=True)
@@ -128,25 +150,20 @@ class Fence(threading.Thread):
         """Poll until the flow's body is over. A server that is away says nothing about whose the run is."""
         self._context.run(self._watch)
 
-    def leave_if_not_ours(self) -> None:
-        """End the process without reporting a state that is not ours to report."""
-        if self.standing == "ours":
-            return
-        if self.standing == "cancelled":
-            with get_client(sync_client=True) as client:
-                client.set_flow_run_state(self._run, Cancelled(message="Stopped by the run itself."), force=True)
-        print(f"This flow run was {self.standing}; this process ends. The last checkpoint is kept.", flush=True)
-        logging.shutdown()
-        os._exit(EXIT_TAKEN if self.standing == "taken" else EXIT_CANCELLED)
-
     def _watch(self) -> None:
-        cancelled = 0
+        cancelled, told = 0, -ALIVE_S
         with get_client(sync_client=True) as client:
             while not self.over.wait(POLL_S):
+                if time.monotonic() - told >= ALIVE_S:
+                    told = time.monotonic()
+                    emit_event(ALIVE, resource={"prefect.resource.id": f"prefect.flow-run.{self._run}"})
                 found = self._ask(client)
                 cancelled = cancelled + 1 if found == "cancelled" else 0
                 if self.over.is_set() or found == "ours" or 0 < cancelled < CANCEL_POLLS:
                     continue
+                if not callable(signal.getsignal(signal.SIGTERM)):  # a flow outside of the main thread
+                    log.warning("the flow run is %s, and this process cannot be told to stop", found)
+                    return
                 self.standing = found
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

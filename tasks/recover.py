@@ -2,8 +2,9 @@
 
 In:   a Prefect server, <store>/runs/*.json      Out: such runs are Crashed, then scheduled again, or Failed with why
 Prefect by itself shows a run whose worker died with it as Running for ever, and never repeats a crashed one.
-A run is dead when its heartbeats stop: two looks, more than one heartbeat apart, must see the same last one. The
-second look keeps runs alive that were silent because the server was down. Dies half-way: the next one goes on.
+A run is dead when its signs of life stop (tasks/attempt.py): two looks, further apart than two signs, must see the
+same last one. The second look keeps runs alive that were silent because the server was down.
+Dies half-way: the next one goes on.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.filters import EventFilter, EventOccurredFilter, EventOrder, EventResourceFilter
 from prefect.states import AwaitingRetry, Crashed, Failed
 
-from infra.services import HEARTBEAT_S
 from infra.store import Store
-from tasks.attempt import SAME_ATTEMPTS, is_stuck, read_attempts
+from tasks.attempt import ALIVE_S, SAME_ATTEMPTS, is_stuck, read_attempts
 
-SILENT_S = HEARTBEAT_S + 10
-SECOND_LOOK_S = HEARTBEAT_S + 10
+SILENT_S = ALIVE_S + 10
+SECOND_LOOK_S = ALIVE_S + 10
 PENDING_S = 300
 """A worker that took a run and then died leaves it pending; a slow machine needs a minute to start one."""
 SETTLE_S = 15
@@ -59,7 +59,7 @@ def recover(
     """One pass over the runs of `flows`, but for the one that makes it."""
     done = Recovered()
     for run in silent(client, flows, except_run, sleep):
-        gone: State[None] = Crashed(message="Its process is gone: no heartbeat came any more.")
+        gone: State[None] = Crashed(message="Its process is gone: it gives no sign of life any more.")
         client.set_flow_run_state(run.id, gone, force=True)
         done.crashed.append(run.name)
     since = datetime.now(UTC) - LOOK_BACK

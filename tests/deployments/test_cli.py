@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PREFECT_API_URL", "ANNEAL_PREDICTOR_URL", "ANNEAL_PREFECT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ANNEAL_HOME", str(tmp_path))
-    monkeypatch.setattr(cli, "_set_environment", lambda _: None)
+    monkeypatch.setattr("infra.services.for_runs", lambda _: {})
     return tmp_path
 
 

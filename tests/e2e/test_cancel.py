@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.conftest import training_processes, wait_for
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 CANCEL_S = 10
 
 
+def test_a_command_stops_when_its_run_is_cancelled_in_prefect(stack: Stack, parameters: dict[str, Any]) -> None:
+    home = stack.settings.home_path
+    wanted = {**parameters, **LONG, "num_train_epochs": 500, "max_steps": 0, "destination": "acme/stopped", "seed": 8}
+    process = stack.start("train", *options(wanted))
+    try:
+        wait_for(lambda: training_processes(home) and checkpoints(home), "it does not train",
+                 COMMAND_TIMEOUT_S)
+        (run,) = stack.runs("finetune acme/stopped")
+        stack.prefect(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, stderr
+    assert "the run was cancelled in Prefect" in stderr
+    assert stack.wait_until_over(run)["type"] == "CANCELLED"
+    assert training_processes(home) == []
+    assert stack.versions("acme/stopped") == []
+
+
 def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, parameters: dict[str, Any]) -> None:
     home = stack.settings.home_path
-    wanted = {**parameters, **LONG, "num_train_epochs": 500, "destination": "acme/cancelled", "seed": 7}
+    wanted = {**parameters, **LONG, "num_train_epochs": 500, "max_steps": 0, "destination": "acme/cancelled", "seed": 7}
+    known = checkpoints(home)
     run = stack.start_run(wanted)
     wait_for(lambda: len(training_processes(home)) > parameters["num_ranks"]
-             and list(home.glob("trainings/*/step-??????")), f"flow run {run} does not train", COMMAND_TIMEOUT_S)
+             and checkpoints(home) - known, f"flow run {run} does not train", COMMAND_TIMEOUT_S)
     ranks = training_processes(home)
     assert len(ranks) == parameters["num_ranks"] + 1, "the ranks and their torchrun"
-    (folder,) = {path.parent for path in home.glob("trainings/*/step-??????")}
+    (folder,) = {path.parent for path in checkpoints(home) - known}
 
     cancelled = time.monotonic()
     stack.prefect(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
@@ -35,3 +56,8 @@ def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, p
     assert training_processes(home) == []
     assert list(folder.glob("step-??????"))
     assert stack.versions("acme/cancelled") == []
+
+
+def checkpoints(home: Path) -> set[Path]:
+    """Of all trainings on this machine."""
+    return set(home.glob("trainings/*/step-??????"))

@@ -109,7 +109,7 @@ def test_the_command_tells_what_was_compared(
     make(seed=0)
     second = make(seed=1)
     monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
-    monkeypatch.setattr(cli, "_set_environment", lambda _: None)
+    monkeypatch.setattr("infra.services.for_runs", lambda _: {})
     assert cli.main(["merge", f"{NAME}:2", str(tmp_path / "out"), "--dtype", "bf16", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["version"], answer["dtype"]) == (second.to_json(), "bf16")
