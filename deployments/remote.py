@@ -88,6 +88,7 @@ def from_anywhere(spec: TrainingSpec) -> TrainingSpec:
 def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:
     """Print the run's log lines as they come; returns the run in its final state."""
     told: set[UUID] = set()
+    steps: dict[UUID, str] = {}
     since = datetime.now(UTC) - LATE
     while True:
         try:
@@ -101,12 +102,24 @@ def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:
             continue
         for line in lines:
             if line.id not in told:
-                print(line.message, file=sys.stderr)
+                print(f"{step_of(client, line.task_run_id, steps)}{line.message}", file=sys.stderr)
                 told.add(line.id)
                 since = max(since, line.timestamp - LATE)
         if found.state and found.state.is_final() and len(lines) < LOGS_AT_A_TIME:
             return found
         time.sleep(POLL_S)
+
+
+def step_of(client: SyncPrefectClient, task: UUID | None, known: dict[UUID, str]) -> str:
+    """The name of the step that a log line comes from, and a colon; empty for the flow's own lines."""
+    if task is None:
+        return ""
+    if task not in known:
+        try:
+            known[task] = f"{client.read_task_run(task).name}: "
+        except (httpx.HTTPError, PrefectException):  # its record comes later than its first line
+            return ""
+    return known[task]
 
 
 def shown_version(client: SyncPrefectClient, run: UUID) -> str:
