@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-resume bench-gpu check up down clean help
+.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-resume bench-overhead bench-gpu check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -40,6 +40,9 @@ bench-packing: $(VENV)/.bench  ## how full the rows are, and how fast, against T
 
 bench-resume: $(VENV)/.bench  ## what a checkpoint costs, and the time from a kill to the next step
 	$(BIN)/python -m tests.benchmarks.resume
+
+bench-overhead: $(DONE)  ## a training in Prefect against the same functions in a script; the idle stack
+	$(BIN)/python -m tests.benchmarks.overhead
 
 bench-gpu: $(VENV)/.bench  ## LoRA on a 7B shape, full on 1.1B, the guide's job; OPTIONS="--part lora --bases FOLDER"
 	$(BIN)/python -m tests.benchmarks.gpu $(OPTIONS)
