@@ -36,6 +36,8 @@ class WorkPool(_Strict):
 
     name: str
     work_queue_name: str
+    job_variables: dict[str, Any] = Field(default_factory=dict)
+    """Taken over where the pool's template has them."""
 
 
 class Concurrency(_Strict):

@@ -1,8 +1,9 @@
 """Put the pipeline into Prefect: work pool, queues, GPU slots, deployments, schedules, triggers. `anneal deploy`.
 
 In:   a running Prefect server, deployments/prefect.yaml      Out: what stands there, and a list of what differs
-Dies half-way: run it again; everything is created or brought up to date. Schedules, limits and what else people set
-in the UI stay as they are, and are named where they differ from prefect.yaml.
+Dies half-way: run it again; everything is created or brought up to date. What people set in the UI stays for
+schedules, triggers that are on or off, limits and priorities of pools and queues, and the defaults of a pool's job
+variables; it is named where it differs. All else is as prefect.yaml says.
 Run alone: python -m deployments.pipelines
 """
 
@@ -24,7 +25,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
 from deployments.declared import Declared, declared
-from deployments.pools import CODE, NAMES, Kind, ensure_pool
+from deployments.pools import CODE, NAMES, Kind, ensure_pool, template_of
 from infra.errors import UserError
 from infra.settings import Settings
 from tasks import slots
@@ -83,6 +84,8 @@ def wanted(one: Declared, kind: Kind) -> dict[str, Any]:
     return {
         "description": one.description, "entrypoint": one.entrypoint, "tags": one.tags,
         "work_pool_name": NAMES[kind], "work_queue_name": one.work_pool.work_queue_name,
+        "job_variables": {name: value for name, value in one.work_pool.job_variables.items()
+                          if name in template_of(kind)["variables"]["properties"]},
         "enforce_parameter_schema": True, "pull_steps": [{STEP: {"directory": CODE[kind]}}],
         "parameter_openapi_schema": parameter_schema(flow_of(one.entrypoint)).model_dump_for_openapi(),
         **({"concurrency_limit": limit.limit, "concurrency_options": options} if limit else {})}

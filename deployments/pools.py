@@ -2,8 +2,8 @@
 
 In:   a kind of pool       Out: the pool in Prefect, with three queues: control before trainings before background
 A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
-ours holds only what trainings need: GPUs, shared memory, a grace period for the checkpoint, secrets by reference.
-Dies half-way: run it again. Limits of pools and queues that were set in the UI stay.
+ours holds only what trainings need: GPUs, shared memory; on Kubernetes also a grace period for the checkpoint and
+secrets by reference. Dies half-way: run it again. Limits and defaults of job variables that were set in the UI stay.
 """
 
 from __future__ import annotations
@@ -38,15 +38,18 @@ PACKAGES: dict[Kind, str] = {"process": "prefect", "docker": "prefect-docker", "
 def ensure_pool(client: SyncPrefectClient, kind: Kind) -> list[str]:
     """Create or update the pool and its queues; returns what Prefect holds otherwise than it was told."""
     name, template = NAMES[kind], template_of(kind)
+    differs = []
     try:
-        client.read_work_pool(name)
+        known = client.read_work_pool(name)
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(
             name=name, type=kind, base_job_template=template, description=ABOUT[kind]))
     else:
+        differs = keep_defaults(template, known.base_job_template, name)
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
     stored = client.read_work_pool(name)
-    differs = [] if stored.type == kind else [f"pool {name}: type is {stored.type}, not {kind}"]
+    if stored.type != kind:
+        differs.append(f"pool {name}: type is {stored.type}, not {kind}")
     if stored.base_job_template != template:
         differs.append(f"pool {name}: another base job template")
     for queue, priority in QUEUES.items():
@@ -56,6 +59,18 @@ def ensure_pool(client: SyncPrefectClient, kind: Kind) -> list[str]:
             found = client.create_work_queue(queue, work_pool_name=name, priority=priority)
         if found.priority != priority:
             differs.append(f"queue {name}/{queue}: priority is {found.priority}, not {priority}")
+    return differs
+
+
+def keep_defaults(template: dict[str, Any], stored: dict[str, Any], pool: str) -> list[str]:
+    """Put the defaults that people set into the template; returns which differ. Runs never write to the worker's
+    console, whatever they say: a worker's death would crash them."""
+    differs = []
+    for name, variable in template["variables"]["properties"].items():
+        found = stored.get("variables", {}).get("properties", {}).get(name, {})
+        if name != "stream_output" and "default" in found and found["default"] != variable.get("default"):
+            differs.append(f"pool {pool}: {name} is {found['default']!r} (kept)")
+            variable["default"] = found["default"]
     return differs
 
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
     LogFilterTimestamp,
 )
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, Log
 from prefect.client.schemas.sorting import LogSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
@@ -93,9 +93,7 @@ def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:
     while True:
         try:
             found = client.read_flow_run(run)
-            lines = client.read_logs(
-                LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]), timestamp=LogFilterTimestamp(after_=since)),
-                limit=LOGS_AT_A_TIME, sort=LogSort.TIMESTAMP_ASC)
+            lines = lines_since(client, run, since)
         except (httpx.HTTPError, PrefectException) as error:
             print(f"Prefect does not answer, the run goes on: {error}", file=sys.stderr)
             time.sleep(POLL_S)
@@ -105,9 +103,22 @@ def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:
                 print(f"{step_of(client, line.task_run_id, steps)}{line.message}", file=sys.stderr)
                 told.add(line.id)
                 since = max(since, line.timestamp - LATE)
-        if found.state and found.state.is_final() and len(lines) < LOGS_AT_A_TIME:
+        # A crashed run is started again, or failed for good, by flows/reconcile.py within a minute or two.
+        if found.state and found.state.is_final() and not found.state.is_crashed():
             return found
         time.sleep(POLL_S)
+
+
+def lines_since(client: SyncPrefectClient, run: UUID, since: datetime) -> list[Log]:
+    """The run's log lines after that moment, all of them."""
+    found: list[Log] = []
+    while True:
+        page = client.read_logs(
+            LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]), timestamp=LogFilterTimestamp(after_=since)),
+            limit=LOGS_AT_A_TIME, offset=len(found), sort=LogSort.TIMESTAMP_ASC)
+        found += page
+        if len(page) < LOGS_AT_A_TIME:
+            return found
 
 
 def step_of(client: SyncPrefectClient, task: UUID | None, known: dict[UUID, str]) -> str:

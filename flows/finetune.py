@@ -34,7 +34,7 @@ from tasks.validate import validate, validate_task
 def finetune(training: Parameters) -> Version:
     """Ingest, validate, pack, train, evaluate, register, deploy."""
     settings = Settings()
-    with attempt(Store(settings)):
+    with attempt(settings, Store(settings)):
         spec = training.spec()
         return pipeline(settings, spec, data_of(spec))
     return cancelled()

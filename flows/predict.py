@@ -18,7 +18,7 @@ from infra.records import Answers
 from infra.settings import Settings
 from infra.store import Store
 from tasks import report
-from tasks.answer import answer_task
+from tasks.answer import answer_task, version_task
 from tasks.attempt import attempt, cancelled
 from tasks.ingest import ingest_task
 
@@ -36,11 +36,12 @@ def predict(
     model: Model, prompts: Prompts, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0,
 ) -> Answers:
     """Answer every prompt of a file with a deployed model."""
-    store = Store(Settings())
+    settings = Settings()
+    store = Store(settings)
     inputs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    with attempt(store):
+    with attempt(settings, store):
         data = ingest_task(prompts, subject="prompts")
-        answers = answer_task(data, model, inputs, subject=model)
+        answers = answer_task(data, version_task(model, subject=model), inputs, subject=model)
         report.show("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
                                f"by version {answers.version[:12]}")
         return answers

@@ -35,9 +35,9 @@ def reconcile() -> None:
         for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
             for name in names:
                 log.warning("%s: %s", what, name)
+        forget(client, "reconcile", KEPT)
         for told in notify(settings, client, store):
             log.info("webhook: %s", told)
-        forget(client, "reconcile", KEPT)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 In:   Parameters                Out: the new Version, or None and a run that is shown as Skipped
 The data is brought in and split as in any training; if the newest version of the destination learned from the same
-split, nothing more is done. Dies half-way: like a training, it goes on where it was.
+split and was deployed or judged not good enough, nothing more is done. Dies half-way: like a training, it goes on where
+it was.
 Run alone:
     from flows.retrain import retrain
     retrain({"train_data": "s3://bucket/chats.jsonl", "base_model": "models/llama", "destination": "acme/summarizer"})
@@ -34,10 +35,10 @@ from tasks.registry import Registry
 def retrain(training: Parameters) -> Version | State[Any]:
     """Train again if the data changed since the destination's newest version."""
     settings, spec = Settings(), training.spec()
-    with attempt(Store(settings)):
+    with attempt(settings, Store(settings)):
         split = data_of(spec)
         newest = Registry(settings).newest(spec.destination)
-        if newest is not None and newest.data_digest == split.digest:
+        if newest is not None and newest.data_digest == split.digest and newest.is_settled:
             reason = (f"version {newest.number} of {spec.destination} learned from the same "
                       f"{split.train_rows} rows (digest {split.digest[:12]})")
             report.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")

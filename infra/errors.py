@@ -7,6 +7,7 @@
     |  |- GateError        the trained version is not good enough to be deployed
     |- Transient        may pass by itself; retried with backoff
     |  |- Preempted        training stopped after a checkpoint
+    |  |- RanksLost        training's processes died; retried for as long as each launch comes further
     |- Broken           our fault or the machine's; shown as one sentence
        |- Diverged         loss or gradient stopped being finite
        |- OutOfMemory      does not fit even with the smallest micro-batch
@@ -70,6 +71,10 @@ class Transient(AnnealError):
 
 class Preempted(Transient):
     """Training was told to stop and saved a checkpoint first."""
+
+
+class RanksLost(Transient):
+    """Training's processes died or were stopped; it goes on at the last checkpoint."""
 
 
 class Broken(AnnealError):

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
     gpu_limit: str = Field(
         "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
+    gpu_locks: Path = Field(
+        Path("/tmp/anneal-gpus"), description="Folder of a lock for each GPU; the same for all who train on a machine.")
     webhook_url: str = Field("", description="Where to POST how a run ended, signed and repeated; empty: nowhere.")
     webhook_secret: str = Field(
         "", description="Secret of these signatures (Standard Webhooks): whsec_ and the base64 of 24 to 64 bytes.")

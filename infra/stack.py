@@ -17,7 +17,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -160,10 +160,7 @@ def _start(settings: Settings, plan: Plan) -> None:
     running = read(settings)
     if plan.name in running:
         return
-    log = log_of(settings, plan.name)
-    with suppress(FileNotFoundError):
-        log.replace(log.with_suffix(".log.1"))
-    _write(settings, {**running, plan.name: start(plan, log)})
+    _write(settings, {**running, plan.name: start(plan, log_of(settings, plan.name))})
 
 
 def _wait_until_ready(settings: Settings, plan: Plan) -> None:

@@ -3,8 +3,8 @@
 In:   a JSONL file with "prompt" in each row, a model that the predictor serves
 Out:  predictions/<key>/answers.jsonl in the store: the rows with "output" added, in their order
 On disk meanwhile: <home>/predictions/<key>.jsonl, the rows answered so far
-Dies half-way: rows that were answered are not asked again. The version that served the model at the start answers
-all rows, also when another one is deployed meanwhile; the same file, version and options are answered once.
+Dies half-way: rows that this version answered are not asked again. The same file, version and options are answered
+once.
 """
 
 from __future__ import annotations
@@ -24,47 +24,46 @@ from infra.records import Answers, Dataset
 from infra.settings import Settings
 from infra.store import Store
 from tasks.ingest import FILE
+from tasks.only_one import only_one
 from tasks.policy import HOUR_S, found_done, step
 
+FOLDER = "predictions"
 AT_A_TIME = 32
 """Rows under way; the predictor puts them into batches."""
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 
 
-def answer(settings: Settings, store: Store, data: Dataset, model: str, inputs: dict[str, Any]) -> Answers:
+def answer(settings: Settings, store: Store, data: Dataset, version: str, inputs: dict[str, Any]) -> Answers:
     """Ask for every row that is not answered yet.
 
     Raises:
         DataError: a row has no prompt; the line is named.
-        UserError: nobody serves the model, or an input is wrong.
+        UserError: an input is wrong, or another process is at the same answers.
         Transient: the predictor does not answer.
     """
-    with httpx.Client(base_url=predictor_of(settings), headers=headers(settings), timeout=TIMEOUT) as client:
-        version = version_of(client, model)
-        key = key_of(version, data, inputs)
-        part = settings.home_path / "predictions" / f"{key}.jsonl"
-        part.parent.mkdir(exist_ok=True)
+    key = key_of(version, data, inputs)
+    part = settings.home_path / "predictions" / f"{key}.jsonl"
+    with only_one(part.with_suffix(".lock"), f"answers {key}"), connected(settings) as client:
         done = rows_done(part)
         with part.open("a", encoding="utf-8") as file, ThreadPoolExecutor(AT_A_TIME) as pool:
             waiting = ((number, row) for number, row in prompts(store.fetch(data.folder) / FILE) if number not in done)
             while rows := list(islice(waiting, AT_A_TIME)):
                 outputs = pool.map(lambda row: ask(client, version, row[1]["prompt"], inputs), rows)
-                write(file, ({"line": number, **row, "output": text}
+                write(file, ({"line": number, "row": {**row, "output": text}}
                              for (number, row), text in zip(rows, outputs, strict=True)))
-    with store.draft() as draft:
-        answered = sorted(rows_done(part).items())
-        with (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
-            write(file, (row for _, row in answered))
-        answers = Answers(folder=f"predictions/{key}", rows=len(answered), version=version)
-        draft.commit(answers.folder, answers.to_json())
-    part.unlink()
+        with store.draft() as draft:
+            answered = sorted(rows_done(part).items())
+            with (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
+                write(file, (row for _, row in answered))
+            answers = Answers(folder=f"{FOLDER}/{key}", rows=len(answered), version=version)
+            draft.commit(answers.folder, answers.to_json())
+        part.unlink()
     return answers
 
 
-def find_answers(settings: Settings, store: Store, data: Dataset, model: str, inputs: dict[str, Any]) -> Answers | None:
-    """What the present version answered earlier, if it still verifies."""
-    with httpx.Client(base_url=predictor_of(settings), headers=headers(settings), timeout=TIMEOUT) as client:
-        manifest = store.find(f"predictions/{key_of(version_of(client, model), data, inputs)}")
+def find_answers(store: Store, data: Dataset, version: str, inputs: dict[str, Any]) -> Answers | None:
+    """What the version answered earlier, if it still verifies."""
+    manifest = store.find(f"{FOLDER}/{key_of(version, data, inputs)}")
     return Answers.of(dict(manifest.record)) if manifest else None
 
 
@@ -73,16 +72,12 @@ def key_of(version: str, data: Dataset, inputs: dict[str, Any]) -> str:
     return digest_of([version, data.sha256, inputs])[:32]
 
 
-def predictor_of(settings: Settings) -> str:
-    """The predictor's address. Raises UserError without one."""
+def connected(settings: Settings) -> httpx.Client:
+    """A client of the predictor, with its key. Raises UserError without one."""
     if not settings.predictor:
         raise UserError("no predictor is known", fix="Start one with `anneal up`, or set ANNEAL_PREDICTOR_URL.")
-    return settings.predictor
-
-
-def headers(settings: Settings) -> dict[str, str]:
-    """The predictor's key, if it has one."""
-    return {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    return httpx.Client(base_url=settings.predictor, headers=headers, timeout=TIMEOUT)
 
 
 def version_of(client: httpx.Client, model: str) -> str:
@@ -127,7 +122,7 @@ def sent(client: httpx.Client, method: str, path: str, body: dict[str, Any] | No
         raise Transient("the predictor does not answer", where=str(client.base_url)) from error
     if response.is_success:
         return response
-    kind = Transient if response.status_code in (429, 502, 503, 504) else UserError
+    kind = Transient if response.status_code == 429 or response.status_code >= 500 else UserError
     raise kind(response.text[:300], where=str(client.base_url))
 
 
@@ -141,7 +136,7 @@ def rows_done(part: Path) -> dict[int, dict[str, Any]]:
     part.write_bytes(whole)
     for line in whole.decode().split("\n")[:-1]:
         row = json.loads(line)
-        found[row.pop("line")] = row
+        found[row["line"]] = row["row"]
     return found
 
 
@@ -151,10 +146,17 @@ def write(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
     file.flush()
 
 
+@step("version", timeout_s=HOUR_S)
+def version_task(model: str, subject: str) -> str:
+    """The version that serves a model now; it answers all rows, also when another one is deployed meanwhile."""
+    with connected(Settings()) as client:
+        return version_of(client, model)
+
+
 @step("answer", timeout_s=24 * HOUR_S)
-def answer_task(data: Dataset, model: str, inputs: dict[str, Any], subject: str) -> Answers:
+def answer_task(data: Dataset, version: str, inputs: dict[str, Any], subject: str) -> Answers:
     """Answer a file; returns the Answers."""
     settings = Settings()
     store = Store(settings)
-    found = find_answers(settings, store, data, model, inputs)
-    return found_done(found) if found else answer(settings, store, data, model, inputs)
+    found = find_answers(store, data, version, inputs)
+    return found_done(found) if found else answer(settings, store, data, version, inputs)

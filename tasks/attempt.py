@@ -3,8 +3,9 @@
 In:   the flow run that this process executes    Out: <store>/runs/<flow run id>.json, what each attempt reached;
       signs of life among Prefect's events
 A run that was taken for dead and started elsewhere has a higher `run_count`: the older process stops its children
-and goes without a word, because what it would report belongs to the newer one. A cancelled run stops even when no
-worker is left to tell it. Without a Prefect server that outlives the process, nothing is done here.
+and goes without a word, because what it would report belongs to the newer one. A frozen one on this machine is woken
+for that, and killed if it does not go: it would keep its training and its GPUs for ever. A cancelled run stops even
+when no worker is left to tell it. Without a Prefect server that outlives the process, nothing is done here.
 Dies half-way: the file says what was reached; flows/reconcile.py starts the run again unless three attempts in a
 row reached the same.
 """
@@ -33,7 +34,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 
 from infra.errors import AnnealError, UserError
+from infra.settings import Settings
 from infra.store import Store
+from tasks.only_one import only_one
 
 Standing = Literal["ours", "taken", "cancelled"]
 
@@ -44,6 +47,8 @@ ALIVE = "anneal.run.alive"
 say, by default every three minutes."""
 CANCEL_POLLS = 3  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
 SAME_ATTEMPTS = 3
+TAKEOVER_S = 60.0
+"""A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
 log = logging.getLogger(__name__)
 _current: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar("attempt", default=None)
@@ -53,12 +58,16 @@ class Attempt:
     """What this attempt, and those before it, reached."""
 
     def __init__(self, store: Store, run: UUID, number: int) -> None:
-        self._store, self._name, self.number = store, name_of(run), number
-        self._reached = read_attempts(store, run)
+        self._store, self._name, self._number = store, name_of(run), str(number)
+        try:
+            self._reached = read_attempts(store, run)
+        except AnnealError as error:
+            log.warning("earlier attempts are not known: %s", error)
+            self._reached = {}
 
     def reached(self, mark: str) -> None:
         """Note it. A store that is away costs the note, not the training."""
-        self._reached[str(self.number)] = mark
+        self._reached[self._number] = mark
         try:
             self._store.write(self._name, json.dumps(self._reached))
         except AnnealError as error:
@@ -71,25 +80,12 @@ def reached(mark: str) -> None:
         attempt.reached(mark)
 
 
-def follows_another() -> bool:
-    """Whether an earlier process began this flow run, and may not have noticed yet that it lost it."""
-    attempt = _current.get()
-    return attempt is not None and attempt.number > 1
-
-
 def read_attempts(store: Store, run: UUID) -> dict[str, str]:
-    """What each attempt at a flow run reached last, by its number; empty when the store does not tell."""
+    """What each attempt at a flow run reached last, by its number. Raises AnnealError when the store does not tell."""
     try:
         return dict(json.loads(store.read(name_of(run)) or "{}"))
-    except (AnnealError, ValueError) as error:
-        log.warning("earlier attempts are not known: %s", error)
+    except ValueError:  # a damaged note is none
         return {}
-
-
-def is_stuck(attempts: dict[str, str], run_count: int) -> bool:
-    """Whether the last attempts reached the same, or nothing."""
-    last = [attempts.get(str(number), "") for number in range(run_count - SAME_ATTEMPTS + 1, run_count + 1)]
-    return run_count >= SAME_ATTEMPTS and len(set(last)) == 1
 
 
 def name_of(run: UUID) -> str:
@@ -103,7 +99,7 @@ def cancelled() -> Any:
 
 
 @contextmanager
-def attempt(store: Store) -> Iterator[None]:
+def attempt(settings: Settings, store: Store) -> Iterator[None]:
     """Around the body of a flow. Code after it is reached only when the run was cancelled: return `cancelled()` there.
 
     Raises UserError when somebody gave the run of a plain call another state.
@@ -119,7 +115,9 @@ def attempt(store: Store) -> Iterator[None]:
     fence = Fence(run.id, number)
     fence.start()
     try:
-        yield
+        lock = settings.home_path / "runs" / f"{run.id}.lock"
+        with only_one(lock, f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0):
+            yield
     except BaseException as error:
         if fence.standing == "ours":
             raise

@@ -15,7 +15,7 @@ from infra.records import Base, Deployment, Evaluation, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.policy import HOUR_S, step
-from tasks.registry import Registry
+from tasks.registry import GATE_TAG, SMOKE_TAG, Registry
 
 LOAD_TIMEOUT_S = 900.0
 CONNECT_TIMEOUT_S = 10.0
@@ -32,6 +32,7 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
     if not spec.deploy:
         return Deployment(version=version.id, status="skipped", reason="deploy is off")
     if not evaluation.passed:
+        Registry(settings).tag(version.destination, version.number, {GATE_TAG: "failed"})
         raise GateError(
             evaluation.verdict.rstrip("."), where=f"version {version.number} of {version.destination}",
             fix="It is registered as challenger and was not deployed. Train longer or on more data, or set gate=off.")
@@ -45,7 +46,7 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
     before = registry.number_at("champion", version.destination)
     if before is not None and before != version.number:
         registry.point("previous", version.destination, before)
-    registry.tag(version.destination, version.number, {"smoke": "passed"})
+    registry.tag(version.destination, version.number, {SMOKE_TAG: "passed"})
     registry.point("champion", version.destination, version.number)
     return Deployment(version=version.id, status="serving", url=url, smoke=smoke)
 

@@ -11,7 +11,6 @@ import contextvars
 import logging
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,14 +48,17 @@ def devices() -> tuple[str, ...] | None:
 
 
 @contextmanager
-def held(count: int) -> Iterator[None]:
-    """Lock that many devices, all or none, for as long as it takes; `environment` then names them."""
+def held(count: int, folder: Path) -> Iterator[None]:
+    """Lock that many devices, all or none, waiting as long as it takes; `environment` then names them.
+
+    `folder`: where the locks lie, ANNEAL_GPU_LOCKS.
+    """
     candidates = devices() or tuple(map(str, range(len(gpus()))))
     while True:
         with ExitStack() as stack:
             mine: list[str] = []
             for device in candidates:
-                if len(mine) < count and locked(stack.enter_context(lock_of(device).open("a"))):
+                if len(mine) < count and locked(stack.enter_context(lock_of(device, folder).open("r+"))):
                     mine.append(device)
             if len(mine) == count:
                 token = _held.set(tuple(mine))
@@ -74,9 +76,16 @@ def environment() -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(_held.get())} if _held.get() else {}
 
 
-def lock_of(device: str) -> Path:
-    """The lock file of a device, the same for all users of this machine."""
-    path = Path(tempfile.gettempdir()) / f"anneal-gpu-{device}.lock"
+def lock_of(device: str, folder: Path) -> Path:
+    """The lock file of a device, for all users of this machine.
+
+    In a folder of its own: in /tmp itself Linux lets nobody open another user's file for writing
+    (fs.protected_regular).
+    """
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o777)
+    path = folder / f"{device}.lock"
     if not path.exists():
         path.touch()
         path.chmod(0o666)

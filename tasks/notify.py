@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,9 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks.recover import RECOVERED, age_s, runs_in
 
-TOLD = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED)
+TOLD = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)
+BUDGET_S = 20.0
+"""Time for one round: a receiver that hangs must not keep dead runs waiting."""
 NEW = timedelta(days=1)
 """Runs that ended earlier are not told of when a webhook is set for the first time."""
 DELAYS_S = (60, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
@@ -52,9 +55,13 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
     """Deliver what is due; yields a sentence for each try. Raises UserError for a secret that is none."""
     if not settings.webhook_url:
         return
-    key = key_of(settings.webhook_secret)
+    key, began = key_of(settings.webhook_secret), time.monotonic()
     known = set(store.names(NOTIFICATIONS))
     for run in runs_in(client, RECOVERED, *TOLD, ended_after=datetime.now(UTC) - KEPT):
+        if time.monotonic() - began > BUDGET_S:
+            return
+        if run.state and run.state.is_crashed() and run.deployment_id:
+            continue  # it is started again, or fails
         name = f"{NOTIFICATIONS}/{run.id}-{run.run_count}"
         if f"{name}.done" in known or (f"{name}.json" not in known and age_s(run) > NEW.total_seconds()):
             continue

@@ -1,6 +1,6 @@
-"""One process at a training, on this machine or on all that share ANNEAL_HOME.
+"""One process at a time, on this machine or on all that share the folder of the lock.
 
-In:   the training's run folder       Out: a lock beside it, held for as long as the process lives
+In:   the path of a lock file      Out: the lock, held for as long as the process lives; host and pid stand in the file
 Dies half-way: the kernel drops the lock at once.
 """
 
@@ -25,29 +25,28 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_one(run: Path, takeover_s: float = 0) -> Iterator[None]:
-    """Hold the training's lock; the kernel drops it when this process dies.
+def only_one(lock: Path, what: str, *, takeover_s: float = 0) -> Iterator[None]:
+    """Hold the lock. With `takeover_s` its holder has lost its work to this process: it is woken, has that long to find
+    out and end (tasks/attempt.py), and is then killed if it is a process of this machine.
 
-    The lock lies beside the run folder, which is removed at the end. With `takeover_s` its holder has lost the flow
-    run to this process: it is woken, has that long to find out and end (tasks/attempt.py), and is then killed.
     Raises UserError, or with `takeover_s` Transient, if the lock is not to be had.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with run.with_suffix(".lock").open("a+") as lock:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as file:
         began = time.monotonic()
-        while not locked(lock):
+        while not locked(file):
             waited = time.monotonic() - began
             if not takeover_s:
-                raise UserError("another process on this machine is at this very training",
-                                where=f"training {run.name}", fix="Wait for it, or cancel it first.")
+                raise UserError("another process is at it", where=what, fix=f"Wait for it ({holder_of(file)}), "
+                                "or cancel it first.")
             if waited > takeover_s + KILL_WAIT_S:
-                raise Transient("the process that had this training before still holds its lock",
-                                where=f"training {run.name}", fix=f"Look for it: {holder_of(lock)}.")
-            signal_holder(lock, signal.SIGCONT if waited < takeover_s else signal.SIGKILL)
+                raise Transient(f"{holder_of(file)} had it before and still holds its lock", where=what,
+                                fix="Look for that process.")
+            signal_holder(file, signal.SIGCONT if waited < takeover_s else signal.SIGKILL)
             time.sleep(LOCK_POLL_S)
-        lock.truncate(0)
-        lock.write(f"{socket.gethostname()} {os.getpid()}")
-        lock.flush()
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()}")
+        file.flush()
         yield
 
 
@@ -61,6 +60,6 @@ def signal_holder(lock: IO[str], number: signal.Signals) -> None:
     """To the holder if it is a process of this machine; its ranks die with it (infra/orphan.py)."""
     host, _, pid = holder_of(lock).partition(" ")
     if host == socket.gethostname() and pid.isdigit():
-        log.warning("%s to process %s, which lost this training", number.name, pid)
+        log.warning("%s to process %s, which lost its run", number.name, pid)
         with suppress(ProcessLookupError):
             os.kill(int(pid), number)

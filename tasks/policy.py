@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from infra.errors import Transient, from_os_error
+from infra.errors import RanksLost, Transient, from_os_error
 from infra.records import Record
 from tasks.attempt import reached
 
@@ -64,14 +64,14 @@ def step(
 
 
 def may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Retry what may pass by itself, and nothing else."""
+    """Retry what may pass by itself, and nothing else: a service for a quarter of an hour, ranks again and again."""
     error = state.data if isinstance(state.data, BaseException) else None
     if error is None:
         try:
             state.result()
         except BaseException as raised:  # noqa: BLE001  (the state's own error, looked at and dropped)
             error = raised
-    return isinstance(error, Transient)
+    return isinstance(error, RanksLost) or (isinstance(error, Transient) and run.run_count <= len(DELAYS_S))
 
 
 def found_done(record: Done) -> Done:

@@ -9,6 +9,8 @@ Dies half-way: the next one goes on.
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,21 +26,27 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventOccurredFilter, EventOrder, EventResourceFilter
 from prefect.states import AwaitingRetry, Crashed, Failed
 
+from infra.errors import AnnealError
 from infra.store import Store
-from tasks.attempt import ALIVE_S, SAME_ATTEMPTS, is_stuck, read_attempts
+from tasks.attempt import ALIVE_S, read_attempts
 
 SILENT_S = ALIVE_S + 10
 SECOND_LOOK_S = ALIVE_S + 10
 PENDING_S = 300
 """A worker that took a run and then died leaves it pending; a slow machine needs a minute to start one."""
+TAKEN = ("Pending", "Submitting")
+"""Names of that state. A pod that waits for a GPU is InfrastructurePending, for as long as it takes."""
+SAME_PLACES = 3
 SETTLE_S = 15
 """A worker may report the same crash a second time one or two seconds later."""
 LOOK_BACK = timedelta(days=7)
 """What crashed earlier is history; a stack that was down for a holiday goes on."""
 PAGE = 200
+log = logging.getLogger(__name__)
 RECOVERED = ("finetune", "retrain", "predict")
 """Flows that are started again; the next scheduled run takes the place of any other."""
 
@@ -70,9 +78,13 @@ def recover(
     for run in crashed:
         if run.deployment_id is None or age_s(run) < SETTLE_S:  # a command is started again by whoever ran it
             continue
-        attempts = read_attempts(store, run.id)
-        if is_stuck(attempts, run.run_count):
-            client.set_flow_run_state(run.id, Failed(message=given_up(run, attempts)), force=True)
+        try:
+            places = crashed_at(store, run)
+        except AnnealError as error:
+            log.warning("%s waits for the next look, how far it came is not known: %s", run.name, error)
+            continue
+        if is_stuck(places):
+            client.set_flow_run_state(run.id, Failed(message=given_up(places)), force=True)
             done.given_up.append(run.name)
         else:
             client.set_flow_run_state(run.id, AwaitingRetry(message="Its process died; it goes on where it was."))
@@ -81,8 +93,9 @@ def recover(
 
 
 def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:
-    """Delete completed runs of a flow that are older than that, a page at most."""
-    for run in runs_in(client, (flow,), StateType.COMPLETED, ended_before=datetime.now(UTC) - kept):
+    """Delete ended runs of a flow that are older than that."""
+    ended = (StateType.COMPLETED, StateType.CANCELLED, StateType.CRASHED, StateType.FAILED)
+    for run in runs_in(client, (flow,), *ended, ended_before=datetime.now(UTC) - kept):
         client.delete_flow_run(run.id)
 
 
@@ -90,14 +103,15 @@ def silent(
     client: SyncPrefectClient, flows: tuple[str, ...], except_run: object, sleep: Callable[[float], None],
 ) -> list[FlowRun]:
     """Runs that say they run, or are about to, and of which nothing is heard."""
-    limits = {StateType.RUNNING: SILENT_S, StateType.PENDING: PENDING_S}
+    limits = {"Running": SILENT_S, **dict.fromkeys(TAKEN, PENDING_S)}
 
     def suspects() -> dict[object, tuple[FlowRun, datetime]]:
-        found = {run.id: (run, last_sign(client, run)) for run in runs_in(client, flows, *limits) if run.state}
+        runs = runs_in(client, flows, StateType.RUNNING, StateType.PENDING)
+        found = {run.id: (run, last_sign(client, run)) for run in runs if run.state and run.state.name in limits}
         now = datetime.now(UTC)
         return {
             identity: (run, sign) for identity, (run, sign) in found.items()
-            if run.state and (now - sign).total_seconds() > limits[run.state.type] and identity != except_run}
+            if run.state and (now - sign).total_seconds() > limits[run.state.name or ""] and identity != except_run}
 
     first = suspects()
     if not first:
@@ -119,13 +133,19 @@ def runs_in(
     client: SyncPrefectClient, flows: tuple[str, ...], *states: StateType, ended_after: datetime | None = None,
     ended_before: datetime | None = None,
 ) -> list[FlowRun]:
-    """Runs of these flows that are in one of these states, a page at most."""
+    """Runs of these flows that are in one of these states, those that ended last first."""
     ended = FlowRunFilterEndTime(after_=ended_after, before_=ended_before) if ended_after or ended_before else None
-    return client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))), end_time=ended),
-        limit=PAGE)
+    found: list[FlowRun] = []
+    while len(found) % PAGE == 0:
+        page = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))), end_time=ended),
+            sort=FlowRunSort.END_TIME_DESC, limit=PAGE, offset=len(found))
+        found += page
+        if not page:
+            break
+    return found
 
 
 def age_s(run: FlowRun) -> float:
@@ -133,8 +153,25 @@ def age_s(run: FlowRun) -> float:
     return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
 
 
-def given_up(run: FlowRun, attempts: dict[str, str]) -> str:
-    """Why a run is not started again, in one sentence."""
-    reached = attempts.get(str(run.run_count), "") or "nothing"
-    return (f"{SAME_ATTEMPTS} attempts in a row ended in a crash and came no further than: {reached}. "
+def crashed_at(store: Store, run: FlowRun) -> list[str]:
+    """How far the run had come at each of its crashes, this one noted now. Raises AnnealError.
+
+    Also a run that dies before it runs, in a pod that cannot start or a worker that lacks a package, is counted so.
+    """
+    name = f"runs/{run.id}.crashes.json"
+    attempts = read_attempts(store, run.id)
+    newest = attempts[max(attempts, key=int)] if attempts else ""
+    places = [*json.loads(store.read(name) or "[]"), newest]
+    store.write(name, json.dumps(places))
+    return places
+
+
+def is_stuck(places: list[str]) -> bool:
+    """Whether the last crashes were all at the same place."""
+    return len(places) >= SAME_PLACES and len(set(places[-SAME_PLACES:])) == 1
+
+
+def given_up(places: list[str]) -> str:
+    """Why a run is not started again."""
+    return (f"{SAME_PLACES} attempts in a row ended in a crash and came no further than: {places[-1] or 'nothing'}. "
             "Look at the log of the last one; a Retry in this page goes on from there.")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 TRAINING_TAG, ID_TAG, DATA_TAG = "training_id", "version_id", "data_digest"
+SMOKE_TAG, GATE_TAG = "smoke", "gate"
 EXPERIMENT = "anneal"
 TAG_CHARACTERS = 4000
 ALIASES = ("champion", "challenger")
@@ -32,10 +33,13 @@ ALIASES = ("champion", "challenger")
 
 @dataclass(frozen=True)
 class Origin:
-    """A version's number and the digest of the rows it was trained on."""
+    """What a version came from and what became of it."""
 
     number: int
     data_digest: str
+    """Of the rows it was trained on."""
+    is_settled: bool
+    """Whether it was deployed, or the gate kept it from that."""
 
 
 class Registry:
@@ -62,7 +66,11 @@ class Registry:
         with told(self.uri):
             found = self.client.search_model_versions(f"name='{name_of(destination)}'")
         last = max(found, key=lambda version: int(version.version), default=None)
-        return Origin(int(last.version), last.tags.get(DATA_TAG, "")) if last else None
+        if last is None:
+            return None
+        settled = {SMOKE_TAG: "passed", GATE_TAG: "failed"}
+        return Origin(int(last.version), last.tags.get(DATA_TAG, ""),
+                      any(last.tags.get(tag) == value for tag, value in settled.items()))
 
     def look_up(self, destination: str, which: str = "") -> Version:
         """A version by its number, alias or id; by default the champion, else the challenger. Raises UserError."""

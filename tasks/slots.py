@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -20,7 +20,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
 
-from infra.errors import Transient
+from infra.errors import Transient, UserError
 from infra.settings import Settings
 from tasks.gpus import gpus, held
 
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 @contextmanager
 def hold(settings: Settings, ranks: int) -> Iterator[None]:
     """Wait for a GPU for each rank and keep others off them. Raises Transient when Prefect does not answer."""
-    with leased(limit_of(settings), ranks if gpus() else 1), held(ranks if gpus() else 0):
+    with leased(limit_of(settings), ranks if gpus() else 1), held(
+            ranks if gpus() else 0, settings.gpu_locks):
         yield
 
 
@@ -55,7 +56,10 @@ def leased(limit: str, count: int) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            make(limit)
+            has = make(limit)
+            if has < count:
+                raise UserError(f"it has {has} slots, and the training needs {count}",
+                                where=f"concurrency limit {limit}", fix="Raise it in Prefect's UI, or lower num_ranks.")
             # A renewal that fails must not end a training of hours: strict alone would let it.
             stack.enter_context(concurrency(
                 limit, occupy=count, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False))
@@ -71,13 +75,13 @@ def leased(limit: str, count: int) -> Iterator[None]:
                 log.warning("GPU slots not given back, their lease ends in %d s: %s", LEASE_S, error)
 
 
-def make(limit: str) -> None:
-    """Create the limit unless it is there."""
+def make(limit: str) -> int:
+    """Create the limit unless it is there; returns its slots."""
     with get_client(sync_client=True) as client:
         try:
-            client.read_global_concurrency_limit_by_name(limit)
+            return client.read_global_concurrency_limit_by_name(limit).limit
         except ObjectNotFound:
-            try:
+            with suppress(ObjectAlreadyExists):
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=slots()))
-            except ObjectAlreadyExists:
-                return
+            return client.read_global_concurrency_limit_by_name(limit).limit
+

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.errors import Broken, OutOfMemory, Transient
+from infra.errors import Broken, OutOfMemory, RanksLost, Transient
 from infra.files import digest_of, sha256_of, verify, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
-from tasks.attempt import follows_another, reached
+from tasks.attempt import reached
 from tasks.child import TRAIN, ranks_of, run_child, settled
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
@@ -40,14 +40,12 @@ TRAINER = 4
 ID_CHARACTERS = 26
 CHECKPOINTS = "checkpoints"
 LAUNCHES, SAME_LAUNCHES = "launches.json", 3
-RETRIES = 1000
-"""As often as it takes: `comes_no_further` says when to stop."""
+LAUNCHES_AT_MOST = 1000
+"""`comes_no_further` stops long before, where launches leave no newer checkpoint."""
 CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
 MARKS = ("start", "resume", "checkpoint")
 """Events from which a relaunched training would go on."""
-TAKEOVER_S = 60.0
-"""A process that lost its flow run finds out within seconds, and then its ranks save a checkpoint."""
 log = logging.getLogger(__name__)
 Watch = Callable[[dict[str, Any]], None]
 
@@ -58,21 +56,22 @@ def training_id(spec: TrainingSpec, pack: Pack, base: Base) -> str:
     return base64.b32encode(bytes.fromhex(key)).decode().lower()[:ID_CHARACTERS]
 
 
-def train(
-    settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, watch: Watch, *,
-    takeover_s: float = 0,
-) -> Trained:
+def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, watch: Watch) -> Trained:
     """Train to the end, from the last checkpoint if there is one. `watch` sees every event, those of earlier
-    launches that belong to the curve again. `takeover_s`: how long to wait for another process at this training.
+    launches that belong to the curve again.
 
     Raises:
         UserError: another process is at the same training, or the spec cannot be trained.
-        Transient: ranks died or were stopped; calling again goes on at the last checkpoint.
+        RanksLost: ranks died or were stopped; calling again goes on at the last checkpoint.
+        Transient: the store does not answer.
+        Broken: ranks died, and three launches in a row left no newer checkpoint.
         Diverged, OutOfMemory: training cannot go on as specified.
     """
     identity = training_id(spec, pack, base)
     run = settings.home_path / "trainings" / identity
-    with only_one(run, takeover_s):
+    run.mkdir(parents=True, exist_ok=True)
+    # The lock lies beside the folder, which is removed at the end.
+    with only_one(run.with_suffix(".lock"), f"training {identity}"):
         done = find_trained(store, spec, pack, base)
         if done is not None:  # somebody finished it while we waited for the lock
             return done
@@ -95,7 +94,7 @@ def train(
             if comes_no_further(run):
                 raise Broken(f"{SAME_LAUNCHES} launches in a row ended at the same checkpoint; the last one: {error}",
                              where=f"training {identity}") from error
-            raise
+            raise RanksLost(str(error)) from error
         finally:
             seen.look()
         with store.draft() as draft:
@@ -198,7 +197,7 @@ def _model_digest(folder: Path) -> str:
     return digest_of({p.name: sha256_of(p) for p in sorted(folder.iterdir())})
 
 
-@step("train", timeout_s=14 * 24 * HOUR_S, gpu=True, retries=RETRIES)
+@step("train", timeout_s=14 * 24 * HOUR_S, gpu=True, retries=LAUNCHES_AT_MOST)
 def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trained:
     """Train, or go on training; returns the Trained."""
     settings = Settings()
@@ -213,4 +212,4 @@ def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trai
             if event["event"] in MARKS:
                 reached(f"train step {event['step']}")
 
-        return train(settings, store, spec, pack, base, watch, takeover_s=TAKEOVER_S if follows_another() else 0)
+        return train(settings, store, spec, pack, base, watch)

@@ -7,6 +7,7 @@ COPY constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt \
         "prefect>=3.8.8,<3.9" "fastapi>=0.139,<0.151" "sqlalchemy<2.1" "mlflow>=3.17,<3.18" boto3 \
         psycopg2-binary prefect-docker prefect-kubernetes \
-    && useradd --system --create-home --home-dir /var/lib/anneal anneal
+    && useradd --uid 10001 --create-home --home-dir /var/lib/anneal anneal \
+    && install -d -o anneal -g anneal /var/lib/anneal/prefect
 USER anneal
 ENV PYTHONUNBUFFERED=1 DO_NOT_TRACK=1 PREFECT_HOME=/var/lib/anneal/prefect

@@ -11,6 +11,7 @@ COPY deployments ./deployments
 # The image brings torch for CUDA; the constraint on it is for machines that install it themselves.
 RUN grep -v "^torch==" constraints.txt > /tmp/constraints.txt \
     && pip install --no-cache-dir --constraint /tmp/constraints.txt --editable ".[gpu]" \
-    && useradd --system --create-home --home-dir /var/lib/anneal anneal
+    && useradd --uid 10001 --create-home --home-dir /var/lib/anneal anneal \
+    && install -d -o anneal -g anneal /var/lib/anneal/prefect
 USER anneal
 ENV PYTHONUNBUFFERED=1 DO_NOT_TRACK=1 ANNEAL_HOME=/var/lib/anneal

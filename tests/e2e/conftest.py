@@ -70,12 +70,15 @@ class Stack:
         """
         url, method = f"{self.settings.prefect_api}{path}", "POST" if body else "GET"
         for _ in range(BUSY_TRIES):
-            answer = httpx.request(method, url, json=body or None, timeout=30)
+            try:
+                answer = httpx.request(method, url, json=body or None, timeout=30)
+            except httpx.ReadTimeout:  # the same lock, held for longer
+                continue
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
+                assert answer.is_success, answer.text
+                return answer.json()
             time.sleep(1)
-        assert answer.is_success, answer.text
-        return answer.json()
+        raise AssertionError(f"{url} is busy")
 
     def start_run(self, parameters: dict[str, Any]) -> str:
         """A run of the deployment, as the UI's form starts it; returns its id."""

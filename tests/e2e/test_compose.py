@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -52,7 +53,7 @@ class Compose:
             mine = str(self.ports[other])
             text = text.replace(f"{other}:{port}", f"127.0.0.1:{mine}").replace(f'"{port}"', f'"{mine}"')
             text = text.replace(f'":{port}"', f'"127.0.0.1:{mine}"')
-        text = re.sub(r"\$\{(\w+):\?\}", lambda found: SECRETS[found[1]], text)
+        text = re.sub(r"\$\{(\w+):(\?|-)\}", lambda found: SECRETS.get(found[1], ""), text)
         return dict(yaml.safe_load(text)["services"][name])
 
     def environment(self, name: str) -> dict[str, str]:
@@ -89,16 +90,15 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     needed("initdb", "postgresql")
     compose = Compose(tmp_path_factory.mktemp("compose"))
     environment = compose.service("postgres")["environment"]
-    data = compose.folder / "postgres"
+    place = Path(tempfile.mkdtemp(prefix="anneal-postgres-"))  # pytest's own folders are closed to other users
+    place.chmod(0o755)
+    data = place / "data"
     user = "postgres" if os.geteuid() == 0 else ""
     data.mkdir()
     if user:
-        for parent in [data, *data.parents]:
-            if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(0o755)
         shutil.chown(data, user)
     options = {"cwd": "/", "check": True, "capture_output": True, "text": True, **({"user": user} if user else {})}
-    password = compose.folder / "password"
+    password = place / "password"
     password.write_text(environment["POSTGRES_PASSWORD"])
     password.chmod(0o644)
     run: Any = subprocess.run
@@ -116,6 +116,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         yield compose
     finally:
         run(["pg_ctl", "stop", "--pgdata", data, "--mode", "immediate"], **options)
+        shutil.rmtree(place)
 
 
 @pytest.fixture(scope="module")

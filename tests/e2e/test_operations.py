@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+ADDED = ("pull_steps", "job_variables", "parameter_openapi_schema")
+"""Where `anneal deploy` differs from Prefect's own command: the project's folder, and only variables of the pool."""
+
 
 def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
     done = stack.anneal("deploy", "--json")
@@ -33,7 +36,8 @@ def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
 
 
 def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:
-    from deployments.pipelines import deploy
+    from deployments.declared import declared
+    from deployments.pipelines import deploy, differences, wanted
 
     subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
@@ -41,6 +45,10 @@ def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectCli
         cwd=ROOT, check=True, capture_output=True, timeout=120,
         env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api})
     before = client.read_deployment_by_name("retrain/weekly")
+    for one in declared():
+        found = client.read_deployment_by_name(one.full_name)
+        expected = {name: value for name, value in wanted(one, "process").items() if name not in ADDED}
+        assert differences(found, expected) == [], one.full_name
     assert deploy(stack.settings).differs == []
     after = client.read_deployment_by_name("retrain/weekly")
     assert after.id == before.id
@@ -148,6 +156,35 @@ def test_a_dead_run_is_found_and_scheduled_again(
     assert waits[0] == recover.SECOND_LOOK_S
     state = stack.wait_until_over(str(run.id))  # the worker takes it, and finds that there is no such file
     assert (state["type"], "no such file" in state["message"]) == ("FAILED", True), state
+
+
+def test_a_silent_run_that_is_heard_of_again_is_left_alone(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.events import emit_event
+    from prefect.states import Cancelled, Running
+
+    from tasks import recover
+    from tasks.attempt import ALIVE
+
+    monkeypatch.setattr(recover, "SILENT_S", 0)
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="silent")
+    client.set_flow_run_state(run.id, Running(), force=True)
+    resource = f"prefect.flow-run.{run.id}"
+
+    def sleep(_: float) -> None:
+        emit_event(ALIVE, resource={"prefect.resource.id": resource})
+        wait_for(lambda: stack.prefect("/events/filter", filter={
+            "event": {"name": [ALIVE]}, "resource": {"id": [resource]}})["events"], "the sign did not arrive", 30)
+
+    time.sleep(0.5)
+    try:
+        assert recover.recover(client, Store(stack.settings), ("predict",), sleep=sleep).crashed == []
+        assert client.read_flow_run(run.id).state_name == "Running"
+    finally:
+        client.set_flow_run_state(run.id, Cancelled(), force=True)
 
 
 def runs_of(stack: Stack, flow: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 from uuid import uuid4
 
 import kubernetes_validate
@@ -42,7 +43,7 @@ def test_a_kubernetes_job_asks_for_gpus_shared_memory_and_time_to_save(client: S
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
     assert container["args"] == ["prefect", "flow-run", "execute"]
-    assert container["envFrom"] == [{"secretRef": {"name": "anneal"}}]
+    assert container["envFrom"] == [{"secretRef": {"name": "anneal-run"}}]
     assert {"name": "ANNEAL_GPU_LIMIT", "value": "none"} in container["env"]
     assert pod["volumes"][0] == {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
     assert pod["terminationGracePeriodSeconds"] == 60
@@ -57,13 +58,39 @@ def test_a_kubernetes_job_fits_the_schema_of_kubernetes(client: SyncPrefectClien
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
 
 
-def test_a_container_gets_its_gpus_and_time_to_save(client: SyncPrefectClient) -> None:
-    configuration = rendered("docker", gpu_count=2)
-    extra = configuration.container_create_kwargs
-    assert extra["device_requests"] == [{"Driver": "nvidia", "Count": 2, "Capabilities": [["gpu"]]}]
-    assert (extra["shm_size"], extra["stop_timeout"]) == ("16g", 60)
-    assert configuration.image == "anneal-trainer:latest"
-    assert configuration.volumes == ["anneal-home:/var/lib/anneal"]
+def test_a_container_sees_the_gpus_and_the_locks(client: SyncPrefectClient) -> None:
+    from docker.models.containers import _create_container_args
+    from prefect_docker.worker import DockerWorker
+
+    configuration = rendered("docker")
+    settings = DockerWorker(work_pool_name="gpu-docker")._build_container_settings(MagicMock(), configuration)
+    sent = _create_container_args({**settings, "version": "1.47"})  # what docker-py refuses fails here
+    host = sent["host_config"]
+    assert host["DeviceRequests"] == [
+        {"Driver": "nvidia", "Count": -1, "DeviceIDs": [], "Capabilities": [["gpu"]], "Options": {}}]
+    assert host["ShmSize"] == 16 * 2**30
+    assert host["Binds"] == ["anneal-home:/var/lib/anneal"]
+    assert sent["image"] == "anneal-trainer:latest"
+    assert sent["environment"]["ANNEAL_GPU_LOCKS"] == "/var/lib/anneal/gpus"
+
+
+def test_a_default_that_people_set_is_kept_and_said(client: SyncPrefectClient) -> None:
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
+    from deployments.pools import ensure_pool
+
+    ensure_pool(client, "kubernetes")
+    template = client.read_work_pool("gpu-kubernetes").base_job_template
+    template["variables"]["properties"]["image"]["default"] = "registry.example/anneal:3"
+    template["job_configuration"]["job_manifest"]["spec"]["backoffLimit"] = 7
+    client.update_work_pool("gpu-kubernetes", WorkPoolUpdate(base_job_template=template))
+    try:
+        assert ensure_pool(client, "kubernetes") == [
+            "pool gpu-kubernetes: image is 'registry.example/anneal:3' (kept)"]
+        manifest = client.read_work_pool("gpu-kubernetes").base_job_template["job_configuration"]["job_manifest"]
+        assert manifest["spec"]["backoffLimit"] == 0
+    finally:
+        client.delete_work_pool("gpu-kubernetes")
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])

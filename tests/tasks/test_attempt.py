@@ -11,19 +11,32 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from infra.errors import Transient
 from infra.settings import Settings
 from infra.store import Store
-from tasks.attempt import Attempt, Standing, is_stuck, name_of, reached, read_attempts, standing_of
+from tasks.attempt import Attempt, Standing, name_of, reached, read_attempts, standing_of
+from tasks.recover import crashed_at, is_stuck
 
 RUN = UUID("11111111-2222-4333-8444-555555555555")
 
 
-@pytest.mark.parametrize(("attempts", "count", "stuck"), [
-    ({}, 1, False), ({}, 2, False), ({}, 3, True),
-    ({"1": "pack done", "2": "pack done", "3": "pack done"}, 3, True),
-    ({"1": "train step 2", "2": "train step 4", "3": "train step 4"}, 3, False),
-    ({"1": "train step 2", "2": "train step 4", "3": "train step 4", "4": "train step 4"}, 4, True),
-    ({"1": "train step 4", "3": "train step 4"}, 3, False)])
-def test_three_attempts_at_the_same_place_are_enough(attempts: dict[str, str], count: int, stuck: bool) -> None:
-    assert is_stuck(attempts, count) is stuck
+@pytest.mark.parametrize(("places", "stuck"), [
+    ([""], False), (["", ""], False), (["", "", ""], True), (["pack done"] * 3, True),
+    (["train step 2", "train step 4", "train step 4"], False),
+    (["train step 2", "train step 4", "train step 4", "train step 4"], True),
+    (["train step 4", "train step 2", "train step 4"], False)])
+def test_three_crashes_at_the_same_place_are_enough(places: list[str], stuck: bool) -> None:
+    assert is_stuck(places) is stuck
+
+
+def test_a_run_that_dies_before_it_runs_is_counted_too(store: Store) -> None:
+    run = FlowRun(id=RUN, name="r", flow_id=uuid4(), run_count=0)
+    assert [is_stuck(crashed_at(store, run)) for _ in range(3)] == [False, False, True]
+
+
+def test_where_a_run_crashed_is_what_its_last_attempt_reached(store: Store) -> None:
+    run = FlowRun(id=RUN, name="r", flow_id=uuid4(), run_count=1)
+    Attempt(store, RUN, 9).reached("pack done")
+    crashed_at(store, run)
+    Attempt(store, RUN, 10).reached("train step 50")
+    assert crashed_at(store, run) == ["pack done", "train step 50"]
 
 
 @pytest.mark.parametrize(("state", "count", "standing"), [
@@ -50,7 +63,8 @@ def test_a_store_that_is_away_costs_the_note_only(store: Store, monkeypatch: pyt
     monkeypatch.setattr(Store, "write", fail)
     monkeypatch.setattr(Store, "read", fail)
     Attempt(store, RUN, 1).reached("pack done")
-    assert read_attempts(store, RUN) == {}
+    with pytest.raises(Transient):  # a run whose progress is not known must not count as stuck
+        read_attempts(store, RUN)
 
 
 def test_a_damaged_note_counts_as_none(store: Store) -> None:

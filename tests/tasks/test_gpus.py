@@ -16,52 +16,50 @@ from tasks.slots import limit_of
 from tests.conftest import ROOT
 
 HOLD = """
-import sys, tempfile, tasks.gpus as g
-tempfile.tempdir = sys.argv[1]
+import sys, pathlib, tasks.gpus as g
 g.gpus = lambda: ("H100",) * 4
-with g.held(3):
+with g.held(3, pathlib.Path(sys.argv[1])):
     print(g.environment()["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.readline()
 """
 
 
 @pytest.fixture(autouse=True)
-def four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def four(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with four GPUs whose locks lie in a folder of the test's."""
     monkeypatch.setattr(gpus, "gpus", lambda: ("H100",) * 4)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gpus, "LOCK_POLL_S", 0.01)
 
 
-def test_two_trainings_get_different_devices() -> None:
-    with held(2):
+def test_two_trainings_get_different_devices(tmp_path: Path) -> None:
+    with held(2, tmp_path):
         assert environment() == {"CUDA_VISIBLE_DEVICES": "0,1"}
-        with held(2):
+        with held(2, tmp_path):
             assert environment() == {"CUDA_VISIBLE_DEVICES": "2,3"}
         assert environment() == {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert environment() == {}
 
 
-def test_only_visible_devices_are_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_visible_devices_are_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3b, 2")
-    with held(2):
+    with held(2, tmp_path):
         assert environment() == {"CUDA_VISIBLE_DEVICES": "GPU-3b,2"}
 
 
-def test_no_device_held_shows_all() -> None:
-    with held(0):
+def test_no_device_held_shows_all(tmp_path: Path) -> None:
+    with held(0, tmp_path):
         assert environment() == {}
 
 
-def test_one_waits_until_enough_are_free() -> None:
+def test_one_waits_until_enough_are_free(tmp_path: Path) -> None:
     got = threading.Event()
 
     def wait() -> None:
-        with held(3):
+        with held(3, tmp_path):
             got.set()
 
-    with held(2):
+    with held(2, tmp_path):
         thread = threading.Thread(target=wait)
         thread.start()
         assert not got.wait(0.2)
@@ -73,11 +71,11 @@ def test_a_killed_training_gives_its_devices_back(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "0,1,2\n"
-    with held(1):
+    with held(1, tmp_path):
         assert environment() == {"CUDA_VISIBLE_DEVICES": "3"}
     holder.kill()
     holder.communicate()
-    with held(4):
+    with held(4, tmp_path):
         assert environment() == {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
 
 

@@ -6,21 +6,21 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deployments import docs
 from flows.parameters import Parameters
-from infra.errors import BaseModelError, DataError, Transient, UserError
+from infra.errors import BaseModelError, DataError, RanksLost, Transient, UserError
 from infra.settings import Settings
 from infra.spec import Method, TrainingSpec
 from tasks import report
 from tasks.base import find_base
 from tasks.evaluate import judge
 from tasks.forecast import count_parameters, devices, estimate, forecast
-from tasks.only_one import only_one
-from tasks.policy import may_pass
+from tasks.policy import DELAYS_S, may_pass
 from tasks.progress import curve, standing
 from tasks.train import training_id
 from tests.tasks.conftest import SCORE, Past
@@ -174,11 +174,6 @@ def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> Non
     assert training_id(dataclasses.replace(past.spec, lora_rank=9), past.pack, past.base) != identity
 
 
-def test_a_training_runs_once_at_a_time(tmp_path: Path) -> None:
-    with only_one(tmp_path / "run"), pytest.raises(UserError, match="another process"), only_one(tmp_path / "run"):
-        pass
-
-
 def test_without_held_out_rows_nothing_is_judged() -> None:
     assert judge({}, {"tuned": float("nan"), "base": 1.0}, "not_worse_than_base", held_out=0) == (
         True, "Not judged: there are no held-out rows.")
@@ -189,10 +184,12 @@ class _State:
         self.data = data
 
 
-@pytest.mark.parametrize(("error", "again"), [
-    (Transient("x"), True), (DataError("x"), False), (ValueError("x"), False)])
-def test_only_what_may_pass_is_retried(error: Exception, again: bool) -> None:
-    assert may_pass(None, None, _State(error)) is again  # type: ignore[arg-type]
+@pytest.mark.parametrize(("error", "tries", "again"), [
+    (Transient("x"), 1, True), (Transient("x"), len(DELAYS_S), True), (Transient("x"), len(DELAYS_S) + 1, False),
+    (RanksLost("x"), 500, True), (DataError("x"), 1, False), (ValueError("x"), 1, False)])
+def test_only_what_may_pass_is_retried(error: Exception, tries: int, again: bool) -> None:
+    run = SimpleNamespace(run_count=tries)
+    assert may_pass(None, run, _State(error)) is again  # type: ignore[arg-type]
 
 
 def test_the_form_has_every_knob_with_range_and_help() -> None:

@@ -111,7 +111,8 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
 
 
 def test_a_second_process_at_the_same_training_is_refused(tmp_path: Path) -> None:
-    with only_one(tmp_path / "t"), pytest.raises(UserError, match="another process"), only_one(tmp_path / "t"):
+    lock, refused = tmp_path / "lock", pytest.raises(UserError, match="training t: another")
+    with only_one(lock, "training t"), refused, only_one(lock, "training t"):
         pass
 
 
@@ -128,10 +129,10 @@ def test_a_process_that_lost_its_training_is_killed_when_it_does_not_go(
 ) -> None:
     monkeypatch.setattr("tasks.only_one.LOCK_POLL_S", 0.05)
     code = f"import time; from pathlib import Path; from tasks.only_one import only_one\n" \
-           f"with only_one(Path({str(tmp_path / 't')!r})): print('held', flush=True); time.sleep(600)"
+           f"with only_one(Path({str(tmp_path / 't')!r}), 't'): print('held', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with only_one(tmp_path / "t", takeover_s=0.2):
+    with only_one(tmp_path / "t", "t", takeover_s=0.2):
         assert holder.wait(5) == -signal.SIGKILL
     holder.stdout.close()
 
