@@ -30,7 +30,7 @@ from tests.benchmarks.data import STORIES, needs_shared
 from tests.benchmarks.report import finish, interleaved, medians, say
 from tests.conftest import ROOT, SHARED, free_port
 
-ROUNDS = 5
+ROUNDS = 3
 TRIGGERS = 3
 TASKS = 200
 GOAL_S = 5.0
