@@ -46,7 +46,6 @@ ALIVE = "anneal.run.alive"
 """A run gives this event as sign of life. Prefect's own heartbeats come as often as its settings in the run's process
 say, by default every three minutes."""
 CANCEL_POLLS = 3  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
-SAME_ATTEMPTS = 3
 TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
