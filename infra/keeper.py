@@ -14,6 +14,7 @@ import time
 
 from infra import stack
 from infra.errors import AnnealError
+from infra.processes import reap
 from infra.settings import Settings
 
 POLL_S = 1.0
@@ -29,6 +30,7 @@ def keep(settings: Settings) -> None:
     log.info("keeping")  # infra/services.py waits for this word
     while True:
         time.sleep(pause)
+        reap()
         wanted |= set(stack.read(settings)) - {"keeper"}  # one that could not be started stands there no more
         states = stack.status(settings, ask=False)
         dead = [name for name in states if name in wanted and states[name] == "stopped"]

@@ -52,6 +52,12 @@ def start(plan: Plan, log: Path) -> Service:
         url=plan.url, pid=child.pid, started=psutil.Process(child.pid).create_time(), health=plan.health)
 
 
+def reap() -> None:
+    """Wait for those of our children that died, so that no zombie stays."""
+    for child in _children.values():
+        child.poll()
+
+
 def process_of(service: Service) -> psutil.Process | None:
     """The service's process if it lives and is the one that was started."""
     try:

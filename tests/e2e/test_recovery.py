@@ -39,9 +39,10 @@ def flow_process(run: str) -> list[psutil.Process]:
 
 def started(stack: Stack, parameters: dict[str, Any], name: str, **knobs: Any) -> str:
     """A run of the deployment, on its way with a checkpoint."""
+    home = stack.settings.home_path
+    wait_for(lambda: training_processes(home) == [], "an earlier training does not end", RECOVERY_S)
     wanted = {**parameters, **LONG, "checkpoint_steps": 2, "destination": f"acme/{name}", **knobs}
     run = stack.start_run(wanted)
-    home = stack.settings.home_path
     wait_for(lambda: training_processes(home) and list(home.glob("trainings/*/step-??????")), f"{run} does not train")
     return run
 

@@ -130,6 +130,10 @@ def test_the_keeper_starts_what_died_and_its_end_leaves_that_alone(
     wait_for(lambda: stack.status(settings)["mlflow"] == "running", "it was not started again", 30)
     after = stack.read(settings)["mlflow"]
     assert psutil.Process(after.pid).ppid() == before["keeper"].pid
+    psutil.Process(after.pid).kill()
+    wait_for(lambda: not psutil.pid_exists(after.pid), "it stays as a zombie", 10)
+    wait_for(lambda: stack.status(settings)["mlflow"] == "running", "it was not started again", 30)
+    after = stack.read(settings)["mlflow"]
     assert processes.stop_all({"keeper": before["keeper"]}, 0) == ["keeper"]
     assert processes.process_of(after) is not None
     assert stack.down(settings) == ["worker", "mlflow"]
