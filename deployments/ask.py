@@ -32,9 +32,7 @@ def ask(settings: Settings, options: argparse.Namespace, stream: bool) -> tuple[
         Transient: the predictor is starting or overloaded.
         Broken: it failed.
     """
-    headers = {"Accept": "text/event-stream" if stream else "application/json"}
-    if settings.api_key:
-        headers["Authorization"] = f"Bearer {settings.api_key}"
+    headers = {"Accept": "text/event-stream" if stream else "application/json", **settings.predictor_headers}
     timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     url = f"{settings.predictor.rstrip('/')}/predictions"
     try:

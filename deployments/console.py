@@ -21,7 +21,7 @@ class Answer:
 
 
 def settings_here() -> Settings:
-    """The settings of this process, whose environment Prefect then finds set. Raises UserError."""
+    """The settings of this process. Raises UserError, naming the variable, for a wrong one."""
     from pydantic import ValidationError
 
     from infra.settings import Settings

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
         return self.predictor_url or self._stack("predictor")
 
     @property
+    def predictor_headers(self) -> dict[str, str]:
+        """What the predictor wants to see of its key."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    @property
     def prefect_api(self) -> str:
         """The Prefect API's address, or an empty string: Prefect then starts a private server."""
         return self.prefect_url or os.environ.get("PREFECT_API_URL", "") or self._stack("prefect")

@@ -42,7 +42,7 @@ def answer(settings: Settings, store: Store, data: Dataset, version: str, inputs
         Transient: the predictor does not answer.
     """
     key = key_of(version, data, inputs)
-    part = settings.home_path / "predictions" / f"{key}.jsonl"
+    part = settings.home_path / FOLDER / f"{key}.jsonl"
     with only_one(part.with_suffix(".lock"), f"answers {key}"), connected(settings) as client:
         done = rows_done(part)
         with part.open("a", encoding="utf-8") as file, ThreadPoolExecutor(AT_A_TIME) as pool:
@@ -76,8 +76,7 @@ def connected(settings: Settings) -> httpx.Client:
     """A client of the predictor, with its key. Raises UserError without one."""
     if not settings.predictor:
         raise UserError("no predictor is known", fix="Start one with `anneal up`, or set ANNEAL_PREDICTOR_URL.")
-    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-    return httpx.Client(base_url=settings.predictor, headers=headers, timeout=TIMEOUT)
+    return httpx.Client(base_url=settings.predictor, headers=settings.predictor_headers, timeout=TIMEOUT)
 
 
 def version_of(client: httpx.Client, model: str) -> str:

@@ -54,10 +54,10 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
 def switch(settings: Settings, url: str, version: Version, base: Base) -> str:
     """Ask the predictor to load, try and switch; returns its answer to the smoke prompt."""
     body = {"version": version.id, "folder": version.folder, "base_path": base.path, "base_digest": base.digest}
-    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     try:
-        answer = httpx.put(f"{url}/deployments/{version.destination}", json=body, headers=headers, timeout=timeout)
+        answer = httpx.put(f"{url}/deployments/{version.destination}", json=body,
+                           headers=settings.predictor_headers, timeout=timeout)
     except httpx.HTTPError as error:
         raise Transient(
             f"the predictor does not answer ({type(error).__name__})", where=url,

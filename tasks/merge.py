@@ -8,7 +8,6 @@ Dies half-way: there is no <folder>; the same command removes what was left behi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError, from_os_error
-from infra.files import flushed, sync_folder
+from infra.files import flushed, locked, sync_folder
 from infra.records import Base, Merged, Split, Version
 from infra.settings import Settings
 from infra.spec import Precision, check_destination
@@ -111,11 +110,8 @@ def part_of(folder: Path) -> Iterator[Path]:
     if part.exists() and not lock.exists():
         raise UserError("it is there and was not left by a merge", where=str(part), fix="Move it away.")
     with lock.open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError("another merge writes there", where=str(part),
-                            fix="Wait for it, or name another folder.") from error
+        if not locked(held):
+            raise UserError("another merge writes there", where=str(part), fix="Wait for it, or name another folder.")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
