@@ -24,7 +24,7 @@ from tasks.ingest import ingest_task
 
 Model = Annotated[str, Field(description="Model that answers: owner/name.", json_schema_extra={"position": 0})]
 Prompts = Annotated[str, Field(
-    description='JSONL file with "prompt" in each row: a path, https:// or s3:// address.',
+    description='JSONL with "prompt" in each row: a path, https:// or s3:// address, or shards as in train_data.',
     json_schema_extra={"position": 1})]
 Tokens = Annotated[int, Field(description="Longest answer, in tokens.", ge=1, json_schema_extra={"position": 2})]
 Temperature = Annotated[float, Field(

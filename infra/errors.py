@@ -3,6 +3,7 @@
     AnnealError
     |- UserError        the user can mend it; shown as it is (CLI exit 2, HTTP 422); never retried
     |  |- DataError        the training data
+    |  |  |- DataChanged      it changed while it was read
     |  |- BaseModelError   the base model's folder or name
     |  |- GateError        the trained version is not good enough to be deployed
     |- Transient        may pass by itself; retried with backoff
@@ -55,6 +56,10 @@ class UserError(AnnealError):
 
 class DataError(UserError):
     """The training or validation data cannot be used."""
+
+
+class DataChanged(DataError):
+    """The training data changed while it was read."""
 
 
 class BaseModelError(UserError):

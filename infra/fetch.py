@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import ipaddress
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ REDIRECTS = 5
 
 
 def without_secrets(address: str) -> str:
-    """An address that may be shown: no user, password, query or fragment."""
+    """An address that may be shown: no user, password, query or fragment. In a key of S3 ? and # are letters."""
     if "://" not in address:
         return address
+    if address.startswith("s3://"):
+        return re.sub(r"^s3://[^/]*@", "s3://", address)
     try:
         parts = urlsplit(address)
         port = f":{parts.port}" if parts.port else ""
@@ -43,17 +46,30 @@ def open_https(address: str, settings: Settings) -> Iterator[BinaryIO]:
         DataError: the address is not allowed, or the server says it is wrong (4xx).
         Transient: the server does not answer, or says it is its own fault (5xx, 429).
     """
+    with _answered("GET", address, settings) as response:
+        yield io.BufferedReader(_Body(response))
+
+
+def headers_of(address: str, settings: Settings) -> httpx.Headers:
+    """What the server says of the file, without the file (HEAD). Raises as `open_https` does."""
+    with _answered("HEAD", address, settings) as response:
+        return response.headers
+
+
+@contextmanager
+def _answered(method: str, address: str, settings: Settings) -> Iterator[httpx.Response]:
+    """The server's answer, whose body is not read yet. Every address on the way to it is checked."""
     where = without_secrets(address)
     try:
         with httpx.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
             for _ in range(REDIRECTS + 1):
                 check_address(address, settings)
-                with client.stream("GET", address, headers={"Accept-Encoding": "identity"}) as response:
+                with client.stream(method, address, headers={"Accept-Encoding": "identity"}) as response:
                     if response.has_redirect_location:
                         address = urljoin(address, response.headers["location"])
                         continue
                     _check_status(response, where)
-                    yield io.BufferedReader(_Body(response))
+                    yield response
                     return
             raise DataError(f"more than {REDIRECTS} redirects", where=where, fix="Give the final address.")
     except httpx.TransportError as error:

@@ -45,13 +45,15 @@ class Base(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Record):
-    """An immutable JSONL file in the store: `folder`/data.jsonl."""
+    """An immutable JSONL file in the store: `folder`/data.jsonl, and shards.json if it was joined of several."""
 
     folder: str
     sha256: str
     bytes: int
     source: str
     """Where it came from, without credentials."""
+    shards: int = 1
+    """Files that it was joined of; shards.json says where each begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Split(Record):
     leaks: int = 0
     """Validation prompts that also stand in the training rows."""
     longest_characters: int = 0
+    data: str = ""
+    """Folder of the training data that it was first made of."""
 
 
 @dataclass(frozen=True, kw_only=True)

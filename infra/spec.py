@@ -40,7 +40,8 @@ class TrainingSpec:
 
     train_data: str = knob(
         "Training data: a JSONL file of {prompt, completion}, {text} or {messages} rows. "
-        "A path, https:// or s3:// address; .gz is unpacked.")
+        "A path, https:// or s3:// address; or shards: a folder, or a pattern such as "
+        "`s3://bucket/day=*/**/*.jsonl`, joined in the order of their names. .gz and .zst are unpacked.")
     base_model: str = knob("Base model: a folder in Hugging Face format (path or s3://) or a hub name owner/name.")
     destination: str = knob("Model that gets the trained version: owner/name, lower case.", shapes="place")
     validation_data: str = knob("Held-out data in the same format; empty: split off the training data.", "")

@@ -153,17 +153,24 @@ def filesystem(address: str, settings: Settings) -> Any:
     endpoint = settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "")
     return fsspec.filesystem(
         "s3", endpoint_url=endpoint or None, use_listings_cache=False, skip_instance_cache=True,
+        local_expiry_check=True,  # compares ETags here: rclone and others take no notice of If-Match
         config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}})
 
 
 def open_remote(address: str, settings: Settings) -> BinaryIO:
     """Open one s3:// object for reading. Raises UserError when it is not there or not ours to read."""
-    with told(address):
-        try:
-            return filesystem(address, settings).open(address, "rb")  # type: ignore[no-any-return]
-        except FileNotFoundError as error:
-            raise UserError(
-                "no such object", where=address, fix="Check bucket, key and ANNEAL_S3_ENDPOINT_URL.") from error
+    with told(address), existing(address):
+        return filesystem(address, settings).open(address, "rb")  # type: ignore[no-any-return]
+
+
+@contextmanager
+def existing(address: str) -> Iterator[None]:
+    """Say that an s3:// object is not there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(
+            "no such object", where=address, fix="Check bucket, key and ANNEAL_S3_ENDPOINT_URL.") from error
 
 
 @contextmanager

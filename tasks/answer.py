@@ -26,6 +26,7 @@ from infra.store import Store
 from tasks.ingest import FILE
 from tasks.only_one import only_one
 from tasks.policy import HOUR_S, found_done, step
+from tasks.shards import Places, places_of
 
 FOLDER = "predictions"
 AT_A_TIME = 32
@@ -46,7 +47,9 @@ def answer(settings: Settings, store: Store, data: Dataset, version: str, inputs
     with only_one(part.with_suffix(".lock"), f"answers {key}"), connected(settings) as client:
         done = rows_done(part)
         with part.open("a", encoding="utf-8") as file, ThreadPoolExecutor(AT_A_TIME) as pool:
-            waiting = ((number, row) for number, row in prompts(store.fetch(data.folder) / FILE) if number not in done)
+            folder = store.fetch(data.folder)
+            rows_given = prompts(folder / FILE, places_of(folder, data))
+            waiting = ((number, row) for number, row in rows_given if number not in done)
             while rows := list(islice(waiting, AT_A_TIME)):
                 outputs = pool.map(lambda row: ask(client, version, row[1]["prompt"], inputs), rows)
                 write(file, ({"line": number, "row": {**row, "output": text}}
@@ -88,7 +91,7 @@ def version_of(client: httpx.Client, model: str) -> str:
     return str(served[model]["version"])
 
 
-def prompts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def prompts(path: Path, places: Places) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and row. Raises DataError for one without a prompt."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -100,7 +103,7 @@ def prompts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError:
                 row, text = None, None
             if not isinstance(text, str) or not text:
-                raise DataError('no object with a text "prompt"', where=f"line {number}", fix="Correct this line.")
+                raise DataError('no object with a text "prompt"', where=places.of(number), fix="Correct this line.")
             yield number, row
 
 

@@ -1,72 +1,54 @@
-"""Bring the training data into the store, unchanged but for unpacking.
+"""Bring the training data into the store, unchanged but for unpacking and joining.
 
-In:   a path, https:// or s3:// address, plain or gzip     Out: datasets/<sha256>/data.jsonl
-The bytes are hashed while they stream; files that are plainly not JSONL are refused by their
-first bytes. Dies half-way: the draft is swept, nothing is in the store. The same bytes give the
-same folder, however often they are brought in.
+In:   a path, https:// or s3:// address of a file, a folder or a pattern (tasks/shards.py), plain, gzip or zstandard
+Out:  datasets/<hash>/data.jsonl; shards.json beside it if it was joined of several files
+The bytes are hashed while they stream; files that are plainly not JSONL are refused by their first bytes. One file
+stays as it is. Of several, in the order of their names, each loses its byte-order mark and is followed by a line
+break where it lacks one. Dies half-way: the draft is swept, nothing is in the store. The same bytes give the same
+folder, however often they are brought in; the same rows in other files a folder of their own with the same data.jsonl.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from infra.errors import DataError, shown
+from infra.errors import DataChanged, DataError
 from infra.fetch import open_https, without_secrets
-from infra.files import READ_BYTES
+from infra.files import digest_of
 from infra.records import Dataset
 from infra.settings import Settings
 from infra.store import Store, open_remote
+from tasks import shards
 from tasks.policy import HOUR_S, step
+from tasks.progress import ReadingShown
+from tasks.reading import Meter, Show, log_it
+from tasks.rows import BOM
+from tasks.shards import Found, Shard, find_shards, readable
+from tasks.unpack import unpacked
 
 FILE = "data.jsonl"
-GZIP_MAGIC = b"\x1f\x8b"
-SNIFFED_BYTES = 512
-
-NOT_JSONL = (
-    (b"PK\x03\x04", "a zip archive", "Unpack it and give the JSONL file inside."),
-    (b"(\xb5/\xfd", "a zstandard file", "Unpack it with `zstd -d`, or pack it with gzip."),
-    (b"PAR1", "a Parquet file", "Export it with pandas: to_json(..., orient='records', lines=True)."),
-    (b"%PDF", "a PDF document", "Extract the text into {\"text\"} rows."),
-    (b"\xff\xfe", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
-    (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
-    (b"[", "one JSON array", "Write one object per line: jq -c '.[]' data.json > data.jsonl."),
-)
+LINE_BREAK = b"\n"
+log = logging.getLogger(__name__)
 
 
-def ingest(settings: Settings, store: Store, source: str) -> Dataset:
-    """Copy `source` into the store.
+def ingest(settings: Settings, store: Store, source: str, show: Show = log_it) -> Dataset:
+    """Copy `source` into the store. One that changes meanwhile is read once more; `show` is told how far it is.
 
     Raises:
-        DataError: it does not exist, is empty, too large, damaged, or plainly not JSONL.
+        DataError: it does not exist, is empty, too large, damaged, plainly not JSONL, or changed twice.
         Transient: the server or the store does not answer.
     """
-    name = without_secrets(source)
-    digest, size = hashlib.sha256(), 0
-    with store.draft() as draft:
-        with opened(settings, source) as raw, (draft.path / FILE).open("wb") as target:
-            for chunk in unpacked(raw, name):
-                if size == 0:
-                    refuse_other_formats(chunk[:SNIFFED_BYTES], name)
-                size += len(chunk)
-                if size > settings.max_data_bytes:
-                    raise DataError(f"more than {settings.max_data_bytes} bytes after unpacking", where=name,
-                                    fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
-                digest.update(chunk)
-                target.write(chunk)
-        if size == 0:
-            raise DataError("the file is empty", where=name, allowed="JSONL, one object per line",
-                            fix="Check that it was written and copied whole.")
-        folder = folder_of(digest.hexdigest())
-        dataset = Dataset(folder=folder, sha256=digest.hexdigest(), bytes=size, source=name)
-        if store.find(folder) is None:
-            draft.commit(folder, dataset.to_json())
-    return dataset
+    try:
+        return _brought(settings, store, source, show)
+    except DataChanged as error:
+        log.warning("read once more from the start: %s", error)
+        return _brought(settings, store, source, show)
 
 
 def folder_of(sha256: str) -> str:
@@ -76,7 +58,7 @@ def folder_of(sha256: str) -> str:
 
 @contextmanager
 def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
-    """The raw bytes of a source."""
+    """The raw bytes of one file."""
     if source.startswith("s3://"):
         with open_remote(source, settings) as remote:
             yield remote
@@ -84,65 +66,92 @@ def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
         with open_https(source, settings) as body:
             yield body
     else:
-        path = Path(source.removeprefix("file://")).expanduser()
-        try:
-            file = path.open("rb")
-        except FileNotFoundError as error:
-            raise DataError("there is no such file", where=shown(source),
-                            allowed="a path, an https:// or an s3:// address") from error
-        except IsADirectoryError as error:
-            raise DataError("it is a folder", where=shown(source), allowed="one JSONL file") from error
-        except OSError as error:
-            raise DataError(f"it cannot be opened ({error.strerror})", where=shown(source),
-                            fix="Check its path and its permissions.") from error
+        with readable(source):
+            file = Path(source.removeprefix("file://")).expanduser().open("rb")
         with file:
             yield file
 
 
-def unpacked(raw: BinaryIO, name: str) -> Iterator[bytes]:
-    """Chunks of the content, gunzipped if it begins like gzip. Raises DataError for a damaged archive."""
-    head = raw.read(READ_BYTES)
-    if not head.startswith(GZIP_MAGIC):
-        while head:
-            yield head
-            head = raw.read(READ_BYTES)
-        return
-    try:
-        with gzip.GzipFile(fileobj=_Rejoined(head, raw)) as file:  # type: ignore[call-overload]
-            while chunk := file.read(READ_BYTES):
-                yield chunk
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"the gzip file is damaged ({error})", where=name,
-                        fix="Pack it again, or give the plain file.") from error
+class Joined:
+    """data.jsonl while it is written, and which lines of it came from where."""
+
+    def __init__(self, target: BinaryIO, limit_bytes: int, name: str) -> None:
+        self._target, self._limit, self._name = target, limit_bytes, name
+        self._digest = hashlib.sha256()
+        self._last = LINE_BREAK
+        self.bytes = 0
+        self.shards: list[Shard] = []
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was written."""
+        return self._digest.hexdigest()
+
+    def add(self, chunks: Iterator[bytes]) -> None:
+        """Write them as they are."""
+        for chunk in chunks:
+            self._write(chunk)
+
+    def add_shard(self, name: str, chunks: Iterator[bytes]) -> None:
+        """Write one of several files, on a line of its own."""
+        line = self.shards[-1].line + self.shards[-1].lines if self.shards else 1
+        digest, size, breaks = hashlib.sha256(), 0, 0
+        for chunk in chunks:
+            own = chunk if size else chunk.removeprefix(BOM)
+            if own and not size and self._last != LINE_BREAK:
+                self._write(LINE_BREAK)
+            digest.update(own)
+            size, breaks = size + len(own), breaks + own.count(LINE_BREAK)
+            self._write(own)
+        lines = breaks + (1 if size and self._last != LINE_BREAK else 0)
+        self.shards.append(Shard(name=name, line=line, lines=lines, bytes=size, sha256=digest.hexdigest()))
+
+    def _write(self, chunk: bytes) -> None:
+        self.bytes += len(chunk)
+        if self.bytes > self._limit:
+            raise DataError(f"more than {self._limit} bytes after unpacking", where=self._name,
+                            fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
+        self._digest.update(chunk)
+        self._target.write(chunk)
+        self._last = chunk[-1:] or self._last
 
 
-def refuse_other_formats(head: bytes, name: str) -> None:
-    """Raise DataError for content that is recognisably something else."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for magic, found, fix in NOT_JSONL:
-        if text.startswith(magic):
-            raise DataError(f"the file is {found}", where=name, allowed="JSONL, one object per line", fix=fix)
-    if text[:1] == b"<":
-        raise DataError("the file is a web page", where=name, allowed="JSONL, one object per line",
-                        fix="Use the address of the file itself (the 'raw' or 'download' link).")
+def _brought(settings: Settings, store: Store, source: str, show: Show) -> Dataset:
+    name, found = without_secrets(source), find_shards(settings, source)
+    meter = Meter(found, show)
+    with store.draft() as draft:
+        with (draft.path / FILE).open("wb") as target:
+            joined = Joined(target, settings.max_data_bytes, name)
+            for one in found:
+                with opened(settings, one.address) as raw:
+                    chunks = meter.lines_of(unpacked(meter.counted(raw, one.name), one.name))
+                    if len(found) == 1:
+                        joined.add(chunks)
+                    else:
+                        joined.add_shard(one.name, chunks)
+        if joined.bytes == 0:
+            raise DataError("the file is empty" if len(found) == 1 else f"all {len(found)} files are empty", where=name,
+                            allowed="JSONL, one object per line", fix="Check that it was written and copied whole.")
+        dataset = _described(draft.path, joined, found, name)
+        if store.find(dataset.folder) is None:
+            draft.commit(dataset.folder, dataset.to_json())
+    return dataset
 
 
-class _Rejoined:
-    """A stream whose first bytes have been read already."""
-
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
-        self._head, self._rest = head, rest
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._head:
-            return self._rest.read(size)
-        size = len(self._head) if size < 0 else size
-        taken, self._head = self._head[:size], self._head[size:]
-        return taken
+def _described(folder: Path, joined: Joined, found: list[Found], name: str) -> Dataset:
+    """The record of a draft's data; several files are listed beside it."""
+    if len(found) == 1:
+        return Dataset(folder=folder_of(joined.sha256), sha256=joined.sha256, bytes=joined.bytes,
+                       source=without_secrets(found[0].address))
+    listed = [shard.to_json() for shard in joined.shards]
+    (folder / shards.FILE).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    return Dataset(folder=folder_of(digest_of([joined.sha256, listed])), sha256=joined.sha256, bytes=joined.bytes,
+                   source=name, shards=len(found))
 
 
 @step("ingest", timeout_s=6 * HOUR_S)
 def ingest_task(source: str, subject: str) -> Dataset:
-    """Bring one data file into the store; returns its Dataset."""
+    """Bring one data source into the store; returns its Dataset."""
     settings = Settings()
-    return ingest(settings, Store(settings), source)
+    with ReadingShown(subject.replace(" ", "-")) as shown:
+        return ingest(settings, Store(settings), source, shown.see)

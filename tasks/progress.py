@@ -1,4 +1,4 @@
-"""Show a running training in the Prefect UI: percent, loss curve, log lines.
+"""Show a running training in the Prefect UI: percent, loss curve, log lines; and how far its data is read.
 
 The events are the truth (events.jsonl); what is shown here is a view that may miss some.
 """
@@ -15,6 +15,8 @@ from uuid import UUID
 
 from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
+
+from tasks.reading import Standing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -87,6 +89,37 @@ class Progress:
             if_it_can(lambda: create_image_artifact(
                 image_url=f"data:image/svg+xml;base64,{picture}", key=f"{self._key}-loss",
                 description="Loss per step (line) and validation loss (dots), in nats per token"))
+
+
+class ReadingShown:
+    """Log lines about data that takes long to read; a progress artifact too, where its size is known."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._log = get_run_logger()
+        self._artifact: UUID | None = None
+
+    def __enter__(self) -> ReadingShown:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if error is None and self._artifact is not None:
+            self._show(1.0, "Read")
+
+    def see(self, standing: Standing) -> None:
+        """Show how far it is."""
+        self._log.info("%s", standing)
+        if standing.share is not None:
+            self._show(standing.share, str(standing))
+
+    def _show(self, share: float, about: str) -> None:
+        if (artifact := self._artifact) is not None:
+            if_it_can(lambda: update_progress_artifact(
+                artifact_id=artifact, progress=100.0 * share, description=about))
+        else:
+            self._artifact = if_it_can(lambda: create_progress_artifact(  # type: ignore[assignment]
+                progress=100.0 * share, key=f"{self._key}-progress", description=about))
 
 
 def standing(event: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from infra.store import Store
 from tasks import rows as check
 from tasks.ingest import FILE
 from tasks.policy import HOUR_S, found_done, step
+from tasks.shards import Places, places_of
 
 RULES = 1
 """Raised when the same data would be judged or split differently."""
@@ -37,6 +38,20 @@ class Row(NamedTuple):
     value: dict[str, Any]
     kind: RowKind
     prompt: bytes
+
+
+class Source(NamedTuple):
+    """A data set on this machine."""
+
+    file: Path
+    places: Places
+    """What a line of it is called."""
+
+    @classmethod
+    def of(cls, store: Store, data: Dataset) -> Source:
+        """Fetch it."""
+        folder = store.fetch(data.folder)
+        return cls(folder / FILE, places_of(folder, data))
 
 
 @dataclass
@@ -72,32 +87,31 @@ def validate(store: Store, data: Dataset, validation: Dataset | None, num_valida
     split = find_split(store, data, validation, num_validation)
     if split is not None:
         return split
-    train_file = store.fetch(data.folder) / FILE
-    prompts, kind, longest = survey(train_file, Path(data.source).name)
+    train = Source.of(store, data)
+    prompts, kind, longest = survey(train)
     with store.draft() as draft:
         if validation is None:
             held_out = hold_out(prompts, num_validation)
-            sources = [(train_file, data.source)]
+            sources = [train]
         else:
             held_out = set()
-            file = store.fetch(validation.folder) / FILE
-            others, other_kind, _ = survey(file, Path(validation.source).name)
+            other = Source.of(store, validation)
+            others, other_kind, _ = survey(other)
             if other_kind != kind:
-                raise DataError(f"its rows are of the kind {other_kind}", where=Path(validation.source).name,
+                raise DataError(f"its rows are of the kind {other_kind}", where=other.places.name,
                                 allowed=f"{kind}, as in the training data")
-            sources = [(train_file, data.source), (file, validation.source)]
-        spaced = [_brings_space(row) for path, name in sources for row in read(path, name)]
-        train = _write(draft.path / "train.jsonl", (
-            row for row in read(train_file, data.source) if row.prompt not in held_out))
+            sources = [train, other]
+        spaced = [_brings_space(row) for source in sources for row in read(source)]
+        learned = _write(draft.path / "train.jsonl", (row for row in read(train) if row.prompt not in held_out))
         if validation is None:
-            chosen = (row for row in read(train_file, data.source) if row.prompt in held_out)
+            chosen = (row for row in read(train) if row.prompt in held_out)
         else:
-            chosen = (row for i, row in enumerate(read(file, validation.source)) if i < num_validation)
+            chosen = (row for i, row in enumerate(read(other)) if i < num_validation)
         held = _write(draft.path / "validation.jsonl", chosen)
         key = _key(data, validation, num_validation)
         split = Split(
             folder=f"splits/{key[:32]}", digest=key, kind=kind, separator="" if sum(spaced) * 2 > len(spaced) else "\n",
-            train_rows=train, validation_rows=held, duplicates=len(prompts) - len(set(prompts)),
+            train_rows=learned, validation_rows=held, data=data.folder, duplicates=len(prompts) - len(set(prompts)),
             leaks=0 if validation is None else len(set(prompts) & set(others)), longest_characters=longest)
         draft.commit(split.folder, split.to_json())
     return split
@@ -109,13 +123,13 @@ def find_split(store: Store, data: Dataset, validation: Dataset | None, num_vali
     return Split.of(dict(manifest.record)) if manifest else None
 
 
-def survey(path: Path, name: str) -> tuple[list[bytes], RowKind, int]:
+def survey(source: Source) -> tuple[list[bytes], RowKind, int]:
     """Judge every line: prompt hashes in order, the rows' kind, the longest row in characters."""
-    bad, prompts, kind, longest = Bad(name), [], None, 0
-    for number, line in _lines(path):
+    bad, prompts, kind, longest = Bad(source.places.name), [], None, 0
+    for number, line in _lines(source.file):
         bad.lines = number
         try:
-            row = _judge(line, f"{name} line {number}", kind)
+            row = _judge(line, source.places.of(number), kind)
         except DataError as error:
             bad.add(error)
             continue
@@ -124,7 +138,7 @@ def survey(path: Path, name: str) -> tuple[list[bytes], RowKind, int]:
         longest = max(longest, len(line))
     bad.raise_if_any()
     if kind is None:
-        raise DataError("there is no row in it", where=name, allowed="JSONL, one object per line")
+        raise DataError("there is no row in it", where=source.places.name, allowed="JSONL, one object per line")
     return prompts, kind, longest
 
 
@@ -149,11 +163,11 @@ def hold_out(prompts: list[bytes], wanted: int) -> set[bytes]:
     return chosen or {min(copies, key=lambda prompt: (copies[prompt], prompt))}
 
 
-def read(path: Path, name: str) -> Iterator[Row]:
-    """The rows of a file that was surveyed."""
+def read(source: Source) -> Iterator[Row]:
+    """The rows of a source that was surveyed."""
     kind: RowKind | None = None
-    for number, line in _lines(path):
-        row = _judge(line, f"{name} line {number}", kind)
+    for number, line in _lines(source.file):
+        row = _judge(line, source.places.of(number), kind)
         kind = row.kind
         yield row
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from infra.errors import DataError, Transient
-from infra.fetch import check_address, open_https, without_secrets
+from infra.fetch import check_address, headers_of, open_https, without_secrets
 from infra.settings import Settings
 
 BODY = b'{"text": "hello"}\n' * 1000
@@ -24,6 +24,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(BODY) * (2 if self.path == "/cut" else 1)))
         self.end_headers()
         self.wfile.write(BODY)
+
+    def do_HEAD(self) -> None:
+        self.send_response({"/missing": 404, "/moved": 302}.get(self.path, 200))
+        self.send_header("Location" if self.path == "/moved" else "ETag", "/data.jsonl")
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -65,3 +70,12 @@ def test_private_addresses_and_plain_http_are_refused(settings: Settings, addres
 
 def test_a_shown_address_has_no_secrets() -> None:
     assert without_secrets("https://me:pw@host:8443/a/b.jsonl?sig=abc#x") == "https://host:8443/a/b.jsonl"
+    assert without_secrets("s3://me:pw@bucket/a@b/day=?/#1.jsonl") == "s3://bucket/a@b/day=?/#1.jsonl"
+
+
+def test_headers_come_without_the_file_and_by_the_same_guard(site: str, private: Settings, settings: Settings) -> None:
+    assert headers_of(f"{site}/moved", private)["ETag"] == "/data.jsonl"
+    with pytest.raises(DataError, match="404"):
+        headers_of(f"{site}/missing", private)
+    with pytest.raises(DataError, match="https"):
+        headers_of(f"{site}/data.jsonl", settings)

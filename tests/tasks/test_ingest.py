@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from infra.errors import DataError
+from infra.files import READ_BYTES
 from infra.settings import Settings
 from infra.store import Store, filesystem
 from tasks.ingest import FILE, ingest
+from tasks.unpack import unpacked
 from tests.conftest import BUCKET
 
 DATA = b'{"text": "hello"}\n' * 5000
@@ -31,6 +35,33 @@ def test_gzip_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp
     assert plain.sha256 == packed.sha256 and plain.folder == packed.folder
 
 
+def test_zstandard_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp_path: Path) -> None:
+    pack = zstandard.ZstdCompressor().compress
+    (tmp_path / "plain").write_bytes(DATA)
+    (tmp_path / "packed").write_bytes(pack(DATA[:9000]) + pack(b"") + pack(DATA[9000:]))
+    plain, packed = (ingest(settings, store, str(tmp_path / name)) for name in ("plain", "packed"))
+    assert plain.sha256 == packed.sha256 and plain.folder == packed.folder
+
+
+def test_a_file_that_was_packed_to_fill_the_memory_comes_in_pieces() -> None:
+    zeros = 200 << 20
+    chunks = unpacked(io.BytesIO(zstandard.ZstdCompressor().compress(bytes(zeros))), "zeros.zst")
+    sizes = [len(chunk) for chunk in chunks]
+    assert sum(sizes) == zeros and max(sizes) <= (32 << 20) + READ_BYTES
+
+
+def test_one_file_lies_in_the_store_as_it_did_before_there_were_shards(
+    settings: Settings, store: Store, tmp_path: Path,
+) -> None:
+    content = b"\xef\xbb\xbf" + DATA + b'{"text": "no line break"}'
+    (tmp_path / "d.jsonl").write_bytes(content)
+    dataset = ingest(settings, store, str(tmp_path / "d.jsonl"))
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert (dataset.folder, dataset.sha256, dataset.shards) == (f"datasets/{sha256[:32]}", sha256, 1)
+    assert dataset.source == str(tmp_path / "d.jsonl")
+    assert {path.name for path in store.fetch(dataset.folder).iterdir()} == {FILE, "manifest.json"}
+
+
 def test_an_s3_object_is_read_into_an_s3_store(s3_endpoint: str, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, store=f"s3://{BUCKET}/ingest", s3_endpoint_url=s3_endpoint)
     with filesystem("s3://", settings).open(f"s3://{BUCKET}/in/d.jsonl.gz", "wb") as file:
@@ -42,7 +73,10 @@ def test_an_s3_object_is_read_into_an_s3_store(s3_endpoint: str, tmp_path: Path)
 @pytest.mark.parametrize(("content", "words"), [
     (b"", "the file is empty"), (b"<!DOCTYPE html><html>", "a web page"), (b'[{"text": "a"}]', "one JSON array"),
     (b"PK\x03\x04rest", "a zip archive"), (b"\xff\xfe{\0", "UTF-16"), (b"PAR1", "a Parquet file"),
-    (gzip.compress(DATA, mtime=0)[:60], "gzip file is damaged"), (b"\xef\xbb\xbf  [1]", "one JSON array")])
+    (gzip.compress(DATA, mtime=0)[:60], "gzip file is damaged"),
+    (zstandard.ZstdCompressor().compress(DATA)[:-1], "zstandard file is damaged .it is cut off."),
+    (zstandard.ZstdCompressor().compress(DATA) + b"x", "zstandard file is damaged"),
+    (b"\xef\xbb\xbf  [1]", "one JSON array")])
 def test_other_formats_are_refused_by_content(
     settings: Settings, store: Store, tmp_path: Path, content: bytes, words: str,
 ) -> None:
@@ -52,7 +86,8 @@ def test_other_formats_are_refused_by_content(
     assert store.names("datasets") == []
 
 
-@pytest.mark.parametrize(("name", "words"), [("none.jsonl", "no such file"), (".", "it is a folder")])
+@pytest.mark.parametrize(("name", "words"), [
+    ("none.jsonl", "no such file"), (".", "no data is in the folder"), ("*.jsonl", "no file fits the pattern")])
 def test_a_wrong_path_is_the_users_to_mend(
     settings: Settings, store: Store, tmp_path: Path, name: str, words: str,
 ) -> None:

@@ -1,0 +1,101 @@
+"""How far the reading of a data source has come: counted while it is read, told every few seconds.
+
+In:   the raw bytes of its files, the lines that were found in them      Out: a `Standing` for whoever shows it
+Nothing is told of what takes a moment. Bytes are counted as they lie there, packed, because only their sum is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from infra.errors import DataChanged
+from tasks.shards import Found
+
+TELL_EVERY_S = 5.0
+MEGABYTE = 1_000_000
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far it is."""
+
+    lines: int
+    bytes: int
+    total_bytes: int
+    """0: not known."""
+    seconds: float
+    file: int
+    files: int
+
+    @property
+    def share(self) -> float | None:
+        """0..1, where the size is known."""
+        return min(self.bytes / self.total_bytes, 1.0) if self.total_bytes else None
+
+    def __str__(self) -> str:
+        share = "" if self.share is None else f" ({self.share:.0%})"
+        files = f", file {self.file} of {self.files}" if self.files > 1 else ""
+        speed = self.bytes / MEGABYTE / max(self.seconds, 1e-9)
+        return f"{self.lines} lines, {self.bytes / MEGABYTE:.0f} MB read{share}, {speed:.1f} MB/s{files}"
+
+
+Show = Callable[[Standing], object]
+
+
+def log_it(standing: Standing) -> None:
+    """One line in the log of the process."""
+    log.info("%s", standing)
+
+
+class Meter:
+    """Counts what is read of the files of a source."""
+
+    def __init__(self, found: Sequence[Found], show: Show) -> None:
+        self._show, self._files = show, len(found)
+        sizes = [one.bytes for one in found]
+        self._total = 0 if None in sizes else sum(size or 0 for size in sizes)
+        self._started = self._told = time.monotonic()
+        self._lines = self._bytes = self._file = 0
+
+    def counted(self, raw: BinaryIO, name: str) -> Counted:
+        """A file that is read from here on."""
+        self._file += 1
+        return Counted(self, raw, name)
+
+    def lines_of(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The same chunks; their lines are counted."""
+        for chunk in chunks:
+            self._lines += chunk.count(b"\n")
+            yield chunk
+
+    def add(self, size: int) -> None:
+        """Count bytes; tell now and then."""
+        self._bytes += size
+        now = time.monotonic()
+        if now - self._told >= TELL_EVERY_S:
+            self._told = now
+            self._show(Standing(self._lines, self._bytes, self._total, now - self._started, self._file, self._files))
+
+
+class Counted:
+    """A stream that a meter counts. Raises DataChanged when another version took the place of what is read."""
+
+    def __init__(self, meter: Meter, raw: BinaryIO, name: str) -> None:
+        self._meter, self._raw, self._name = meter, raw, name
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As of the stream itself."""
+        try:
+            chunk = self._raw.read(size)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and type(error).__name__ != "FileExpired":  # of s3fs
+                raise
+            raise DataChanged("it changes while it is read", where=self._name,
+                              fix="Start again when it is written, or write new data into new files.") from error
+        self._meter.add(len(chunk))
+        return chunk

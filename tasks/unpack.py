@@ -1,0 +1,117 @@
+"""The content of a file that may be packed, and a look at what it is.
+
+In:   raw bytes       Out: chunks of the content; gzip and zstandard are known by their first bytes
+Memory stays flat also for a file that was packed to fill it. A file that is cut off is an error.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import zstandard
+
+from infra.errors import DataError
+from infra.files import READ_BYTES
+
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_BYTES = 1024
+"""Fed at a time. Four bytes can stand for a block of 128 KiB, so these for 32 MiB."""
+SNIFFED_BYTES = 512
+
+NOT_JSONL = (
+    (b"PK\x03\x04", "a zip archive", "Unpack it and give the JSONL file inside."),
+    (b"PAR1", "a Parquet file", "Export it with pandas: to_json(..., orient='records', lines=True)."),
+    (b"%PDF", "a PDF document", "Extract the text into {\"text\"} rows."),
+    (b"\xff\xfe", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
+    (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
+    (b"[", "one JSON array", "Write one object per line: jq -c '.[]' data.json > data.jsonl."),
+)
+
+
+class Readable(Protocol):
+    """Anything with a `read`."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most that many bytes; none at the end."""
+        ...
+
+
+def unpacked(raw: Readable, name: str) -> Iterator[bytes]:
+    """Chunks of the content. Raises DataError for a damaged file, and for one that is plainly not JSONL."""
+    chunks = _chunks(raw, name)
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= SNIFFED_BYTES:
+            break
+    refuse_other_formats(head[:SNIFFED_BYTES], name)
+    yield head
+    yield from chunks
+
+
+def refuse_other_formats(head: bytes, name: str) -> None:
+    """Raise DataError for content that is recognisably something else."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for magic, found, fix in NOT_JSONL:
+        if text.startswith(magic):
+            raise DataError(f"the file is {found}", where=name, allowed="JSONL, one object per line", fix=fix)
+    if text[:1] == b"<":
+        raise DataError("the file is a web page", where=name, allowed="JSONL, one object per line",
+                        fix="Use the address of the file itself (the 'raw' or 'download' link).")
+
+
+def _chunks(raw: Readable, name: str) -> Iterator[bytes]:
+    head = raw.read(READ_BYTES)
+    try:
+        if head.startswith(GZIP_MAGIC):
+            with gzip.GzipFile(fileobj=_Rejoined(head, raw)) as file:  # type: ignore[call-overload]
+                while chunk := file.read(READ_BYTES):
+                    yield chunk
+        elif head.startswith(ZSTD_MAGIC):
+            yield from _of_zstandard(_Rejoined(head, raw))
+        else:
+            while head:
+                yield head
+                head = raw.read(READ_BYTES)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        kind = "zstandard" if head.startswith(ZSTD_MAGIC) else "gzip"
+        raise DataError(f"the {kind} file is damaged ({error})", where=name,
+                        fix="Pack it again, or give the plain file.") from error
+
+
+def _of_zstandard(raw: Readable) -> Iterator[bytes]:
+    """Frame after frame. The library's own stream reader takes a file that is cut off for a whole one."""
+    frame, gathered = zstandard.ZstdDecompressor().decompressobj(), bytearray()
+    is_fresh = True
+    while packed := raw.read(READ_BYTES):
+        for start in range(0, len(packed), ZSTD_BYTES):
+            rest = packed[start:start + ZSTD_BYTES]
+            while rest:
+                gathered += frame.decompress(rest)
+                is_fresh, rest = frame.eof, frame.unused_data
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+            if len(gathered) >= READ_BYTES:
+                yield bytes(gathered)
+                gathered.clear()
+    yield bytes(gathered)
+    if not is_fresh:
+        raise EOFError("it is cut off")
+
+
+class _Rejoined:
+    """A stream whose first bytes have been read already."""
+
+    def __init__(self, head: bytes, rest: Readable) -> None:
+        self._head, self._rest = head, rest
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._head:
+            return self._rest.read(size)
+        size = len(self._head) if size < 0 else size
+        taken, self._head = self._head[:size], self._head[size:]
+        return taken
