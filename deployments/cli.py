@@ -19,8 +19,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
-from deployments.operate import deploy, down, join, status, up
-from deployments.options import Parser, add_input_options, add_merge_options, add_spec_options, spec_from
+from deployments.operate import deploy, down, join, status, up, watch
+from deployments.options import (
+    Parser,
+    add_input_options,
+    add_merge_options,
+    add_spec_options,
+    add_watch_options,
+    spec_from,
+)
 from infra.errors import AnnealError, UserError
 
 if TYPE_CHECKING:
@@ -66,6 +73,7 @@ def parser() -> Parser:
         ("merge", merge, "write a version as a whole model, its adapter merged into the base"),
         ("join", join, "take part, on this machine, in trainings that another one leads"),
         ("deploy", deploy, "put work pools, deployments, schedules and triggers into Prefect"),
+        ("watch", watch, "look for new data now and then, and train again when there is some"),
         ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
         ("down", down, "stop what `anneal up` started"),
         ("status", status, "show what runs"),
@@ -75,6 +83,8 @@ def parser() -> Parser:
         command.add_argument("--json", action="store_true", help="print one JSON object")
         if name in ("train", "estimate"):
             add_spec_options(command)
+        if name == "watch":
+            add_watch_options(command)
         if name == "predict":
             add_input_options(command)
         if name == "join":

@@ -1,4 +1,4 @@
-"""Commands that operate what runs for long: up, down, status, deploy, join.
+"""Commands that operate what runs for long: up, down, status, deploy, watch, join.
 
 In:   parsed options              Out: an Answer
 Dies half-way: run the same command again.
@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
+from deployments.options import spec_from
 from infra.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,36 @@ def deploy(options: argparse.Namespace) -> Answer:
     lines = {"pool": done.pool, "GPU slots": done.limit or "none", "deployments": ", ".join(done.deployments)}
     return Answer(dataclasses.asdict(done), "\n".join([
         *table(lines), *(f"differs: {difference}" for difference in done.differs)]))
+
+
+def watch(options: argparse.Namespace) -> Answer:
+    """Look for new data of a destination now and then, or stop that."""
+    settings = settings_here()
+    if options.off:
+        from infra.spec import check_destination
+
+        destination = getattr(options, "destination", "")
+        check_destination(destination)
+        set_environment(settings)
+        from deployments import watching
+
+        slug, was_on = watching.switch_off(settings, destination)
+        return Answer({"schedule": slug, "done": "removed" if was_on else "none"},
+                      f"{destination} {'is not watched any more' if was_on else 'was not watched'}.")
+    spec = spec_from(options)
+    set_environment(settings)
+    from deployments import watching
+    from tasks.watch import look, sources_of
+
+    slug, done = watching.switch_on(settings, spec, options.every, options.cron)
+    try:
+        now = str(look(settings, sources_of(spec)))
+    except UserError as error:
+        now = "not to be seen from here"
+        print(f"warning: {error}", file=sys.stderr)
+    lines = {"schedule": f"{slug} of {watching.DEPLOYMENT}, {done}", "looks": options.cron or f"every {options.every}",
+             "data": f"{', '.join(sources_of(spec))} ({now})", "trains": spec.destination}
+    return Answer({"schedule": slug, "done": done, "data": now}, "\n".join(table(lines)))
 
 
 def down(_: argparse.Namespace) -> Answer:

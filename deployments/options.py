@@ -46,11 +46,11 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def add_spec_options(parser: argparse.ArgumentParser) -> None:
+def add_spec_options(parser: argparse.ArgumentParser, *, are_required: bool = True) -> None:
     """One `--train-data`-like option for every field of the spec."""
     for field in dataclasses.fields(TrainingSpec):
-        kind, is_required = FIELD_TYPES[field.name], field.default is dataclasses.MISSING
-        about = "" if is_required or field.default == "" else f" (default: {_written(field.default)})"
+        kind, has_none = FIELD_TYPES[field.name], field.default is dataclasses.MISSING
+        about = "" if has_none or field.default == "" else f" (default: {_written(field.default)})"
         help_text = (field.metadata["help"] + about).replace("%", "%%")
         flag = "--" + field.name.replace("_", "-")
         if kind is bool:
@@ -59,8 +59,8 @@ def add_spec_options(parser: argparse.ArgumentParser) -> None:
                 default=argparse.SUPPRESS)
         else:
             parser.add_argument(
-                flag, dest=field.name, type=_converter(kind), help=help_text, required=is_required,
-                default=argparse.SUPPRESS, metavar=_metavar(kind))
+                flag, dest=field.name, type=_converter(kind), help=help_text,
+                required=has_none and are_required, default=argparse.SUPPRESS, metavar=_metavar(kind))
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +69,15 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to ask; read from stdin if left out or -")
     for name, (kind, about) in INPUTS.items():
         parser.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, help=about, metavar=_metavar(kind))
+
+
+def add_watch_options(parser: argparse.ArgumentParser) -> None:
+    """What to train when the data changes, and how often to look."""
+    add_spec_options(parser, are_required=False)
+    times = parser.add_mutually_exclusive_group()
+    times.add_argument("--every", default="5m", metavar="TIME", help="look that often: 5m, 1h, 1d (default: 5m)")
+    times.add_argument("--cron", default="", metavar="TEXT", help="look at these times instead, UTC: '*/10 * * * *'")
+    times.add_argument("--off", action="store_true", help="stop watching for that --destination")
 
 
 def add_merge_options(parser: argparse.ArgumentParser) -> None:

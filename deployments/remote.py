@@ -34,6 +34,7 @@ from flows.parameters import Parameters
 from infra.errors import Broken, Transient, UserError
 from infra.settings import Settings
 from infra.spec import TrainingSpec
+from tasks.shards import MAGIC
 
 DEPLOYMENT = "finetune/gpu"
 POLL_S = 2.0
@@ -78,11 +79,16 @@ def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
 
 
 def from_anywhere(spec: TrainingSpec) -> TrainingSpec:
-    """Relative paths that lead somewhere from here made absolute: the worker runs elsewhere."""
+    """Relative paths and patterns that lead somewhere from here made absolute: the worker runs elsewhere."""
     paths: dict[str, Any] = {name: str(Path(value).expanduser().absolute())
              for name in ("train_data", "validation_data", "base_model")
-             if (value := getattr(spec, name)) and Path(value).expanduser().exists()}
+             if (value := getattr(spec, name)) and _is_here(value)}
     return dataclasses.replace(spec, **paths)
+
+
+def _is_here(value: str) -> bool:
+    path = Path(MAGIC.split(value)[0] + "*").parent if MAGIC.search(value) else Path(value)
+    return "://" not in value and (Path(value).expanduser().exists() or path.expanduser().exists())
 
 
 def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:

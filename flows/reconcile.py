@@ -21,8 +21,9 @@ from tasks.notify import notify
 from tasks.recover import RECOVERED, Recovered, forget, recover
 
 KEPT = timedelta(hours=1)
-"""A run a minute would bury the others in the UI."""
-WATCHED = (*RECOVERED, "reconcile")
+"""A run a minute, or a look every few, would bury the others in the UI."""
+OFTEN = ("reconcile", "watch")
+WATCHED = (*RECOVERED, *OFTEN)
 
 
 @flow(name="reconcile", flow_run_name="reconcile", persist_result=False)
@@ -35,7 +36,8 @@ def reconcile() -> None:
         for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
             for name in names:
                 log.warning("%s: %s", what, name)
-        forget(client, "reconcile", KEPT)
+        for often in OFTEN:
+            forget(client, often, KEPT)
         for told in notify(settings, client, store):
             log.info("webhook: %s", told)
 

@@ -2,8 +2,8 @@
 
 In:   Parameters                Out: the new Version, or None and a run that is shown as Skipped
 The data is brought in and split as in any training; if the newest version of the destination learned from the same
-split and was deployed or judged not good enough, nothing more is done. Dies half-way: like a training, it goes on where
-it was.
+split and was deployed or judged not good enough, nothing more is done. Of data in shards all are taken, and the run
+says how many are new. Dies half-way: like a training, it goes on where it was.
 Run alone:
     from flows.retrain import retrain
     retrain({"train_data": "s3://bucket/chats.jsonl", "base_model": "models/llama", "destination": "acme/summarizer"})
@@ -19,6 +19,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.finetune import data_of, pipeline
@@ -28,6 +29,7 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks import report
 from tasks.attempt import attempt, cancelled
+from tasks.news import shard_news
 from tasks.registry import Registry
 
 
@@ -35,13 +37,18 @@ from tasks.registry import Registry
 def retrain(training: Parameters) -> Version | State[Any]:
     """Train again if the data changed since the destination's newest version."""
     settings, spec = Settings(), training.spec()
-    with attempt(settings, Store(settings)):
+    store = Store(settings)
+    with attempt(settings, store):
         split = data_of(spec)
         newest = Registry(settings).newest(spec.destination)
+        news = shard_news(store, split, newest)
         if newest is not None and newest.data_digest == split.digest and newest.is_settled:
             reason = (f"version {newest.number} of {spec.destination} learned from the same "
-                      f"{split.train_rows} rows (digest {split.digest[:12]})")
+                      f"{split.train_rows} rows (digest {split.digest[:12]}{news and f'; {news}'})")
             report.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
             return Completed(name="Skipped", message=f"Nothing is new: {reason}.")
+        if news:
+            report.show("news", f"## New data: {news}\n\n{split.train_rows} training rows in all.")
+            get_run_logger().info("%s, %d training rows in all", news, split.train_rows)
         return pipeline(settings, spec, split)
     return cancelled()

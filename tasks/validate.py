@@ -110,7 +110,7 @@ def validate(store: Store, data: Dataset, validation: Dataset | None, num_valida
         held = _write(draft.path / "validation.jsonl", chosen)
         key = _key(data, validation, num_validation)
         split = Split(
-            folder=f"splits/{key[:32]}", digest=key, kind=kind, separator="" if sum(spaced) * 2 > len(spaced) else "\n",
+            folder=split_folder(key), digest=key, kind=kind, separator="" if sum(spaced) * 2 > len(spaced) else "\n",
             train_rows=learned, validation_rows=held, data=data.folder, duplicates=len(prompts) - len(set(prompts)),
             leaks=0 if validation is None else len(set(prompts) & set(others)), longest_characters=longest)
         draft.commit(split.folder, split.to_json())
@@ -119,8 +119,13 @@ def validate(store: Store, data: Dataset, validation: Dataset | None, num_valida
 
 def find_split(store: Store, data: Dataset, validation: Dataset | None, num_validation: int) -> Split | None:
     """The split made earlier from the same data, if it still verifies."""
-    manifest = store.find(f"splits/{_key(data, validation, num_validation)[:32]}")
+    manifest = store.find(split_folder(_key(data, validation, num_validation)))
     return Split.of(dict(manifest.record)) if manifest else None
+
+
+def split_folder(digest: str) -> str:
+    """Name in the store of the split with this digest."""
+    return f"splits/{digest[:32]}"
 
 
 def survey(source: Source) -> tuple[list[bytes], RowKind, int]:

@@ -12,9 +12,9 @@ from deployments.pools import QUEUES, merge
 from infra.errors import Broken
 
 
-def test_four_deployments_are_declared() -> None:
+def test_five_deployments_are_declared() -> None:
     assert [one.full_name for one in declared()] == [
-        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "predict/batch"]
+        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "predict/batch", "watch/data"]
 
 
 def test_every_queue_is_one_of_the_pools() -> None:

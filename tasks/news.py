@@ -1,0 +1,50 @@
+"""What is new in data that came in several files, since a version learned from it.
+
+In:   the split that a training has now, the data digest of the version     Out: a few words, or none
+Two small files of the store are read for each: the split's manifest, which names its data, and the data's shards.json.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from infra.errors import AnnealError
+from infra.files import MANIFEST, Manifest
+from infra.records import Dataset, Split
+from infra.store import Store
+from tasks.registry import Origin
+from tasks.shards import shards_in
+from tasks.validate import split_folder
+
+log = logging.getLogger(__name__)
+
+
+def shard_news(store: Store, split: Split, newest: Origin | None) -> str:
+    """Such as "5 shards, 2 new and 0 gone since version 3"; empty for one file. Never fails: they are only words."""
+    try:
+        now = contents(store, split.data) if split.data else []
+        if len(now) < 2:
+            return ""
+        before = contents_of_split(store, newest.data_digest) if newest is not None else []
+    except (AnnealError, ValueError) as error:
+        log.warning("what is new is not known: %s", error)
+        return ""
+    if newest is None or not before:
+        return f"{len(now)} shards"
+    new, gone = (sum(one not in others for one in some) for some, others in ((now, before), (before, now)))
+    return f"{len(now)} shards, {new} new and {gone} gone since version {newest.number}"
+
+
+def contents_of_split(store: Store, digest: str) -> list[str]:
+    """The files that a split was made of, by their sha256; none if that is not known any more."""
+    text = store.read(f"{split_folder(digest)}/{MANIFEST}")
+    split = Split.of(dict(Manifest.from_json(text).record)) if text else None
+    return contents(store, split.data) if split and split.data else []
+
+
+def contents(store: Store, folder: str) -> list[str]:
+    """The files that a data set was joined of, by their sha256."""
+    if found := shards_in(store, folder):
+        return [shard.sha256 for shard in found]
+    text = store.read(f"{folder}/{MANIFEST}")
+    return [Dataset.of(dict(Manifest.from_json(text).record)).sha256] if text else []

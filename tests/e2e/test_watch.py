@@ -1,0 +1,145 @@
+"""Data that is watched: `anneal watch`, looks on the worker, a retraining: pytest tests/e2e/test_watch.py"""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from infra.store import Store, filesystem
+from tests.conftest import BUCKET, wait_for
+from tests.e2e.conftest import KNOBS, Stack, options
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+pytestmark = pytest.mark.slow
+
+DESTINATION = "acme/watched"
+
+
+@pytest.fixture
+def watched(stack: Stack, shared: Path, stories: Path) -> dict[str, Any]:
+    """A training whose data is one shard in S3."""
+    with (shared / "data" / "mts_dialog" / "train.jsonl").open() as file:
+        put(stack, "day=1/a.jsonl", "".join(islice(file, 40)))
+    return {"train_data": f"s3://{BUCKET}/chats/day=*/*.jsonl", "base_model": str(stories),
+            "destination": DESTINATION, **KNOBS}
+
+
+def test_new_data_is_seen_told_and_learned(
+    stack: Stack, shared: Path, watched: dict[str, Any], client: SyncPrefectClient,
+) -> None:
+    first = look(stack, watched)
+    assert first["name"] == "Updated", first
+    assert "1 file" in first["message"] and "not looked at before" in first["message"]
+    (trained,) = retrainings(stack, 1)
+    assert stack.wait_until_over(trained["id"])["type"] == "COMPLETED"
+    assert trained["created_by"]["type"] == "AUTOMATION"
+    assert len(stack.versions(DESTINATION)) == 1
+    (name,) = Store(stack.settings).names("watched")
+    noted = json.loads(Store(stack.settings).read(name) or "")
+    assert (noted["destination"], noted["files"]) == (DESTINATION, 1)
+
+    again = look(stack, watched)
+    assert (again["name"], len(retrainings(stack, 1))) == ("Unchanged", 1), again
+
+    with (shared / "data" / "mts_dialog" / "train.jsonl").open() as file:
+        put(stack, "day=2/b.jsonl", "".join(islice(file, 40, 60)))
+    second = look(stack, watched)
+    assert second["name"] == "Updated" and "2 files" in second["message"], second
+    newest = retrainings(stack, 2)[-1]
+    assert stack.wait_until_over(newest["id"])["type"] == "COMPLETED"
+    assert "2 shards, 1 new and 0 gone since version 1" in stack.artifacts(newest["id"])["news"]
+    assert len(stack.versions(DESTINATION)) == 2
+
+
+def test_nothing_is_told_while_another_retraining_is_under_way(
+    stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
+) -> None:
+    from uuid import UUID
+
+    from prefect.states import Cancelled, Running
+
+    deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
+    run = client.create_flow_run_from_deployment(
+        deployment, parameters={"training": watched}, name="the other one", state=Running())  # no process has it
+    try:
+        postponed = look(stack, {**watched, "destination": "acme/postponed"})
+    finally:
+        client.set_flow_run_state(run.id, Cancelled(), force=True)
+    assert postponed["name"] == "Postponed" and "'the other one' is under way" in postponed["message"], postponed
+
+
+def test_a_retraining_that_was_refused_is_asked_for_again(
+    stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
+) -> None:
+    from datetime import UTC, datetime
+    from uuid import UUID
+
+    from prefect.states import Cancelled, Completed
+
+    from infra.spec import TrainingSpec
+    from tasks.watch import REFUSED, was_refused
+
+    spec = TrainingSpec.of({**watched, "destination": "acme/refused"})
+    deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
+    told = datetime.now(UTC)
+    assert not was_refused(client, spec, told)
+    for state, is_refused in ((Cancelled(message=REFUSED), True), (Completed(), False)):
+        run = client.create_flow_run_from_deployment(
+            deployment, parameters={"training": {**watched, "destination": "acme/refused"}}, state=state)
+        assert client.read_flow_run(run.id).state_name == state.name
+        assert was_refused(client, spec, told) == is_refused
+
+
+def test_watching_is_one_schedule_a_destination_which_deploying_keeps(
+    stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
+) -> None:
+    command = ["watch", "--json", *options({**watched, "destination": "acme/scheduled"})]
+    done = stack.anneal(*command, "--every", "1d")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["done"] == "created"
+    done = stack.anneal(*command, "--cron", "7 3 1 1 *")
+    assert json.loads(done.stdout)["done"] == "updated", done.stderr
+    assert stack.anneal("deploy").returncode == 0
+    (schedule,) = [one for one in client.read_deployment_by_name("watch/data").schedules
+                   if one.slug == "acme--scheduled"]
+    assert getattr(schedule.schedule, "cron", "") == "7 3 1 1 *" and schedule.active
+    training = schedule.parameters["training"]
+    assert (training["train_data"], training["max_steps"]) == (watched["train_data"], KNOBS["max_steps"])
+    wait_for(lambda: client.get_scheduled_flow_runs_for_deployments(
+        [client.read_deployment_by_name("watch/data").id]), "nothing is scheduled")
+
+    done = stack.anneal("watch", "--off", "--destination", "acme/scheduled")
+    assert (done.returncode, "is not watched any more" in done.stdout) == (0, True), done.stderr
+    assert client.read_deployment_by_name("watch/data").schedules == []
+    again = stack.anneal("watch", "--off", "--destination", "acme/scheduled")
+    assert (again.returncode, "was not watched" in again.stdout) == (0, True), again.stderr
+
+
+def put(stack: Stack, name: str, text: str) -> None:
+    """A shard."""
+    filesystem("s3://", stack.settings).pipe_file(f"s3://{BUCKET}/chats/{name}", text.encode())
+
+
+def look(stack: Stack, training: dict[str, Any]) -> dict[str, Any]:
+    """The final state of a run of watch/data on the worker."""
+    deployment = stack.prefect("/deployments/name/watch/data")["id"]
+    run = stack.prefect(f"/deployments/{deployment}/create_flow_run", parameters={"training": training})["id"]
+    state = stack.wait_until_over(run)
+    assert state["type"] == "COMPLETED", state
+    return state
+
+
+def retrainings(stack: Stack, count: int) -> list[dict[str, Any]]:
+    """The retrainings of the destination, the oldest first, once there are so many."""
+    def found() -> list[dict[str, Any]]:
+        return list(stack.prefect("/flow_runs/filter", flow_runs={"name": {"any_": [f"retrain {DESTINATION}"]}},
+                                  sort="EXPECTED_START_TIME_ASC"))
+
+    wait_for(lambda: len(found()) >= count, f"{count} retrainings did not appear", 60)
+    return found()
