@@ -81,13 +81,14 @@ def watch(options: argparse.Namespace) -> Answer:
     from deployments import watching
     from tasks.watch import look, sources_of
 
-    slug, done = watching.switch_on(settings, spec, options.every, options.cron)
+    every = options.every or watching.EVERY
+    slug, done = watching.switch_on(settings, spec, every, options.cron)
     try:
         now = str(look(settings, sources_of(spec)))
     except UserError as error:
         now = "not to be seen from here"
         print(f"warning: {error}", file=sys.stderr)
-    lines = {"schedule": f"{slug} of {watching.DEPLOYMENT}, {done}", "looks": options.cron or f"every {options.every}",
+    lines = {"schedule": f"{slug} of {watching.DEPLOYMENT}, {done}", "looks": options.cron or f"every {every}",
              "data": f"{', '.join(sources_of(spec))} ({now})", "trains": spec.destination}
     return Answer({"schedule": slug, "done": done, "data": now}, "\n".join(table(lines)))
 

@@ -75,7 +75,7 @@ def add_watch_options(parser: argparse.ArgumentParser) -> None:
     """What to train when the data changes, and how often to look."""
     add_spec_options(parser, are_required=False)
     times = parser.add_mutually_exclusive_group()
-    times.add_argument("--every", default="5m", metavar="TIME", help="look that often: 5m, 1h, 1d (default: 5m)")
+    times.add_argument("--every", default="", metavar="TIME", help="look that often: 5m, 1h, 1d (default: 5m)")
     times.add_argument("--cron", default="", metavar="TEXT", help="look at these times instead, UTC: '*/10 * * * *'")
     times.add_argument("--off", action="store_true", help="stop watching for that --destination")
 

@@ -30,6 +30,7 @@ from infra.spec import TrainingSpec
 from tasks.registry import name_of
 
 DEPLOYMENT = "watch/data"
+EVERY = "5m"
 SPAN = re.compile(r"(\d+)([mhd])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 

@@ -154,7 +154,10 @@ def filesystem(address: str, settings: Settings) -> Any:
     return fsspec.filesystem(
         "s3", endpoint_url=endpoint or None, use_listings_cache=False, skip_instance_cache=True,
         local_expiry_check=True,  # compares ETags here: rclone and others take no notice of If-Match
-        config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}})
+        config_kwargs={
+            "connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3},
+            # rclone sends the whole object's checksum with a part of it, and others none with parts
+            "response_checksum_validation": "when_required"})
 
 
 def open_remote(address: str, settings: Settings) -> BinaryIO:

@@ -246,8 +246,6 @@ def test_a_mark_changes_with_the_content(remote: tuple[Settings, str], tmp_path:
 def test_an_object_that_changes_while_it_is_read_is_read_once_more(
     remote: tuple[Settings, str], monkeypatch: pytest.MonkeyPatch, changes: int,
 ) -> None:
-    # rclone answers a part of an object with the checksum of the whole
-    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     settings, prefix = remote
     store, left = Store(settings), changes
     put(settings, f"{prefix}/a.jsonl", row("first"))
