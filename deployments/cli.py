@@ -137,6 +137,7 @@ def estimate(options: argparse.Namespace) -> Answer:
     set_environment(settings)
     from flows.finetune import estimate as forecast
 
+    logging.getLogger("tasks.reading").setLevel(logging.INFO)  # how far it is; Prefect shows warnings only
     expected = forecast(spec)
     lines = {"device": f"{expected.ranks} x {expected.device}", **expected.lines()}
     return Answer(expected.to_json(), "\n".join(table(lines)))

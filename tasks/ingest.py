@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,28 +26,28 @@ from infra.store import Store, open_remote
 from tasks import shards
 from tasks.policy import HOUR_S, step
 from tasks.progress import ReadingShown
-from tasks.reading import Meter, Show, log_it
+from tasks.reading import Meter, Teller
 from tasks.rows import BOM
 from tasks.shards import Found, Shard, find_shards, readable
 from tasks.unpack import unpacked
 
 FILE = "data.jsonl"
 LINE_BREAK = b"\n"
-log = logging.getLogger(__name__)
 
 
-def ingest(settings: Settings, store: Store, source: str, show: Show = log_it) -> Dataset:
-    """Copy `source` into the store. One that changes meanwhile is read once more; `show` is told how far it is.
+def ingest(settings: Settings, store: Store, source: str, teller: Teller | None = None) -> Dataset:
+    """Copy `source` into the store. One that changes meanwhile is read once more; the teller hears how far it is.
 
     Raises:
         DataError: it does not exist, is empty, too large, damaged, plainly not JSONL, or changed twice.
         Transient: the server or the store does not answer.
     """
+    teller = teller or Teller()
     try:
-        return _brought(settings, store, source, show)
+        return _brought(settings, store, source, teller)
     except DataChanged as error:
-        log.warning("read once more from the start: %s", error)
-        return _brought(settings, store, source, show)
+        teller.say(f"Read once more from the start: {error}")
+        return _brought(settings, store, source, teller)
 
 
 def folder_of(sha256: str) -> str:
@@ -116,9 +115,9 @@ class Joined:
         self._last = chunk[-1:] or self._last
 
 
-def _brought(settings: Settings, store: Store, source: str, show: Show) -> Dataset:
-    name, found = without_secrets(source), find_shards(settings, source)
-    meter = Meter(found, show)
+def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> Dataset:
+    name, found = without_secrets(source), find_shards(settings, source, teller.say)
+    meter = Meter(found, teller)
     with store.draft() as draft:
         with (draft.path / FILE).open("wb") as target:
             joined = Joined(target, settings.max_data_bytes, name)
@@ -154,4 +153,4 @@ def ingest_task(source: str, subject: str) -> Dataset:
     """Bring one data source into the store; returns its Dataset."""
     settings = Settings()
     with ReadingShown(subject.replace(" ", "-")) as shown:
-        return ingest(settings, Store(settings), source, shown.see)
+        return ingest(settings, Store(settings), source, shown)

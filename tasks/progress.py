@@ -16,7 +16,7 @@ from uuid import UUID
 from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-from tasks.reading import Standing
+from tasks.reading import Standing, Teller
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Progress:
                 description="Loss per step (line) and validation loss (dots), in nats per token"))
 
 
-class ReadingShown:
+class ReadingShown(Teller):
     """Log lines about data that takes long to read; a progress artifact too, where its size is known."""
 
     def __init__(self, key: str) -> None:
@@ -107,9 +107,13 @@ class ReadingShown:
         if error is None and self._artifact is not None:
             self._show(1.0, "Read")
 
+    def say(self, line: str) -> None:
+        """Tell it in the run's log."""
+        self._log.info("%s", line)
+
     def see(self, standing: Standing) -> None:
         """Show how far it is."""
-        self._log.info("%s", standing)
+        self.say(str(standing))
         if standing.share is not None:
             self._show(standing.share, str(standing))
 

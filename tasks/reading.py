@@ -1,6 +1,6 @@
 """How far the reading of a data source has come: counted while it is read, told every few seconds.
 
-In:   the raw bytes of its files, the lines that were found in them      Out: a `Standing` for whoever shows it
+In:   the raw bytes of its files, the lines that were found in them      Out: a `Standing` for a `Teller`
 Nothing is told of what takes a moment. Bytes are counted as they lie there, packed, because only their sum is known.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -44,19 +44,23 @@ class Standing:
         return f"{self.lines} lines, {self.bytes / MEGABYTE:.0f} MB read{share}, {speed:.1f} MB/s{files}"
 
 
-Show = Callable[[Standing], object]
+class Teller:
+    """Tells of a reading what is worth a line; this one in the log of the process."""
 
+    def say(self, line: str) -> None:
+        """Tell it."""
+        log.info("%s", line)
 
-def log_it(standing: Standing) -> None:
-    """One line in the log of the process."""
-    log.info("%s", standing)
+    def see(self, standing: Standing) -> None:
+        """Tell how far it is."""
+        self.say(str(standing))
 
 
 class Meter:
     """Counts what is read of the files of a source."""
 
-    def __init__(self, found: Sequence[Found], show: Show) -> None:
-        self._show, self._files = show, len(found)
+    def __init__(self, found: Sequence[Found], teller: Teller) -> None:
+        self._teller, self._files = teller, len(found)
         sizes = [one.bytes for one in found]
         self._total = 0 if None in sizes else sum(size or 0 for size in sizes)
         self._started = self._told = time.monotonic()
@@ -79,7 +83,8 @@ class Meter:
         now = time.monotonic()
         if now - self._told >= TELL_EVERY_S:
             self._told = now
-            self._show(Standing(self._lines, self._bytes, self._total, now - self._started, self._file, self._files))
+            self._teller.see(Standing(
+                self._lines, self._bytes, self._total, now - self._started, self._file, self._files))
 
 
 class Counted:

@@ -9,11 +9,10 @@ objects that stand for folders in S3. What was joined of several files has shard
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,6 @@ MORE = re.compile(r"(^|/)\*\*(?=[^/])")
 FOLDER_MARK = "_$folder$"
 """Hadoop's ending of the empty object that stands for a folder; others end in a slash."""
 SHOWN_NAMES = 5
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,19 @@ class Places:
         return f"{shard.name} line {number - shard.line + 1}"
 
 
-def find_shards(settings: Settings, source: str) -> list[Found]:
-    """The files of a source. Raises DataError for none, UserError or Transient when the store does not answer."""
+def find_shards(settings: Settings, source: str, say: Callable[[str], None] = lambda _: None) -> list[Found]:
+    """The files of a source; what was left out is said in a line.
+
+    Raises DataError for none, UserError or Transient when the store does not answer.
+    """
     if source.startswith(("https://", "http://")):
         return [Found(source, without_secrets(source))]
     files = filesystem(source, settings)
     if source.startswith("s3://"):
         with told(source), existing(source):
-            return _find(files, source.removeprefix("s3://"), source)
+            return _find(files, source.removeprefix("s3://"), source, say)
     with readable(source):
-        return _find(files, os.path.abspath(Path(source.removeprefix("file://")).expanduser()), source)
+        return _find(files, os.path.abspath(Path(source.removeprefix("file://")).expanduser()), source, say)
 
 
 def places_of(folder: Path, data: Dataset) -> Places:
@@ -122,7 +123,7 @@ def _read(text: str) -> list[Shard]:
     return [Shard.of(values) for values in json.loads(text)]
 
 
-def _find(files: Any, path: str, source: str) -> list[Found]:
+def _find(files: Any, path: str, source: str, say: Callable[[str], None]) -> list[Found]:
     if MAGIC.search(path.partition("/")[0]):
         raise DataError("the pattern begins in the bucket's name", where=shown(source), fix="Write the whole name.")
     try:
@@ -132,11 +133,11 @@ def _find(files: Any, path: str, source: str) -> list[Found]:
             raise
         return _by_pattern(files, path, source)
     if about["type"] == "directory" or path.endswith("/"):
-        return _in_folder(files, path.rstrip("/"), source)
+        return _in_folder(files, path.rstrip("/"), source, say)
     return [replace(_found(path, about, without_secrets(source)), address=source)]
 
 
-def _in_folder(files: Any, root: str, source: str) -> list[Found]:
+def _in_folder(files: Any, root: str, source: str, say: Callable[[str], None]) -> list[Found]:
     entries = files.find(root, detail=True, **_strictly(files))
     names = [name for name in _visible(entries, root) if NAMED_LIKE_DATA.search(name)]
     others = sorted({_below(root, path) for path in entries}.difference(names))
@@ -144,7 +145,7 @@ def _in_folder(files: Any, root: str, source: str) -> list[Found]:
         raise DataError("no data is in the folder", where=shown(source), allowed=ENDINGS,
                         fix=f"There {_listed(others)}")
     if others:
-        log.info("left out beside the data of %s: there %s", source, _listed(others))
+        say(f"Left out beside the data of {source}: there {_listed(others)}")
     return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name) for name in names]
 
 

@@ -57,6 +57,23 @@ def test_new_data_is_seen_told_and_learned(
     assert len(stack.versions(DESTINATION)) == 2
 
 
+def test_a_long_reading_is_shown_as_a_progress_bar(stack: Stack, client: SyncPrefectClient) -> None:
+    from prefect import flow, runtime
+
+    from tasks.progress import ReadingShown
+    from tasks.reading import Standing
+
+    @flow(persist_result=False)
+    def reads() -> tuple[str, Any]:
+        with ReadingShown("training-data") as shown:
+            shown.see(Standing(lines=5, bytes=30, total_bytes=120, seconds=5.0, file=1, files=2))
+            half_way = stack.artifacts(runtime.flow_run.id)["training-data-progress"]
+        return runtime.flow_run.id, half_way
+
+    run, half_way = reads()
+    assert (half_way, stack.artifacts(run)["training-data-progress"]) == (25.0, 100.0)
+
+
 def test_nothing_is_told_while_another_retraining_is_under_way(
     stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:

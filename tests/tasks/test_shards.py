@@ -19,7 +19,7 @@ from infra.settings import Settings
 from infra.store import Store, filesystem
 from tasks import reading
 from tasks.ingest import FILE, ingest
-from tasks.reading import Standing
+from tasks.reading import Standing, Teller
 from tasks.shards import find_shards, places_of, shards_in
 from tasks.validate import validate
 from tests.conftest import BUCKET
@@ -69,13 +69,13 @@ def test_the_files_of_a_folder_are_joined_in_the_order_of_their_names(
 
 
 def test_hidden_and_unrelated_files_are_left_out_and_one_line_says_so(
-    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    settings: Settings, tmp_path: Path,
 ) -> None:
+    said: list[str] = []
     folder = lay(tmp_path / "data", dict.fromkeys(
         ("a.jsonl", ".b.jsonl", "_SUCCESS", "_temporary/0/c.jsonl", "notes.txt", "jsonl", "old.jsonl.bak"), row("x")))
-    with caplog.at_level(logging.INFO):
-        assert names_of(settings, folder) == ["a.jsonl"]
-    (line,) = caplog.messages
+    assert [one.name for one in find_shards(settings, str(folder), said.append)] == ["a.jsonl"]
+    (line,) = said
     assert "notes.txt" in line and "and 1 more" in line
 
 
@@ -252,18 +252,19 @@ def test_an_object_that_changes_while_it_is_read_is_read_once_more(
     put(settings, f"{prefix}/b.jsonl", row("new 9") * (TWO_REQUESTS_BYTES // len(row("new 9"))))
     monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
 
-    def change(standing: Standing) -> None:
-        nonlocal left
-        if left and standing.bytes == len(row("first")) + READ_BYTES:  # once an attempt
-            left -= 1
-            put(settings, f"{prefix}/b.jsonl", row(f"new {left}") * (TWO_REQUESTS_BYTES // len(row("new 0"))))
+    class Changing(Teller):
+        def see(self, standing: Standing) -> None:
+            nonlocal left
+            if left and standing.bytes == len(row("first")) + READ_BYTES:  # once an attempt
+                left -= 1
+                put(settings, f"{prefix}/b.jsonl", row(f"new {left}") * (TWO_REQUESTS_BYTES // len(row("new 0"))))
 
     if changes == 2:
         with pytest.raises(DataError, match=r"b.jsonl: it changes while it is read"):
-            ingest(settings, store, f"{prefix}/", change)
+            ingest(settings, store, f"{prefix}/", Changing())
         assert store.names("datasets") == []
     else:
-        dataset = ingest(settings, store, f"{prefix}/", change)
+        dataset = ingest(settings, store, f"{prefix}/", Changing())
         lines = (store.fetch(dataset.folder) / FILE).read_bytes().splitlines(keepends=True)
         assert lines[0] == row("first") and set(lines[1:]) == {row("new 0")}
 
@@ -273,12 +274,33 @@ def test_how_far_the_reading_is_stands_in_the_log(
 ) -> None:
     folder = lay(tmp_path / "d", {"a.jsonl": row("x") * 500_000, "b.jsonl": row("y") * 500_000})
     seen: list[Standing] = []
-    ingest(settings, store, str(folder), seen.append)
+
+    class Seeing(Teller):
+        def see(self, standing: Standing) -> None:
+            seen.append(standing)
+
+    ingest(settings, store, str(folder), Seeing())
     assert seen == []
     monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO):
         ingest(settings, store, str(folder))
-        ingest(settings, store, str(folder), seen.append)
+        ingest(settings, store, str(folder), Seeing())
     assert (seen[-1].lines, seen[-1].share, seen[-1].file, seen[-1].files) == (1_000_000, 1.0, 2, 2)
     assert [standing.share for standing in seen] == sorted(standing.share or 0 for standing in seen)
     assert any("(100%)" in line and "file 2 of 2" in line and "1000000 lines" in line for line in caplog.messages)
+
+
+def test_a_reading_that_is_interrupted_leaves_nothing(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
+
+    class Impatient(Teller):
+        def see(self, standing: Standing) -> None:
+            if standing.file == 2:
+                raise KeyboardInterrupt
+
+    folder = lay(tmp_path / "d", {"a.jsonl": row("a"), "b.jsonl": row("b")})
+    with pytest.raises(KeyboardInterrupt):
+        ingest(settings, store, str(folder), Impatient())
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
