@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import logging
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -14,19 +13,14 @@ import pytest
 import zstandard
 
 from infra.errors import DataError, UserError
-from infra.files import READ_BYTES
 from infra.settings import Settings
 from infra.store import Store, filesystem
-from tasks import reading
 from tasks.ingest import FILE, ingest
-from tasks.reading import Standing, Teller
 from tasks.shards import find_shards, places_of, shards_in
 from tasks.validate import validate
 from tests.conftest import BUCKET
 
 BOM = b"\xef\xbb\xbf"
-TWO_REQUESTS_BYTES = 52 << 20
-"""s3fs asks for 50 MiB at a time, beside what is read; only a longer object can change between two requests."""
 
 
 def row(text: str) -> bytes:
@@ -240,67 +234,3 @@ def test_a_mark_changes_with_the_content(remote: tuple[Settings, str], tmp_path:
     (alone,) = find_shards(settings, f"{prefix}/a.jsonl")
     (listed,) = find_shards(settings, f"{prefix}/")
     assert (alone.mark, alone.bytes) == (listed.mark, listed.bytes)
-
-
-@pytest.mark.parametrize("changes", [1, 2])
-def test_an_object_that_changes_while_it_is_read_is_read_once_more(
-    remote: tuple[Settings, str], monkeypatch: pytest.MonkeyPatch, changes: int,
-) -> None:
-    settings, prefix = remote
-    store, left = Store(settings), changes
-    put(settings, f"{prefix}/a.jsonl", row("first"))
-    put(settings, f"{prefix}/b.jsonl", row("new 9") * (TWO_REQUESTS_BYTES // len(row("new 9"))))
-    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
-
-    class Changing(Teller):
-        def see(self, standing: Standing) -> None:
-            nonlocal left
-            if left and standing.bytes == len(row("first")) + READ_BYTES:  # once an attempt
-                left -= 1
-                put(settings, f"{prefix}/b.jsonl", row(f"new {left}") * (TWO_REQUESTS_BYTES // len(row("new 0"))))
-
-    if changes == 2:
-        with pytest.raises(DataError, match=r"b.jsonl: it changes while it is read"):
-            ingest(settings, store, f"{prefix}/", Changing())
-        assert store.names("datasets") == []
-    else:
-        dataset = ingest(settings, store, f"{prefix}/", Changing())
-        lines = (store.fetch(dataset.folder) / FILE).read_bytes().splitlines(keepends=True)
-        assert lines[0] == row("first") and set(lines[1:]) == {row("new 0")}
-
-
-def test_how_far_the_reading_is_stands_in_the_log(
-    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:
-    folder = lay(tmp_path / "d", {"a.jsonl": row("x") * 500_000, "b.jsonl": row("y") * 500_000})
-    seen: list[Standing] = []
-
-    class Seeing(Teller):
-        def see(self, standing: Standing) -> None:
-            seen.append(standing)
-
-    ingest(settings, store, str(folder), Seeing())
-    assert seen == []
-    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
-    with caplog.at_level(logging.INFO):
-        ingest(settings, store, str(folder))
-        ingest(settings, store, str(folder), Seeing())
-    assert (seen[-1].lines, seen[-1].share, seen[-1].file, seen[-1].files) == (1_000_000, 1.0, 2, 2)
-    assert [standing.share for standing in seen] == sorted(standing.share or 0 for standing in seen)
-    assert any("(100%)" in line and "file 2 of 2" in line and "1000000 lines" in line for line in caplog.messages)
-
-
-def test_a_reading_that_is_interrupted_leaves_nothing(
-    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
-
-    class Impatient(Teller):
-        def see(self, standing: Standing) -> None:
-            if standing.file == 2:
-                raise KeyboardInterrupt
-
-    folder = lay(tmp_path / "d", {"a.jsonl": row("a"), "b.jsonl": row("b")})
-    with pytest.raises(KeyboardInterrupt):
-        ingest(settings, store, str(folder), Impatient())
-    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []

@@ -1,0 +1,100 @@
+"""tasks/reading.py: how far it is stands in the log; what changes while it is read; what is interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from infra.errors import DataError
+from infra.files import READ_BYTES
+from infra.settings import Settings
+from infra.store import Store, filesystem
+from tasks import reading
+from tasks.ingest import FILE, ingest
+from tasks.reading import Standing, Teller
+from tests.conftest import BUCKET
+
+TWO_REQUESTS_BYTES = 52 << 20
+"""s3fs asks for 50 MiB at a time, beside what is read; only a longer object can change between two requests."""
+
+
+def row(text: str) -> bytes:
+    return json.dumps({"text": text}).encode() + b"\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards of half a million rows."""
+    (tmp_path / "d").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "d" / f"{name}.jsonl").write_bytes(row(name) * 500_000)
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize("changes", [1, 2])
+def test_an_object_that_changes_while_it_is_read_is_read_once_more(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int,
+) -> None:
+    settings, prefix = Settings(home=tmp_path, s3_endpoint_url=s3_endpoint), f"s3://{BUCKET}/changing"
+    store, left = Store(settings), changes
+
+    def put(name: str, content: bytes) -> None:
+        filesystem(prefix, settings).pipe_file(f"{prefix}/{name}", content)
+
+    put("a.jsonl", row("first"))
+    put("b.jsonl", row("new 9") * (TWO_REQUESTS_BYTES // len(row("new 9"))))
+    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
+
+    class Changing(Teller):
+        def see(self, standing: Standing) -> None:
+            nonlocal left
+            if left and standing.bytes == len(row("first")) + READ_BYTES:  # once an attempt
+                left -= 1
+                put("b.jsonl", row(f"new {left}") * (TWO_REQUESTS_BYTES // len(row("new 0"))))
+
+    if changes == 2:
+        with pytest.raises(DataError, match=r"b.jsonl: it changes while it is read"):
+            ingest(settings, store, f"{prefix}/", Changing())
+        assert store.names("datasets") == []
+    else:
+        dataset = ingest(settings, store, f"{prefix}/", Changing())
+        lines = (store.fetch(dataset.folder) / FILE).read_bytes().splitlines(keepends=True)
+        assert lines[0] == row("first") and set(lines[1:]) == {row("new 0")}
+
+
+def test_how_far_the_reading_is_stands_in_the_log(
+    settings: Settings, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[Standing] = []
+
+    class Seeing(Teller):
+        def see(self, standing: Standing) -> None:
+            seen.append(standing)
+
+    ingest(settings, store, str(folder), Seeing())
+    assert seen == []
+    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        ingest(settings, store, str(folder))
+        ingest(settings, store, str(folder), Seeing())
+    assert (seen[-1].lines, seen[-1].share, seen[-1].file, seen[-1].files) == (1_000_000, 1.0, 2, 2)
+    assert [standing.share for standing in seen] == sorted(standing.share or 0 for standing in seen)
+    assert any("(100%)" in line and "file 2 of 2" in line and "1000000 lines" in line for line in caplog.messages)
+
+
+def test_a_reading_that_is_interrupted_leaves_nothing(
+    settings: Settings, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
+
+    class Impatient(Teller):
+        def see(self, standing: Standing) -> None:
+            if standing.file == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(settings, store, str(folder), Impatient())
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
