@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
 from deployments.options import spec_from
-from infra.errors import UserError
+from infra.errors import AnnealError, UserError
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -85,7 +85,7 @@ def watch(options: argparse.Namespace) -> Answer:
     slug, done = watching.switch_on(settings, spec, every, options.cron)
     try:
         now = str(look(settings, sources_of(spec)))
-    except UserError as error:
+    except AnnealError as error:
         now = "not to be seen from here"
         print(f"warning: {error}", file=sys.stderr)
     lines = {"schedule": f"{slug} of {watching.DEPLOYMENT}, {done}", "looks": options.cron or f"every {every}",
