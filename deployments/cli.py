@@ -82,6 +82,9 @@ def parser() -> Parser:
         if name == "deploy":
             command.add_argument("--pool", choices=("process", "docker", "kubernetes"), default="process",
                                  help="kind of work pool that runs the deployments (default: process)")
+            command.add_argument("--cpu-pool", action="store_true",
+                                 help="also a pool for machines without GPUs, and finetune/cpu, which hands over to "
+                                      "finetune/gpu when the data is packed")
         if name == "train":
             command.add_argument("--remote", action="store_true",
                                  help="start it on the work pool and watch, instead of running it in this process")

@@ -55,8 +55,9 @@ def deploy(options: argparse.Namespace) -> Answer:
     set_environment(settings)
     from deployments import pipelines
 
-    done = pipelines.deploy(settings, options.pool)
-    lines = {"pool": done.pool, "GPU slots": done.limit or "none", "deployments": ", ".join(done.deployments)}
+    done = pipelines.deploy(settings, options.pool, cpu_pool=options.cpu_pool)
+    lines = {"pools": ", ".join(done.pools), "GPU slots": done.limit or "none",
+             "deployments": ", ".join(done.deployments)}
     return Answer(dataclasses.asdict(done), "\n".join([
         *table(lines), *(f"differs: {difference}" for difference in done.differs)]))
 

@@ -21,7 +21,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.finetune import data_of, pipeline
+from flows.finetune import HandOverTo, data_of, pipeline
 from flows.parameters import Parameters
 from infra.records import Version
 from infra.settings import Settings
@@ -32,16 +32,16 @@ from tasks.registry import Registry
 
 
 @flow(name="retrain", flow_run_name="retrain {training.destination}", persist_result=False)
-def retrain(training: Parameters) -> Version | State[Any]:
+def retrain(training: Parameters, hand_over_to: HandOverTo = "") -> Version | State[Any]:
     """Train again if the data changed since the destination's newest version."""
-    settings, spec = Settings(), training.spec()
+    settings = Settings()
     with attempt(settings, Store(settings)):
-        split = data_of(spec)
+        spec, split = data_of(training.spec())
         newest = Registry(settings).newest(spec.destination)
         if newest is not None and newest.data_digest == split.digest and newest.is_settled:
             reason = (f"version {newest.number} of {spec.destination} learned from the same "
                       f"{split.train_rows} rows (digest {split.digest[:12]})")
             report.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
             return Completed(name="Skipped", message=f"Nothing is new: {reason}.")
-        return pipeline(settings, spec, split)
+        return pipeline(settings, spec, split, hand_over_to)
     return cancelled()

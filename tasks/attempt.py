@@ -36,6 +36,7 @@ from prefect.states import Cancelled
 from infra.errors import AnnealError, UserError
 from infra.settings import Settings
 from infra.store import Store
+from tasks.logs import show_in_runs
 from tasks.only_one import only_one
 
 Standing = Literal["ours", "taken", "cancelled"]
@@ -103,6 +104,7 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
 
     Raises UserError when somebody gave the run of a plain call another state.
     """
+    show_in_runs()
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not PREFECT_API_URL.value():
         yield

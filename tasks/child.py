@@ -3,7 +3,7 @@
 In:   a job (tasks/distributed/job.py), the module that does it, the number of ranks
 Out:  the child's result; raises what the child left in error.json, or what its death means
 The child's output goes to log.txt, never to our own stdout: a child that holds the flow's stdout
-delays the detection of the flow's death by minutes.
+delays the detection of the flow's death by minutes. The run's log shows it from there (tasks/logs.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
 from tasks.gpus import environment, gpus
+from tasks.logs import RankLines
 
 LOG = "log.txt"
 TRAIN = "tasks.distributed.train"
@@ -54,11 +55,12 @@ def run_child(
     launch = new_launch(nodes, ranks or 1, path)
     command = ["-m", module, str(path)] if ranks is None else launch.torchrun(0, module)
     environment = rank_environment(settings, ranks or 1) | interface_to(launch, os.environ)
-    with Lead(settings.home_path, launch) as lead:
+    with Lead(settings.home_path, launch) as lead, RankLines(path.parent) as lines:
 
         def poll() -> None:
             lead.beat()
             look()
+            lines.look()
 
         try:
             lead.wait_for_all(settings.join_timeout_s, look)

@@ -1,6 +1,7 @@
 """Bring the training data into the store, unchanged but for unpacking.
 
 In:   a path, https:// or s3:// address, plain or gzip     Out: datasets/<sha256>/data.jsonl
+      or store://datasets/<sha256>/<name>, which is there already
 The bytes are hashed while they stream; files that are plainly not JSONL are refused by their
 first bytes. Dies half-way: the draft is swept, nothing is in the store. The same bytes give the
 same folder, however often they are brought in.
@@ -25,6 +26,8 @@ from infra.store import Store, open_remote
 from tasks.policy import HOUR_S, step
 
 FILE = "data.jsonl"
+IN_STORE = "store://"
+"""Begins the address of data that was brought in before: by a run that hands over to another one."""
 GZIP_MAGIC = b"\x1f\x8b"
 SNIFFED_BYTES = 512
 
@@ -46,6 +49,8 @@ def ingest(settings: Settings, store: Store, source: str) -> Dataset:
         DataError: it does not exist, is empty, too large, damaged, or plainly not JSONL.
         Transient: the server or the store does not answer.
     """
+    if source.startswith(IN_STORE):
+        return stored(store, source)
     name = without_secrets(source)
     digest, size = hashlib.sha256(), 0
     with store.draft() as draft:
@@ -67,6 +72,20 @@ def ingest(settings: Settings, store: Store, source: str) -> Dataset:
         if store.find(folder) is None:
             draft.commit(folder, dataset.to_json())
     return dataset
+
+
+def address_of(dataset: Dataset) -> str:
+    """Where a dataset lies in the store, for a run on another machine; its last part is the name of the data."""
+    return f"{IN_STORE}{dataset.folder}/{dataset.source.rstrip('/').rsplit('/', 1)[-1]}"
+
+
+def stored(store: Store, address: str) -> Dataset:
+    """The dataset at an address of the store. Raises DataError if it is not there."""
+    manifest = store.find(address.removeprefix(IN_STORE).rsplit("/", 1)[0])
+    if manifest is None:
+        raise DataError("it is not in the store", where=address, allowed=f"{IN_STORE}datasets/<hash>/<name>",
+                        fix="Give the address that the data came from.")
+    return Dataset.of(dict(manifest.record))
 
 
 def folder_of(sha256: str) -> str:

@@ -38,7 +38,9 @@ def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
 def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:
     from deployments.declared import declared
     from deployments.pipelines import deploy, differences, wanted
+    from deployments.pools import Pool
 
+    deploy(stack.settings, cpu_pool=True)
     subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
          "deployments/prefect.yaml"],
@@ -47,9 +49,10 @@ def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectCli
     before = client.read_deployment_by_name("retrain/weekly")
     for one in declared():
         found = client.read_deployment_by_name(one.full_name)
-        expected = {name: value for name, value in wanted(one, "process").items() if name not in ADDED}
+        values = wanted(one, Pool(one.work_pool.role, "process"))
+        expected = {name: value for name, value in values.items() if name not in ADDED}
         assert differences(found, expected) == [], one.full_name
-    assert deploy(stack.settings).differs == []
+    assert deploy(stack.settings, cpu_pool=True).differs == []
     after = client.read_deployment_by_name("retrain/weekly")
     assert after.id == before.id
     assert [schedule.slug for schedule in after.schedules] == ["weekly"]
@@ -98,6 +101,36 @@ def test_a_remote_training_runs_on_the_worker(stack: Stack, first: Training) -> 
     run = stack.prefect(f"/flow_runs/{found['run']}")
     assert run["deployment_id"] and run["state"]["type"] == "COMPLETED"
     assert "Finished in state Cached" in done.stderr
+
+
+def test_a_cpu_pool_makes_the_data_ready_and_hands_over_through_the_store(
+    stack: Stack, first: Training, tmp_path: Path,
+) -> None:
+    assert stack.anneal("deploy", "--cpu-pool").returncode == 0
+    data = Path(first.parameters["train_data"])
+    moved = tmp_path / data.name
+    moved.write_bytes(data.read_bytes())
+    deployment = stack.prefect("/deployments/name/finetune/cpu")["id"]
+    wanted = {**first.parameters, "train_data": str(moved)}
+    run = stack.prefect(f"/deployments/{deployment}/create_flow_run", parameters={
+        "training": wanted})["id"]  # hand_over_to is the deployment's own
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", "cpu-pool"], cwd=ROOT,
+        env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        state = stack.wait_until_over(run)
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    moved.unlink()
+    assert (state["type"], state["name"]) == ("COMPLETED", "HandedOver"), state
+    assert set(stack.steps(run)) == {"ingest", "validate", "base", "pack", "hand"}
+    (other,) = [found for found in runs_of(stack, "finetune") if found["idempotency_key"] == f"handed over by {run}"]
+    assert other["parameters"]["training"]["train_data"].startswith("store://datasets/")
+    assert stack.wait_until_over(other["id"])["type"] == "COMPLETED"
+    assert stack.steps(other["id"])["pack"] == "Cached"
+    assert [version.run_id for version in stack.versions("acme/notes")] == [stack.versions("acme/notes")[0].run_id]
 
 
 def test_a_remote_training_with_nonsense_is_refused_before_it_starts(stack: Stack, first: Training) -> None:
