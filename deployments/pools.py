@@ -1,6 +1,6 @@
 """Work pools, their queues and base job templates.
 
-In:   a kind of pool       Out: the pool in Prefect, with three queues: control before trainings before background
+In:   a kind of pool       Out: the pool in Prefect, with its queues: control before all, background behind all
 A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
 ours holds only what trainings need: GPUs, shared memory; on Kubernetes also a grace period for the checkpoint and
 secrets by reference. For a pool without GPUs <kind>-cpu.json is merged on top. Dies half-way: run it again. Limits and
@@ -25,8 +25,8 @@ Role = Literal["gpu", "cpu"]
 
 CODE: dict[Kind, str] = {"process": str(ROOT), "docker": "/opt/anneal", "kubernetes": "/opt/anneal"}
 """Where the code lies for the kind's runs: here, or in the image (infra/docker/trainer.Dockerfile)."""
-QUEUES = {"control": 1, "trainings": 2, "background": 3}
-"""Priorities; 1 is served first."""
+QUEUES = {"control": 1, "nodes": 2, "trainings": 3, "background": 4}
+"""Priorities; 1 is served first. The worker of a machine that leads trainings leaves `nodes` to other machines'."""
 ABOUT: dict[tuple[Role, Kind], str] = {
     ("gpu", "process"): "Trainings on this machine's GPUs (or its CPU).",
     ("gpu", "docker"): "Trainings in containers with NVIDIA GPUs.",

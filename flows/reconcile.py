@@ -8,7 +8,7 @@ Run alone: python -m flows.reconcile
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect import flow, runtime
@@ -19,10 +19,13 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks.notify import notify
 from tasks.recover import RECOVERED, Recovered, forget, recover
+from tasks.tidy import tidy
 
 KEPT = timedelta(hours=1)
 """A run a minute would bury the others in the UI."""
-WATCHED = (*RECOVERED, "reconcile")
+TIDY_MINUTE = 17
+"""Of each hour: there may be thousands of notes."""
+WATCHED = (*RECOVERED, "reconcile", "join")
 
 
 @flow(name="reconcile", flow_run_name="reconcile", persist_result=False)
@@ -36,6 +39,8 @@ def reconcile() -> None:
             for name in names:
                 log.warning("%s: %s", what, name)
         forget(client, "reconcile", KEPT)
+        if datetime.now(UTC).minute == TIDY_MINUTE:
+            log.info("notes of runs removed: %d", tidy(client, store))
         for told in notify(settings, client, store):
             log.info("webhook: %s", told)
 

@@ -98,6 +98,11 @@ class Store:
                 return None
         return found.decode()
 
+    def discard(self, name: str) -> None:
+        """Take one small file away, if it is there."""
+        with told(self.root), suppress(FileNotFoundError):
+            self._fs.rm_file(self._key(name))
+
     def names(self, prefix: str) -> list[str]:
         """Names directly below `prefix`, sorted; finished or not."""
         with told(self.root):

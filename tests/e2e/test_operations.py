@@ -32,7 +32,7 @@ def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
     found = json.loads(done.stdout)
     assert found["differs"] == []
     assert set(found["deployments"]) == {
-        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "predict/batch"}
+        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch"}
 
 
 def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:
@@ -218,6 +218,32 @@ def test_a_silent_run_that_is_heard_of_again_is_left_alone(
         assert client.read_flow_run(run.id).state_name == "Running"
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
+
+
+def test_notes_of_runs_are_removed_when_they_ended_long_ago(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from datetime import timedelta
+    from uuid import uuid4
+
+    from prefect.states import Cancelled
+
+    from tasks import tidy
+    from tasks.attempt import name_of
+
+    store = Store(stack.settings)
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    ended, stranger = client.create_flow_run_from_deployment(
+        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, state=Cancelled()).id, uuid4()
+    client.set_flow_run_state(ended, Cancelled(), force=True)
+    for run in (ended, stranger):
+        store.write(name_of(run), "{}")
+    store.write(f"notifications/{ended}-1.done", "delivered")
+    assert tidy.tidy(client, store) == 0
+    monkeypatch.setattr(tidy, "KEPT", timedelta(0))
+    assert tidy.tidy(client, store) >= 2
+    assert [store.read(name_of(run)) for run in (ended, stranger)] == [None, "{}"]
+    assert store.read(f"notifications/{ended}-1.done") is None
 
 
 def runs_of(stack: Stack, flow: str) -> list[dict[str, Any]]:

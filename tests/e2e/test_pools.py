@@ -57,6 +57,25 @@ def test_a_kubernetes_job_fits_the_schema_of_kubernetes(client: SyncPrefectClien
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
 
 
+def test_the_jobs_of_other_machines_go_with_the_pod_that_leads(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tasks.companions import owned
+
+    assert owned() is None
+    monkeypatch.setenv("ANNEAL_POD_NAME", "leader-x7k2p")
+    monkeypatch.setenv("ANNEAL_POD_UID", "8d1f6d4c-0000-4000-8000-000000000001")
+    job = rendered("kubernetes", **(owned() or {})).job_manifest
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("Pod", "leader-x7k2p")
+    named = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"]
+             for one in job["spec"]["template"]["spec"]["containers"][0]["env"] if "valueFrom" in one}
+    assert named == {"ANNEAL_POD_NAME": "metadata.name", "ANNEAL_POD_UID": "metadata.uid"}
+    for misplaced in ("parallelism", "completions"):
+        del job["spec"]["template"]["spec"][misplaced]
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+
+
 def test_a_container_sees_the_gpus_and_the_locks(client: SyncPrefectClient) -> None:
     from docker.models.containers import _create_container_args
     from prefect_docker.worker import DockerWorker

@@ -1,6 +1,6 @@
-"""What our modules and the ranks say, in the run's log in Prefect.
+"""What the ranks print, in our own log, and so in the run's log in Prefect (tasks/run_log.py).
 
-In:   the records of our loggers; the log files beside a job      Out: lines in the log of the running step
+In:   the log files beside a job      Out: log lines
 The files are the truth: everything that ranks print stands there. The run's log shows each kind of line once, whichever
 rank says it and however often, and no more of them than a person reads.
 """
@@ -11,10 +11,6 @@ import logging
 import re
 from pathlib import Path
 
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.logging.handlers import APILogHandler
-
-OURS = ("flows", "tasks", "infra")
 FILES = "log*.txt"
 """Of the first node and of those that join it (tasks/child.py, tasks/join.py)."""
 LINES_AT_MOST = 200
@@ -24,24 +20,6 @@ VARIES = re.compile(r"0x[0-9a-f]+|\d+")
 BAR = re.compile(r"\s*\d+%\|")
 """The first rank's progress bar, which tasks/progress.py shows in its own way."""
 log = logging.getLogger(__name__)
-
-
-class RunLogHandler(APILogHandler):
-    """Sends a record to the log of the run whose code made it; others are not its business."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send it, if there is a run."""
-        if TaskRunContext.get() or FlowRunContext.get():
-            super().emit(record)
-
-
-def show_in_runs() -> None:
-    """From now on, what our modules log inside of a run stands in the run's log."""
-    for name in OURS:
-        logger = logging.getLogger(name)
-        if not any(isinstance(handler, RunLogHandler) for handler in logger.handlers):
-            logger.addHandler(RunLogHandler())
-            logger.setLevel(logging.INFO)
 
 
 class RankLines:

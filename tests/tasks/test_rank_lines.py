@@ -1,4 +1,4 @@
-"""Rank output in the run's log: pytest tests/tasks/test_logs.py"""
+"""Rank output in the run's log: pytest tests/tasks/test_rank_lines.py"""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks import logs
-from tasks.logs import RankLines
+from tasks import rank_lines
+from tasks.rank_lines import RankLines
 
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What goes to the run's log."""
-    caplog.set_level(logging.INFO, logger="tasks.logs")
+    caplog.set_level(logging.INFO, logger="tasks.rank_lines")
     return caplog
 
 
@@ -50,7 +50,7 @@ def test_other_nodes_lines_are_shown_and_those_of_earlier_launches_are_not(
 def test_a_flood_is_cut_and_counted(
     tmp_path: Path, said: pytest.LogCaptureFixture, lines: int, shown: int,
 ) -> None:
-    assert logs.LINES_AT_MOST == 200
+    assert rank_lines.LINES_AT_MOST == 200
     with RankLines(tmp_path):
         (tmp_path / "log.txt").write_text("".join("x" * n + "\n" for n in range(1, lines + 1)))
     assert len(said.messages) == shown  # the 201st says that there was one more
