@@ -77,9 +77,7 @@ class _Body(io.RawIOBase):
         self._address, self._settings, self._patience = address, settings, patience
         self._where = without_secrets(address)
         self._rest, self._at, self._brought, self._failed = b"", 0, 0, 0
-        self._answer = _asked("GET", address, settings, {}, patience)
-        _check(self._answer, self._where)
-        self._version, self._size = _version_of(self._answer), self._answer.headers.get("content-length", "*")
+        self._answer = self._begun()
 
     def readable(self) -> bool:
         return True
@@ -91,7 +89,7 @@ class _Body(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._rest:
             try:
-                self._answer = self._answer or self._resumed()
+                self._answer = self._answer or (self._resumed() if self._at else self._begun())
                 self._rest = self._answer.read()
             except Interrupted as error:
                 self._wait(error)
@@ -109,7 +107,7 @@ class _Body(io.RawIOBase):
         if self._brought >= PROGRESS_BYTES:
             self._failed = 0
         self._brought = 0
-        if not self._version:
+        if self._at and not self._version:
             raise Transient(
                 f"{error.found}, after {self._at} bytes; it does not say which version of the file it sends, so the "
                 "download cannot go on from there", where=self._where) from error
@@ -119,6 +117,13 @@ class _Body(io.RawIOBase):
         self._failed += 1
         log.warning("%s: %s, after %d bytes; going on from there in %g s", self._where, error.found, self._at, delay_s)
         self._patience.sleep(delay_s)
+
+    def _begun(self) -> Answer:
+        """The answer with the whole file, of whichever version."""
+        answer = _asked("GET", self._address, self._settings, {}, self._patience)
+        _check(answer, self._where)
+        self._version, self._size = _version_of(answer), answer.headers.get("content-length", "*")
+        return answer
 
     def _resumed(self) -> Answer:
         """The answer with the rest of the same file. Raises DataChanged if it is another one by now."""

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import random
-import re
-import socket
-import ssl
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from infra import fetch
 from infra.errors import DataChanged, DataError, Interrupted, Transient
@@ -71,6 +61,7 @@ class Site(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Site
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         site, wanted = self.server, self.headers.get("Range", "")
@@ -81,13 +72,13 @@ class Handler(BaseHTTPRequestHandler):
         first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.has_parts and same else 0
         status = site.statuses.pop(0) if site.statuses else 302 if self.path == "/moved" else 206 if first else 200
         self.send_response(416 if first >= len(site.body) else status)
-        rest = site.body[first:]
-        fields = {**site.version, **site.extra, "Content-Length": str(len(rest)), "Location": "/data.jsonl"}
+        rest = memoryview(site.body)[first:]
+        fields = {**site.version, "Content-Length": str(len(rest)), "Location": "/data.jsonl"}
         if status == 206:
             fields["Content-Range"] = f"bytes {first}-{len(site.body) - 1}/{len(site.body)}"
         if site.is_chunked:
             fields["Transfer-Encoding"] = "chunked"
-        for name, value in fields.items():
+        for name, value in (fields | site.extra).items():
             if name != "Content-Length" or (site.has_length and not site.is_chunked):
                 self.send_header(name, value)
         self.end_headers()
@@ -96,14 +87,15 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _send(self, rest: bytes) -> None:
+    def _send(self, rest: memoryview) -> None:
         end = self.server.ends.pop(0) if self.server.ends else len(rest)
         size, how = end if isinstance(end, tuple) else (end, "cut")
         if self.server.is_chunked:
-            self.wfile.write(b"%x\r\n%b\r\n" % (size, rest[:size]))
-            self.wfile.write(b"0\r\n\r\n" if size == len(rest) else b"")
-        else:
-            self.wfile.write(rest[:size] + self.server.surplus)
+            self.wfile.write(b"%x\r\n" % len(rest))
+        self.wfile.write(rest[:size])
+        if self.server.is_chunked and size == len(rest):
+            self.wfile.write(b"\r\n0\r\n\r\n")
+        self.wfile.write(self.server.surplus)
         if how == "stall":
             self.server.closing.wait()
 
@@ -139,19 +131,15 @@ def test_the_body_streams(site: Site, private: Settings, path: str) -> None:
 
 
 def test_memory_is_constant(site: Site, private: Settings) -> None:
-    site.body = bytes(32_000_000)
-    site.ends = [20_000_000]
+    site.body, site.ends = bytes(32_000_000), [20_000_000]
     tracemalloc.start()
     try:
         with open_https(site.address, private, HASTY) as body:
-            tracemalloc.reset_peak()
-            before = tracemalloc.get_traced_memory()[0]
-            # The server copies what it sends, in this process too: only what is left of it may count.
             seen = sum(len(chunk) for chunk in iter(lambda: body.read(100_000), b""))
-            held = tracemalloc.get_traced_memory()[0] - before
+        peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert seen == 32_000_000 and held < 2_000_000
+    assert seen == 32_000_000 and peak < 3_000_000
 
 
 @pytest.mark.parametrize(("status", "kind"), [
@@ -179,8 +167,8 @@ def test_a_download_that_breaks_off_goes_on(
     assert read(site, private) == BODY
     assert site.asked_from == ["", "bytes=1000-", "bytes=101000-", "bytes=101000-"]
     assert [request["If-Range"] for request in site.asked[1:]] == [named] * 3
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
-    assert "broke off" in caplog.messages[0] and "after 1000 bytes; going on from there" in caplog.messages[0]
+    assert ["broke off" in message for message in caplog.messages] == [True] * 3
+    assert "after 1000 bytes; going on from there" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("version", [{}, {"ETag": 'W/"one"'}, NOW, {"ETag": 'W/"one"', "Last-Modified": OLD},
@@ -195,7 +183,8 @@ def test_without_a_sure_version_nothing_is_joined(site: Site, private: Settings,
 @pytest.mark.parametrize("later", [
     {"version": {"ETag": '"two"'}}, {"version": {"ETag": '"two"'}, "minds_version": False},
     {"version": {}, "minds_version": False}, {"version": {"ETag": 'W/"one"'}, "minds_version": False},
-    {"body": BODY[:-1]}, {"body": BODY[:500]}], ids=str)
+    {"body": BODY[:-1]}, {"body": BODY[:500]}],
+    ids=["other", "other, and blind to If-Range", "no ETag", "weak ETag", "other size", "shorter"])
 def test_two_versions_are_never_mixed(site: Site, private: Settings, later: dict[str, Any]) -> None:
     site.ends, site.later = [1000], later
     with pytest.raises(DataChanged, match="the file changed while it was read"):
@@ -237,16 +226,8 @@ def test_progress_buys_new_tries(site: Site, private: Settings, monkeypatch: pyt
     assert read(site, private, Patience(delays_s=(0, 0, 0), sleep=lambda _: None)) == BODY
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_server_that_sends_more_than_it_announced_is_not_believed(
-    site: Site, private: Settings, chunked: bool,
-) -> None:
-    site.surplus, site.is_chunked = b"!", chunked
-    if chunked:
-        site.body, site.surplus = BODY, b""
-        site.ends = []
-        assert read(site, private) == BODY
-        return
+def test_a_server_that_sends_more_than_it_announced_is_not_believed(site: Site, private: Settings) -> None:
+    site.surplus = b"!"
     with pytest.raises(Transient, match="sends more than it announced"):
         read(site, private)
     assert len(site.asked) == 1
@@ -267,10 +248,12 @@ def test_a_stall_is_noticed_and_got_over(
 
 
 def test_a_server_that_only_drips_is_left(site: Site, private: Settings) -> None:
-    site.ends = [100] * 9
-    clock = count(step=61)
-    with pytest.raises(Interrupted, match="less than 1000 bytes a second"):
-        read(site, private, Patience(delays_s=(0,), clock=lambda: next(clock)))
+    clock, dripping = count(step=1000), threading.Event()
+    patience = Patience(delays_s=(0,), clock=lambda: next(clock) if dripping.is_set() else 0)
+    with open_https(site.address, private, patience) as body:
+        dripping.set()
+        with pytest.raises(Interrupted, match="less than 1000 bytes a second"):
+            body.read()
     assert len(site.asked) == 2
 
 
@@ -294,3 +277,16 @@ def test_headers_come_without_the_file(site: Site, private: Settings) -> None:
     site.statuses = [404]
     with pytest.raises(DataError, match="404"):
         headers_of(site.address, private)
+
+
+@pytest.mark.parametrize(("address", "shown"), [
+    ("https://me:pw@host:8443/a/b.jsonl?sig=abc#x", "https://host:8443/a/b.jsonl"), ("data/d.jsonl", "data/d.jsonl"),
+    ("https://me:pw@[fd00::1]:8443/d", "https://[fd00::1]:8443/d")])
+def test_a_shown_address_has_no_secrets(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
+
+
+def test_an_address_that_cannot_be_read_is_not_shown() -> None:
+    with pytest.raises(DataError, match="not an address") as error:
+        without_secrets("https://me:pw@[bad/d")
+    assert "pw" not in str(error.value)
