@@ -80,7 +80,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class AllowList:
-    """ANNEAL_ALLOWED_HOSTS: what may be read although it is private, on another port, or plain http://."""
+    """ANNEAL_ALLOWED_HOSTS: what may be read although it is private, on another port, or plain http://.
+
+    A host in it is trusted wherever its name leads; a network only where all addresses of a name lie in it.
+    """
 
     hosts: frozenset[tuple[str, int | None]]
     """Without a port: on any."""
