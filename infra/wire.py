@@ -1,9 +1,9 @@
 """One GET or HEAD over HTTP/1.1, on a connection to an address that has been judged (infra/addresses.py).
 
 In:   an Address, the endpoints of its host     Out: an Answer: status, headers, and the body piece by piece
-Its own small client on h11, not httpx, for two things that httpx cannot do: connect to a given endpoint while
-SNI, Host and certificate check keep the name, trying the others if it does not answer; and see bytes that come after
-the announced end. No proxies, no cookies, no content coding asked for. On disk: nothing.
+A small client of its own on h11: it connects to the endpoints it is given, one after the other, while SNI, Host and
+certificate check keep the name; and it sees bytes that follow the announced end, which httpx drops. No proxies, no
+cookies, no content coding asked for. On disk: nothing.
 """
 
 from __future__ import annotations
