@@ -3,9 +3,11 @@
     AnnealError
     |- UserError        the user can mend it; shown as it is (CLI exit 2, HTTP 422); never retried
     |  |- DataError        the training data
+    |  |  |- DataChanged      it changed while it was read
     |  |- BaseModelError   the base model's folder or name
     |  |- GateError        the trained version is not good enough to be deployed
     |- Transient        may pass by itself; retried with backoff
+    |  |- Interrupted      a connection failed; another may go on where it ended
     |  |- Preempted        training stopped after a checkpoint
     |  |- RanksLost        training's processes died; retried for as long as each launch comes further
     |- Broken           our fault or the machine's; shown as one sentence
@@ -57,6 +59,10 @@ class DataError(UserError):
     """The training or validation data cannot be used."""
 
 
+class DataChanged(DataError):
+    """The training data changed while it was read."""
+
+
 class BaseModelError(UserError):
     """The base model cannot be found, read or trained."""
 
@@ -67,6 +73,10 @@ class GateError(UserError):
 
 class Transient(AnnealError):
     """A service, a disk or a process failed in a way that may pass."""
+
+
+class Interrupted(Transient):
+    """A connection failed or was too slow; another one may go on where it ended."""
 
 
 class Preempted(Transient):

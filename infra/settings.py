@@ -40,7 +40,10 @@ class Settings(BaseSettings):
     api_key: str = Field(
         "", description="Bearer key that the predictor, and only it, asks for; needed off the loopback address.")
     allow_private_hosts: bool = Field(
-        False, description="Let https:// data come from private addresses, and over http://.")
+        False, description="Let data come from any private address and any port, and over http://.")
+    allowed_hosts: str = Field(
+        "", description="Hosts that data may come from although they are private, on another port than 443 or "
+        "http://: data.lan, data.lan:8443 or 10.1.0.0/16, separated by commas.")
     max_data_bytes: int = Field(20_000_000_000, description="Largest training file after unpacking, in bytes.", ge=1)
     stall_timeout_s: float = Field(900, description="A training without a new step for this long is stopped.", gt=0)
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -22,9 +23,12 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from infra.errors import AnnealError, Transient, UserError, from_os_error
+from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
 from infra.settings import Settings
+
+BUCKET = re.compile(r"[A-Za-z0-9._-]{0,63}")
+"""What botocore takes for a bucket's name, and not for an access point somewhere else; empty: the server itself."""
 
 
 class Draft:
@@ -152,9 +156,17 @@ class Store:
 
 
 def filesystem(address: str, settings: Settings) -> Any:
-    """The fsspec filesystem of a path or an s3:// address; S3 keys come from the environment."""
+    """The fsspec filesystem of a path or an s3:// address; keys and the one S3 endpoint come from the environment.
+
+    Raises UserError for an address that names another endpoint in place of its bucket (user@host, host:port, an ARN).
+    """
     if not address.startswith("s3://"):
         return fsspec.filesystem("file")
+    bucket = address.removeprefix("s3://").partition("/")[0]
+    if not BUCKET.fullmatch(bucket):
+        raise UserError(f"the bucket's name is {shown(bucket.rpartition('@')[2])}", where="s3:// address",
+                        allowed="letters, digits, dots and hyphens",
+                        fix="The endpoint is set by ANNEAL_S3_ENDPOINT_URL, never in an address.")
     endpoint = settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "")
     return fsspec.filesystem(
         "s3", endpoint_url=endpoint or None, use_listings_cache=False, skip_instance_cache=True,

@@ -99,11 +99,11 @@ def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
     if source.startswith("s3://"):
         with open_remote(source, settings) as remote:
             yield remote
-    elif source.startswith(("https://", "http://")):
+    elif "://" in source:
         with open_https(source, settings) as body:
             yield body
     else:
-        path = Path(source.removeprefix("file://")).expanduser()
+        path = Path(source).expanduser()
         try:
             file = path.open("rb")
         except FileNotFoundError as error:
