@@ -19,8 +19,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
-from deployments.operate import deploy, down, join, status, up
-from deployments.options import Parser, add_input_options, add_merge_options, add_spec_options, spec_from
+from deployments.operate import deploy, down, gc, join, status, up
+from deployments.options import (
+    Parser,
+    add_gc_options,
+    add_input_options,
+    add_merge_options,
+    add_spec_options,
+    spec_from,
+)
 from infra.errors import AnnealError, UserError
 
 if TYPE_CHECKING:
@@ -69,6 +76,7 @@ def parser() -> Parser:
         ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
         ("down", down, "stop what `anneal up` started"),
         ("status", status, "show what runs"),
+        ("gc", gc, "remove from the store what no version needs and is old"),
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         command.set_defaults(run=run)
@@ -88,6 +96,8 @@ def parser() -> Parser:
         if name == "train":
             command.add_argument("--remote", action="store_true",
                                  help="start it on the work pool and watch, instead of running it in this process")
+        if name == "gc":
+            add_gc_options(command)
         if name == "merge":
             add_merge_options(command)
     return root

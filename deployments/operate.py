@@ -1,4 +1,4 @@
-"""Commands that operate what runs for long: up, down, status, deploy, join.
+"""Commands that operate what runs for long: up, down, status, deploy, join, gc.
 
 In:   parsed options              Out: an Answer
 Dies half-way: run the same command again.
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import logging
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
@@ -17,6 +18,8 @@ from infra.errors import UserError
 
 if TYPE_CHECKING:
     from infra.settings import Settings
+
+DAYS_AT_MOST = 36_500
 
 
 def join(options: argparse.Namespace) -> Answer:
@@ -60,6 +63,24 @@ def deploy(options: argparse.Namespace) -> Answer:
              "deployments": ", ".join(done.deployments)}
     return Answer(dataclasses.asdict(done), "\n".join([
         *table(lines), *(f"differs: {difference}" for difference in done.differs)]))
+
+
+def gc(options: argparse.Namespace) -> Answer:
+    """Remove what no version needs and is old, and say what that was."""
+    if not 0 <= options.days <= DAYS_AT_MOST:
+        raise UserError(f"--days is {options.days:g}", allowed=f"0 to {DAYS_AT_MOST}")
+    settings = settings_here()
+    set_environment(settings)
+    from infra.store import Store
+    from tasks.collect import collect
+
+    gone = collect(settings, Store(settings), timedelta(days=options.days), dry_run=options.dry_run)
+    total = sum(one.bytes for one in gone)
+    lines = [f"{one.modified:%Y-%m-%d}  {one.bytes / 2**20:10.1f} MiB  {one.name}" for one in gone]
+    summary = f"{len(gone)} folders, {total / 2**20:.1f} MiB{', still there (--dry-run)' if options.dry_run else ''}"
+    found = [{**dataclasses.asdict(one), "modified": one.modified.isoformat()} for one in gone]
+    data = {"gone": found, "bytes": total, "dry_run": options.dry_run}
+    return Answer(data, "\n".join([*lines, summary]))
 
 
 def down(_: argparse.Namespace) -> Answer:

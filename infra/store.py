@@ -18,6 +18,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -116,11 +117,28 @@ class Store:
                 return []
         return sorted(f"{prefix}/{str(key).rstrip('/').rsplit('/', 1)[-1]}" for key in found)
 
+    def sizes(self, prefix: str) -> dict[str, tuple[int, datetime]]:
+        """Bytes, and the time of the newest file, of each folder directly below `prefix`; finished or not."""
+        found: dict[str, tuple[int, datetime]] = {}
+        with told(self.root):
+            try:
+                files = self._fs.find(self._key(prefix), detail=True)
+            except FileNotFoundError:
+                return {}
+        for key, entry in files.items():
+            name = f"{prefix}/{key.split(f'/{prefix}/', 1)[1].split('/', 1)[0]}"
+            modified = entry.get("LastModified") or datetime.fromtimestamp(entry["mtime"], UTC)
+            size, newest = found.get(name, (0, modified))
+            found[name] = (size + entry["size"], max(newest, modified))
+        return found
+
     def remove(self, name: str) -> None:
         """Take a folder away, its manifest first."""
-        with told(self.root), suppress(FileNotFoundError):
-            self._fs.rm_file(self._key(name, MANIFEST))
-            self._fs.rm(self._key(name), recursive=True)
+        with told(self.root):
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._key(name, MANIFEST))
+            with suppress(FileNotFoundError):
+                self._fs.rm(self._key(name), recursive=True)
 
     @contextmanager
     def draft(self) -> Iterator[Draft]:

@@ -81,11 +81,16 @@ def address_of(dataset: Dataset) -> str:
 
 def stored(store: Store, address: str) -> Dataset:
     """The dataset at an address of the store. Raises DataError if it is not there."""
-    manifest = store.find(address.removeprefix(IN_STORE).rsplit("/", 1)[0])
+    manifest = store.find(folder_at(address))
     if manifest is None:
         raise DataError("it is not in the store", where=address, allowed=f"{IN_STORE}datasets/<hash>/<name>",
                         fix="Give the address that the data came from.")
     return Dataset.of(dict(manifest.record))
+
+
+def folder_at(address: str) -> str:
+    """The folder in the store that an address names."""
+    return address.removeprefix(IN_STORE).rsplit("/", 1)[0]
 
 
 def folder_of(sha256: str) -> str:
