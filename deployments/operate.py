@@ -78,6 +78,8 @@ def gc(options: argparse.Namespace) -> Answer:
     total = sum(one.bytes for one in gone)
     lines = [f"{one.modified:%Y-%m-%d}  {one.bytes / 2**20:10.1f} MiB  {one.name}" for one in gone]
     summary = f"{len(gone)} folders, {total / 2**20:.1f} MiB{', still there (--dry-run)' if options.dry_run else ''}"
+    if not gone:
+        summary = f"Nothing that no version needs is older than {options.days:g} days."
     found = [{**dataclasses.asdict(one), "modified": one.modified.isoformat()} for one in gone]
     data = {"gone": found, "bytes": total, "dry_run": options.dry_run}
     return Answer(data, "\n".join([*lines, summary]))
