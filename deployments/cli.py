@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
-from deployments.operate import deploy, down, join, status, up, watch
+from deployments.operate import deploy, down, gc, join, status, up, watch
 from deployments.options import (
     Parser,
+    add_gc_options,
     add_input_options,
     add_merge_options,
     add_spec_options,
@@ -77,6 +78,7 @@ def parser() -> Parser:
         ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
         ("down", down, "stop what `anneal up` started"),
         ("status", status, "show what runs"),
+        ("gc", gc, "remove from the store what no version needs and is old"),
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         command.set_defaults(run=run)
@@ -92,9 +94,14 @@ def parser() -> Parser:
         if name == "deploy":
             command.add_argument("--pool", choices=("process", "docker", "kubernetes"), default="process",
                                  help="kind of work pool that runs the deployments (default: process)")
+            command.add_argument("--cpu-pool", action="store_true",
+                                 help="also a pool for machines without GPUs, and finetune/cpu, which hands over to "
+                                      "finetune/gpu when the data is packed")
         if name == "train":
             command.add_argument("--remote", action="store_true",
                                  help="start it on the work pool and watch, instead of running it in this process")
+        if name == "gc":
+            add_gc_options(command)
         if name == "merge":
             add_merge_options(command)
     return root

@@ -34,10 +34,16 @@ class Schedule(_Strict):
 class WorkPool(_Strict):
     """Where the deployment's runs go."""
 
-    name: str
+    name: Literal["gpu-pool", "cpu-pool"]
+    """As pools of processes are called; deployments/pools.py knows the other kinds' names."""
     work_queue_name: str
     job_variables: dict[str, Any] = Field(default_factory=dict)
     """Taken over where the pool's template has them."""
+
+    @property
+    def role(self) -> Literal["gpu", "cpu"]:
+        """What the pool has that the runs need."""
+        return "gpu" if self.name == "gpu-pool" else "cpu"
 
 
 class Concurrency(_Strict):
@@ -70,6 +76,7 @@ class Declared(_Strict):
     description: str
     entrypoint: str
     tags: list[str]
+    parameters: dict[str, Any] = Field(default_factory=dict)
     work_pool: WorkPool
     concurrency_limit: Concurrency | None = None
     schedules: list[Schedule] = Field(default_factory=list)

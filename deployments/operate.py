@@ -1,4 +1,4 @@
-"""Commands that operate what runs for long: up, down, status, deploy, watch, join.
+"""Commands that operate what runs for long: up, down, status, deploy, watch, join, gc.
 
 In:   parsed options              Out: an Answer
 Dies half-way: run the same command again.
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import logging
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
@@ -18,6 +19,8 @@ from infra.errors import AnnealError, UserError
 
 if TYPE_CHECKING:
     from infra.settings import Settings
+
+DAYS_AT_MOST = 36_500
 
 
 def join(options: argparse.Namespace) -> Answer:
@@ -56,8 +59,9 @@ def deploy(options: argparse.Namespace) -> Answer:
     set_environment(settings)
     from deployments import pipelines
 
-    done = pipelines.deploy(settings, options.pool)
-    lines = {"pool": done.pool, "GPU slots": done.limit or "none", "deployments": ", ".join(done.deployments)}
+    done = pipelines.deploy(settings, options.pool, cpu_pool=options.cpu_pool)
+    lines = {"pools": ", ".join(done.pools), "GPU slots": done.limit or "none",
+             "deployments": ", ".join(done.deployments)}
     return Answer(dataclasses.asdict(done), "\n".join([
         *table(lines), *(f"differs: {difference}" for difference in done.differs)]))
 
@@ -91,6 +95,26 @@ def watch(options: argparse.Namespace) -> Answer:
     lines = {"schedule": f"{slug} of {watching.DEPLOYMENT}, {done}", "looks": options.cron or f"every {every}",
              "data": f"{', '.join(sources_of(spec))} ({now})", "trains": spec.destination}
     return Answer({"schedule": slug, "done": done, "data": now}, "\n".join(table(lines)))
+
+
+def gc(options: argparse.Namespace) -> Answer:
+    """Remove what no version needs and is old, and say what that was."""
+    if not 0 <= options.days <= DAYS_AT_MOST:
+        raise UserError(f"--days is {options.days:g}", allowed=f"0 to {DAYS_AT_MOST}")
+    settings = settings_here()
+    set_environment(settings)
+    from infra.store import Store
+    from tasks.collect import collect
+
+    gone = collect(settings, Store(settings), timedelta(days=options.days), dry_run=options.dry_run)
+    total = sum(one.bytes for one in gone)
+    lines = [f"{one.modified:%Y-%m-%d}  {one.bytes / 2**20:10.1f} MiB  {one.name}" for one in gone]
+    summary = f"{len(gone)} folders, {total / 2**20:.1f} MiB{', still there (--dry-run)' if options.dry_run else ''}"
+    if not gone:
+        summary = f"Nothing that no version needs is older than {options.days:g} days."
+    found = [{**dataclasses.asdict(one), "modified": one.modified.isoformat()} for one in gone]
+    data = {"gone": found, "bytes": total, "dry_run": options.dry_run}
+    return Answer(data, "\n".join([*lines, summary]))
 
 
 def down(_: argparse.Namespace) -> Answer:

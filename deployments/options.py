@@ -92,6 +92,12 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
                         help="base model, where this machine does not know it from a training")
 
 
+def add_gc_options(parser: argparse.ArgumentParser) -> None:
+    """How old, and whether only to look."""
+    parser.add_argument("--days", type=float, default=30, metavar="X", help="what is younger stays (default: 30)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+
 def spec_from(options: argparse.Namespace) -> TrainingSpec:
     """The spec that the options ask for. Raises UserError, naming the field, for a wrong value."""
     names = {field.name for field in dataclasses.fields(TrainingSpec)}

@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
 from deployments.declared import Declared, declared
-from deployments.pools import CODE, NAMES, Kind, ensure_pool, template_of
+from deployments.pools import CODE, Kind, Pool, ensure_pool
 from infra.errors import UserError
 from infra.settings import Settings
 from tasks import slots
@@ -37,7 +37,7 @@ STEP = "prefect.deployments.steps.set_working_directory"
 class Deployed:
     """What `anneal deploy` left in Prefect."""
 
-    pool: str
+    pools: list[str]
     limit: str
     """Name of this machine's concurrency limit; empty for none."""
     deployments: dict[str, str] = field(default_factory=dict)
@@ -46,28 +46,36 @@ class Deployed:
     """What Prefect holds otherwise than prefect.yaml says, a sentence each."""
 
 
-def deploy(settings: Settings, kind: Kind = "process") -> Deployed:
-    """Create or update everything, then read it back. Raises UserError without a server."""
+def deploy(settings: Settings, kind: Kind = "process", *, cpu_pool: bool = False) -> Deployed:
+    """Create or update everything, then read it back; what runs on the CPU pool only if that is wanted.
+
+    Raises UserError without a server.
+    """
     if not settings.prefect_api:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
-    done = Deployed(pool=NAMES[kind], limit=slots.limit_of(settings) if kind == "process" else "")
+    pools = [Pool("gpu", kind), *([Pool("cpu", kind)] if cpu_pool else [])]
+    done = Deployed(pools=[pool.name for pool in pools], limit=slots.limit_of(settings) if kind == "process" else "")
     with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
-        done.differs += ensure_pool(client, kind)
+        for pool in pools:
+            done.differs += ensure_pool(client, pool)
         if done.limit:
             slots.make(done.limit)
         for one in declared():
-            stored = ensure_deployment(client, one, kind)
+            pool = Pool(one.work_pool.role, kind)
+            if pool not in pools:
+                continue
+            stored = ensure_deployment(client, one, pool)
             done.deployments[one.full_name] = str(stored.id)
             done.differs += [f"deployment {one.full_name}: {difference}" for difference in (
-                *differences(stored, wanted(one, kind)), *ensure_schedules(client, stored, one),
+                *differences(stored, wanted(one, pool)), *ensure_schedules(client, stored, one),
                 *ensure_triggers(client, stored, one))]
     return done
 
 
-def ensure_deployment(client: SyncPrefectClient, one: Declared, kind: Kind) -> DeploymentResponse:
+def ensure_deployment(client: SyncPrefectClient, one: Declared, pool: Pool) -> DeploymentResponse:
     """Create or update a deployment, and read it back."""
     flow = flow_of(one.entrypoint)
-    values = wanted(one, kind)
+    values = wanted(one, pool)
     try:
         known = client.read_deployment_by_name(one.full_name)
     except ObjectNotFound:
@@ -77,17 +85,18 @@ def ensure_deployment(client: SyncPrefectClient, one: Declared, kind: Kind) -> D
     return client.read_deployment_by_name(one.full_name)
 
 
-def wanted(one: Declared, kind: Kind) -> dict[str, Any]:
+def wanted(one: Declared, pool: Pool) -> dict[str, Any]:
     """A deployment in the words of Prefect's API."""
     limit = one.concurrency_limit
     options = limit and ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit.collision_strategy))
     return {
         "description": one.description, "entrypoint": one.entrypoint, "tags": one.tags,
-        "work_pool_name": NAMES[kind], "work_queue_name": one.work_pool.work_queue_name,
+        "work_pool_name": pool.name, "work_queue_name": one.work_pool.work_queue_name,
         "job_variables": {name: value for name, value in one.work_pool.job_variables.items()
-                          if name in template_of(kind)["variables"]["properties"]},
-        "enforce_parameter_schema": True, "pull_steps": [{STEP: {"directory": CODE[kind]}}],
+                          if name in pool.template["variables"]["properties"]},
+        "enforce_parameter_schema": True, "pull_steps": [{STEP: {"directory": CODE[pool.kind]}}],
         "parameter_openapi_schema": parameter_schema(flow_of(one.entrypoint)).model_dump_for_openapi(),
+        **({"parameters": one.parameters} if one.parameters else {}),
         **({"concurrency_limit": limit.limit, "concurrency_options": options} if limit else {})}
 
 

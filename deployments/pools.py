@@ -1,14 +1,16 @@
 """Work pools, their queues and base job templates.
 
-In:   a kind of pool       Out: the pool in Prefect, with three queues: control before trainings before background
+In:   a kind of pool       Out: the pool in Prefect, with its queues: control before all, background behind all
 A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
 ours holds only what trainings need: GPUs, shared memory; on Kubernetes also a grace period for the checkpoint and
-secrets by reference. Dies half-way: run it again. Limits and defaults of job variables that were set in the UI stay.
+secrets by reference. For a pool without GPUs <kind>-cpu.json is merged on top. Dies half-way: run it again. Limits and
+defaults of job variables that were set in the UI stay.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
@@ -17,33 +19,59 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 
 from infra.launch import ROOT
-from infra.services import POOL
 
 Kind = Literal["process", "docker", "kubernetes"]
+Role = Literal["gpu", "cpu"]
 
-NAMES: dict[Kind, str] = {"process": POOL, "docker": "gpu-docker", "kubernetes": "gpu-kubernetes"}
 CODE: dict[Kind, str] = {"process": str(ROOT), "docker": "/opt/anneal", "kubernetes": "/opt/anneal"}
 """Where the code lies for the kind's runs: here, or in the image (infra/docker/trainer.Dockerfile)."""
-QUEUES = {"control": 1, "trainings": 2, "background": 3}
-"""Priorities; 1 is served first."""
-ABOUT: dict[Kind, str] = {
-    "process": "Trainings on this machine's GPUs (or its CPU).",
-    "docker": "Trainings in containers with NVIDIA GPUs.",
-    "kubernetes": "Trainings as Kubernetes jobs with NVIDIA GPUs.",
+QUEUES = {"control": 1, "nodes": 2, "trainings": 3, "background": 4}
+"""Priorities; 1 is served first. The worker of a machine that leads trainings leaves `nodes` to other machines'."""
+ABOUT: dict[tuple[Role, Kind], str] = {
+    ("gpu", "process"): "Trainings on this machine's GPUs (or its CPU).",
+    ("gpu", "docker"): "Trainings in containers with NVIDIA GPUs.",
+    ("gpu", "kubernetes"): "Trainings as Kubernetes jobs with NVIDIA GPUs.",
+    ("cpu", "process"): "Data made ready on machines without GPUs.",
+    ("cpu", "docker"): "Data made ready in containers without GPUs.",
+    ("cpu", "kubernetes"): "Data made ready in Kubernetes jobs without GPUs.",
 }
 DEFAULTS = ("prefect.server.api.collections_data.views", "aggregate-worker-metadata.json")
 PACKAGES: dict[Kind, str] = {"process": "prefect", "docker": "prefect-docker", "kubernetes": "prefect-kubernetes"}
 
 
-def ensure_pool(client: SyncPrefectClient, kind: Kind) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A work pool: what it is for, and who runs it."""
+
+    role: Role
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """Its name in Prefect; infra/services.py starts the worker of gpu-pool."""
+        return f"{self.role}-{'pool' if self.kind == 'process' else self.kind}"
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """Its base job template."""
+        package, file = DEFAULTS
+        known = json.loads(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
+        merged = known[PACKAGES[self.kind]][self.kind]["default_base_job_configuration"]
+        for name in (self.kind, f"{self.kind}-cpu") if self.role == "cpu" else (self.kind,):
+            patch = ROOT / "infra" / "workpools" / f"{name}.json"
+            merged = merge(merged, json.loads(patch.read_text(encoding="utf-8")) if patch.exists() else {})
+        return dict(merged)
+
+
+def ensure_pool(client: SyncPrefectClient, pool: Pool) -> list[str]:
     """Create or update the pool and its queues; returns what Prefect holds otherwise than it was told."""
-    name, template = NAMES[kind], template_of(kind)
+    name, template, kind = pool.name, pool.template, pool.kind
     differs = []
     try:
         known = client.read_work_pool(name)
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(
-            name=name, type=kind, base_job_template=template, description=ABOUT[kind]))
+            name=name, type=kind, base_job_template=template, description=ABOUT[pool.role, kind]))
     else:
         differs = keep_defaults(template, known.base_job_template, name)
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
@@ -72,15 +100,6 @@ def keep_defaults(template: dict[str, Any], stored: dict[str, Any], pool: str) -
             differs.append(f"pool {pool}: {name} is {found['default']!r} (kept)")
             variable["default"] = found["default"]
     return differs
-
-
-def template_of(kind: Kind) -> dict[str, Any]:
-    """The base job template of a kind of pool."""
-    package, file = DEFAULTS
-    known = json.loads(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
-    patch = json.loads((ROOT / "infra" / "workpools" / f"{kind}.json").read_text(encoding="utf-8"))
-    merged: dict[str, Any] = merge(known[PACKAGES[kind]][kind]["default_base_job_configuration"], patch)
-    return merged
 
 
 def merge(value: Any, patch: Any) -> Any:

@@ -26,14 +26,14 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, Log
 from prefect.client.schemas.sorting import LogSort
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import PrefectException
 
 from deployments.console import Answer, links_of, table
 from flows.parameters import Parameters
-from infra.errors import Broken, Transient, UserError
+from infra.errors import Broken, UserError
 from infra.settings import Settings
 from infra.spec import TrainingSpec
+from tasks.runs import page_of, start_run
 from tasks.shards import MAGIC
 
 DEPLOYMENT = "finetune/gpu"
@@ -54,15 +54,8 @@ def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
     if not settings.prefect_api:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
     parameters = Parameters(**dataclasses.asdict(from_anywhere(spec))).model_dump(mode="json")
-    try:
-        started = run_deployment(DEPLOYMENT, parameters={"training": parameters}, timeout=0, as_subflow=False)
-    except ObjectNotFound as error:
-        raise UserError(f"there is no deployment {DEPLOYMENT}", where=settings.prefect_api,
-                        fix="Run `anneal deploy` once.") from error
-    except (httpx.HTTPError, PrefectException) as error:
-        raise Transient(f"Prefect does not start it ({error})", where=settings.prefect_api) from error
-    assert isinstance(started, FlowRun)
-    page = f"{settings.prefect_api.removesuffix('/api')}/runs/flow-run/{started.id}"
+    started = start_run(DEPLOYMENT, {"training": parameters})
+    page = page_of(started)
     print(f"Started {started.name}: {page}\nCtrl-C ends the watching, not the run.", file=sys.stderr)
     with get_client(sync_client=True) as client:
         run = watch(client, started.id)

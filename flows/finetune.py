@@ -10,7 +10,11 @@ Run alone:
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows.parameters import Parameters
 from infra.records import Split, Version
@@ -23,37 +27,45 @@ from tasks.base import base_task, find_base
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task
 from tasks.forecast import Forecast, forecast
-from tasks.ingest import ingest, ingest_task
+from tasks.hand_over import hand_over
+from tasks.ingest import address_of, ingest, ingest_task
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
 from tasks.train import train_task
 from tasks.validate import validate, validate_task
 
+HandOverTo = Annotated[str, Field(
+    title="hand_over_to",
+    description="Deployment that goes on after `pack`, such as finetune/gpu for a run on a machine without GPUs; "
+                "empty: this run does everything.")]
+
 
 @flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
-def finetune(training: Parameters) -> Version:
+def finetune(training: Parameters, hand_over_to: HandOverTo = "") -> Version:
     """Ingest, validate, pack, train, evaluate, register, deploy."""
     settings = Settings()
     with attempt(settings, Store(settings)):
-        spec = training.spec()
-        return pipeline(settings, spec, data_of(spec))
+        return pipeline(settings, *data_of(training.spec()), hand_over_to)
     return cancelled()
 
 
-def data_of(spec: TrainingSpec) -> Split:
-    """The first two steps."""
+def data_of(spec: TrainingSpec) -> tuple[TrainingSpec, Split]:
+    """The first two steps. The spec then names the data in the store, where any machine finds it."""
     data = ingest_task(spec.train_data, subject="training data")
     held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
-    return validate_task(data, held_out, spec.num_validation_samples, subject=spec.destination)
+    split = validate_task(data, held_out, spec.num_validation_samples, subject=spec.destination)
+    return replace(spec, train_data=address_of(data), validation_data=address_of(held_out) if held_out else ""), split
 
 
-def pipeline(settings: Settings, spec: TrainingSpec, split: Split) -> Version:
-    """The other five."""
+def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to: str = "") -> Version:
+    """The other five; or only `pack`, and another deployment's run does them all, these three at once."""
     name = spec.destination
     base = base_task(spec.base_model, subject=name)
     report.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
     packed = pack_task(split, base, spec, subject=name)
     report.show("data", report.data_report(split, packed))
+    if hand_over_to:
+        return hand_over(hand_over_to, spec)
 
     expected = forecast(settings, spec, packed, base)
     report.show("forecast", report.forecast_report(expected))

@@ -8,7 +8,7 @@ Run alone: python -m flows.reconcile
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect import flow, runtime
@@ -19,11 +19,14 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks.notify import notify
 from tasks.recover import RECOVERED, Recovered, forget, recover
+from tasks.tidy import tidy
 
 KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""
+TIDY_MINUTE = 17
+"""Of each hour: there may be thousands of notes."""
 OFTEN = ("reconcile", "watch")
-WATCHED = (*RECOVERED, *OFTEN)
+WATCHED = (*RECOVERED, *OFTEN, "join")
 
 
 @flow(name="reconcile", flow_run_name="reconcile", persist_result=False)
@@ -38,6 +41,8 @@ def reconcile() -> None:
                 log.warning("%s: %s", what, name)
         for often in OFTEN:
             forget(client, often, KEPT)
+        if datetime.now(UTC).minute == TIDY_MINUTE:
+            log.info("notes of runs removed: %d", tidy(client, store))
         for told in notify(settings, client, store):
             log.info("webhook: %s", told)
 

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows.finetune import data_of, pipeline
+from flows.finetune import HandOverTo, data_of, pipeline
 from flows.parameters import Parameters
 from infra.records import Version
 from infra.settings import Settings
@@ -34,12 +34,12 @@ from tasks.registry import Registry
 
 
 @flow(name="retrain", flow_run_name="retrain {training.destination}", persist_result=False)
-def retrain(training: Parameters) -> Version | State[Any]:
+def retrain(training: Parameters, hand_over_to: HandOverTo = "") -> Version | State[Any]:
     """Train again if the data changed since the destination's newest version."""
-    settings, spec = Settings(), training.spec()
+    settings = Settings()
     store = Store(settings)
     with attempt(settings, store):
-        split = data_of(spec)
+        spec, split = data_of(training.spec())
         newest = Registry(settings).newest(spec.destination)
         news = shard_news(store, split, newest)
         if newest is not None and newest.data_digest == split.digest and newest.is_settled:
@@ -50,5 +50,5 @@ def retrain(training: Parameters) -> Version | State[Any]:
         if news:
             report.show("news", f"## New data: {news}\n\n{split.train_rows} training rows in all.")
             get_run_logger().info("%s, %d training rows in all", news, split.train_rows)
-        return pipeline(settings, spec, split)
+        return pipeline(settings, spec, split, hand_over_to)
     return cancelled()

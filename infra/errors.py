@@ -7,6 +7,7 @@
     |  |- BaseModelError   the base model's folder or name
     |  |- GateError        the trained version is not good enough to be deployed
     |- Transient        may pass by itself; retried with backoff
+    |  |- Interrupted      a connection failed; another may go on where it ended
     |  |- Preempted        training stopped after a checkpoint
     |  |- RanksLost        training's processes died; retried for as long as each launch comes further
     |- Broken           our fault or the machine's; shown as one sentence
@@ -72,6 +73,10 @@ class GateError(UserError):
 
 class Transient(AnnealError):
     """A service, a disk or a process failed in a way that may pass."""
+
+
+class Interrupted(Transient):
+    """A connection failed or was too slow; another one may go on where it ended."""
 
 
 class Preempted(Transient):

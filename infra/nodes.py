@@ -1,6 +1,7 @@
 """The machines of one training: the first one leads, the others join it.
 
-In:   a shared ANNEAL_HOME, ANNEAL_NODES and ANNEAL_RENDEZVOUS on the first node, `anneal join` on the others
+In:   a shared ANNEAL_HOME, ANNEAL_NODES and ANNEAL_RENDEZVOUS on the first node; on the others `anneal join`, or runs
+      of the deployment ANNEAL_NODE_DEPLOYMENT, which the first node starts (tasks/companions.py)
 On disk:   <home>/launches/<id>.json    one start of ranks: what to run, and a beat while the first node runs it
            <home>/launches/<id>.node1   that node has seen it and starts its ranks
            <home>/launches/<id>.ended1  its ranks have ended with an exit code, and not well
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -117,7 +119,8 @@ class Lead:
                 raise Transient(
                     f"node {', '.join(map(str, missing))} of {self.launch.nodes} has not joined within "
                     f"{timeout_s:.0f} s", where="training",
-                    fix="Run `anneal join <number>` there, with the same ANNEAL_HOME on a shared file system.")
+                    fix="Run `anneal join <number>` there, or workers for the queue `nodes`, with the same ANNEAL_HOME "
+                        "on a shared file system.")
             self.beat()
             on_poll()
             time.sleep(POLL_S)
@@ -156,10 +159,7 @@ def interface_to(launch: Launch, environment: Mapping[str, str]) -> dict[str, st
         return {}
     host, port = _split(launch.rendezvous)
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)  # nothing is sent: the kernel only picks the way
-            own = ipaddress.ip_address(probe.getsockname()[0])
+        family, own = own_address(host, port)
     except OSError as error:
         raise Transient(f"the first node cannot be found ({error})", where=f"ANNEAL_RENDEZVOUS {launch.rendezvous}",
                         fix="Check the address, and that this node is on the same network.") from error
@@ -171,6 +171,33 @@ def interface_to(launch: Launch, environment: Mapping[str, str]) -> dict[str, st
             if entry.family == family and ipaddress.ip_address(entry.address.split("%")[0]) == own:
                 return dict(zip(INTERFACES, (name, f"={name}"), strict=True))  # NCCL would take it for a prefix
     return {}
+
+
+def own_rendezvous(server: str) -> str:
+    """Where this machine can wait for others that know the same server: its own address on the way there, a free port.
+
+    Raises UserError where that is a loopback address, and Transient for a server that cannot be found.
+    """
+    parts = urlsplit(server)
+    fix = "Set ANNEAL_RENDEZVOUS to an address that the other nodes can reach and a free port: 10.0.0.1:29500."
+    try:
+        family, own = own_address(parts.hostname or "localhost", parts.port or 443)
+    except OSError as error:
+        raise Transient(f"the Prefect server cannot be found ({error})", where=server, fix=fix) from error
+    if own.is_loopback:
+        raise UserError(f"this machine calls itself {own}", where="the way to the Prefect server", fix=fix)
+    with socket.socket(family) as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    return f"[{own}]:{port}" if own.version == 6 else f"{own}:{port}"
+
+
+def own_address(host: str, port: int) -> tuple[socket.AddressFamily, ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """This machine's address on the way to a host. Raises OSError."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)  # nothing is sent: the kernel only picks the way
+        return family, ipaddress.ip_address(probe.getsockname()[0])
 
 
 def _split(rendezvous: str) -> tuple[str, int]:

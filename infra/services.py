@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from infra.settings import Settings
 
 POOL = "gpu-pool"
+QUEUES = ("control", "trainings", "background")
+"""All but `nodes`: what leads a training cannot also be its second machine."""
 MARK = "ANNEAL_STACK"  # stands in the environment of every process of a stack, with the stack's home
 WORKER_QUERY_S = 3
 CLIENT_RETRIES = 8  # a run that ends inside an 83 s outage of the server is still recorded; 5 was too few
@@ -58,7 +60,8 @@ def worker(settings: Settings, prefect_api: str) -> Plan:
     return Plan(
         name="worker",
         command=(sys.executable, "-m", "prefect", "--no-prompt", "worker", "start",
-                 "--pool", POOL, "--type", "process", "--name", "anneal"),
+                 "--pool", POOL, *(f"--work-queue={queue}" for queue in QUEUES), "--type", "process",
+                 "--name", "anneal"),
         env={**_common(settings), **for_runs(settings), "PREFECT_API_URL": prefect_api,
              "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_QUERY_S),
              "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false"},

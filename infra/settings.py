@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UserError, shown
-from infra.nodes import Nodes
+from infra.nodes import Nodes, own_rendezvous
 
 
 class Settings(BaseSettings):
@@ -40,7 +40,10 @@ class Settings(BaseSettings):
     api_key: str = Field(
         "", description="Bearer key that the predictor, and only it, asks for; needed off the loopback address.")
     allow_private_hosts: bool = Field(
-        False, description="Let https:// data come from private addresses, and over http://.")
+        False, description="Let data come from any private address and any port, and over http://.")
+    allowed_hosts: str = Field(
+        "", description="Hosts that data may come from although they are private, on another port than 443 or "
+        "http://: data.lan, data.lan:8443 or 10.1.0.0/16, separated by commas.")
     max_data_bytes: int = Field(20_000_000_000, description="Largest training file after unpacking, in bytes.", ge=1)
     stall_timeout_s: float = Field(900, description="A training without a new step for this long is stopped.", gt=0)
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
@@ -52,8 +55,12 @@ class Settings(BaseSettings):
     webhook_secret: str = Field(
         "", description="Secret of these signatures (Standard Webhooks): whsec_ and the base64 of 24 to 64 bytes.")
     nodes: int = Field(
-        1, description="Machines that train together: this one, and those that run `anneal join`.", ge=1)
-    rendezvous: str = Field("", description="host:port of this machine, at which it waits for the others' ranks.")
+        1, description="Machines that train together: this one, and those that join it.", ge=1)
+    node_deployment: str = Field(
+        "", description="Deployment whose runs are the other machines, join/machine; empty: `anneal join` runs there.")
+    rendezvous: str = Field(
+        "", description="host:port of this machine, at which it waits for the others' ranks; empty, with "
+                        "ANNEAL_NODE_DEPLOYMENT: its address on the way to the Prefect server, and a free port.")
     join_timeout_s: float = Field(600, description="Time that the other machines have to join a training.", gt=0)
     threads: int = Field(0, description="CPU threads of each process; 0: the cores shared out evenly.", ge=0)
 
@@ -99,7 +106,8 @@ class Settings(BaseSettings):
     @property
     def machines(self) -> Nodes:
         """The machines that train together. Raises UserError."""
-        return Nodes(self.nodes, self.rendezvous)
+        found = self.nodes > 1 and self.node_deployment and not self.rendezvous
+        return Nodes(self.nodes, own_rendezvous(self.prefect_api) if found else self.rendezvous)
 
     def threads_for(self, processes: int) -> int:
         """CPU threads for each of `processes`; two threads on one busy core are far slower than one."""

@@ -12,19 +12,24 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
-from infra.errors import AnnealError, Transient, UserError, from_os_error
+from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
 from infra.settings import Settings
+
+BUCKET = re.compile(r"[A-Za-z0-9._-]{0,63}")
+"""What botocore takes for a bucket's name, and not for an access point somewhere else; empty: the server itself."""
 
 
 class Draft:
@@ -98,6 +103,11 @@ class Store:
                 return None
         return found.decode()
 
+    def discard(self, name: str) -> None:
+        """Take one small file away, if it is there."""
+        with told(self.root), suppress(FileNotFoundError):
+            self._fs.rm_file(self._key(name))
+
     def names(self, prefix: str) -> list[str]:
         """Names directly below `prefix`, sorted; finished or not."""
         with told(self.root):
@@ -107,11 +117,28 @@ class Store:
                 return []
         return sorted(f"{prefix}/{str(key).rstrip('/').rsplit('/', 1)[-1]}" for key in found)
 
+    def sizes(self, prefix: str) -> dict[str, tuple[int, datetime]]:
+        """Bytes, and the time of the newest file, of each folder directly below `prefix`; finished or not."""
+        found: dict[str, tuple[int, datetime]] = {}
+        with told(self.root):
+            try:
+                files = self._fs.find(self._key(prefix), detail=True)
+            except FileNotFoundError:
+                return {}
+        for key, entry in files.items():
+            name = f"{prefix}/{key.split(f'/{prefix}/', 1)[1].split('/', 1)[0]}"
+            modified = entry.get("LastModified") or datetime.fromtimestamp(entry["mtime"], UTC)
+            size, newest = found.get(name, (0, modified))
+            found[name] = (size + entry["size"], max(newest, modified))
+        return found
+
     def remove(self, name: str) -> None:
         """Take a folder away, its manifest first."""
-        with told(self.root), suppress(FileNotFoundError):
-            self._fs.rm_file(self._key(name, MANIFEST))
-            self._fs.rm(self._key(name), recursive=True)
+        with told(self.root):
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._key(name, MANIFEST))
+            with suppress(FileNotFoundError):
+                self._fs.rm(self._key(name), recursive=True)
 
     @contextmanager
     def draft(self) -> Iterator[Draft]:
@@ -147,9 +174,17 @@ class Store:
 
 
 def filesystem(address: str, settings: Settings) -> Any:
-    """The fsspec filesystem of a path or an s3:// address; S3 keys come from the environment."""
+    """The fsspec filesystem of a path or an s3:// address; keys and the one S3 endpoint come from the environment.
+
+    Raises UserError for an address that names another endpoint in place of its bucket (user@host, host:port, an ARN).
+    """
     if not address.startswith("s3://"):
         return fsspec.filesystem("file")
+    bucket = address.removeprefix("s3://").partition("/")[0]
+    if not BUCKET.fullmatch(bucket):
+        raise UserError(f"the bucket's name is {shown(bucket.rpartition('@')[2])}", where="s3:// address",
+                        allowed="letters, digits, dots and hyphens",
+                        fix="The endpoint is set by ANNEAL_S3_ENDPOINT_URL, never in an address.")
     endpoint = settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "")
     return fsspec.filesystem(
         "s3", endpoint_url=endpoint or None, use_listings_cache=False, skip_instance_cache=True,

@@ -37,9 +37,11 @@ from infra.errors import AnnealError, UserError
 from infra.settings import Settings
 from infra.store import Store
 from tasks.only_one import only_one
+from tasks.run_log import show_in_runs
 
 Standing = Literal["ours", "taken", "cancelled"]
 
+RUNS = "runs"
 POLL_S = 5.0
 ALIVE_S = 30.0
 ALIVE = "anneal.run.alive"
@@ -89,7 +91,7 @@ def read_attempts(store: Store, run: UUID) -> dict[str, str]:
 
 def name_of(run: UUID) -> str:
     """Where the attempts at a run stand in the store."""
-    return f"runs/{run}.json"
+    return f"{RUNS}/{run}.json"
 
 
 def cancelled() -> Any:
@@ -103,6 +105,7 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
 
     Raises UserError when somebody gave the run of a plain call another state.
     """
+    show_in_runs()
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not PREFECT_API_URL.value():
         yield

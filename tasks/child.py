@@ -3,7 +3,7 @@
 In:   a job (tasks/distributed/job.py), the module that does it, the number of ranks
 Out:  the child's result; raises what the child left in error.json, or what its death means
 The child's output goes to log.txt, never to our own stdout: a child that holds the flow's stdout
-delays the detection of the flow's death by minutes.
+delays the detection of the flow's death by minutes. The run's log shows it from there (tasks/rank_lines.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.launch import run_group, tail
-from infra.nodes import Lead, NodeEnded, Nodes, interface_to, new_launch
+from infra.nodes import Launch, Lead, NodeEnded, Nodes, interface_to, new_launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
 from tasks.gpus import environment, gpus
+from tasks.rank_lines import RankLines
 
 LOG = "log.txt"
 TRAIN = "tasks.distributed.train"
@@ -40,9 +41,11 @@ CONTRACT_FILES = (JOB, ROOM, EVENTS, RESULT, ERROR, LOG)
 
 def run_child(
     settings: Settings, job: Job, module: str, *, ranks: int | None = None, on_poll: Callable[[], None] | None = None,
-    nodes: Nodes = ALONE,
+    nodes: Nodes = ALONE, call: Callable[[Launch], None] | None = None,
 ) -> dict[str, Any]:
     """Run `python -m module`, or with `ranks` the same under torchrun, on all `nodes`; returns result.json.
+
+    `call` is told of the launch, to bring the other nodes.
 
     Raises:
         AnnealError: as the child said, or Transient with the log's end if it said nothing.
@@ -54,13 +57,16 @@ def run_child(
     launch = new_launch(nodes, ranks or 1, path)
     command = ["-m", module, str(path)] if ranks is None else launch.torchrun(0, module)
     environment = rank_environment(settings, ranks or 1) | interface_to(launch, os.environ)
-    with Lead(settings.home_path, launch) as lead:
+    with Lead(settings.home_path, launch) as lead, RankLines(path.parent) as lines:
 
         def poll() -> None:
             lead.beat()
             look()
+            lines.look()
 
         try:
+            if call is not None:
+                call(lead.launch)
             lead.wait_for_all(settings.join_timeout_s, look)
             code = run_group(
                 [sys.executable, *command], log=log, env=environment, on_poll=poll,

@@ -1,6 +1,7 @@
 """Bring the training data into the store, unchanged but for unpacking and joining.
 
 In:   a path, https:// or s3:// address of a file, a folder or a pattern (tasks/shards.py), plain, gzip or zstandard
+      or store://datasets/<hash>/<name>, which is there already
 Out:  datasets/<hash>/data.jsonl; shards.json beside it if it was joined of several files
 The bytes are hashed while they stream; files that are plainly not JSONL are refused by their first bytes. One file
 stays as it is. Of several, in the order of their names, each loses its byte-order mark and is followed by a line
@@ -32,6 +33,8 @@ from tasks.shards import Found, Shard, find_shards, readable
 from tasks.unpack import unpacked
 
 FILE = "data.jsonl"
+IN_STORE = "store://"
+"""Begins the address of data that was brought in before: by a run that hands over to another one."""
 LINE_BREAK = b"\n"
 
 
@@ -42,12 +45,33 @@ def ingest(settings: Settings, store: Store, source: str, teller: Teller | None 
         DataError: it does not exist, is empty, too large, damaged, plainly not JSONL, or changed twice.
         Transient: the server or the store does not answer.
     """
+    if source.startswith(IN_STORE):
+        return stored(store, source)
     teller = teller or Teller()
     try:
         return _brought(settings, store, source, teller)
     except DataChanged as error:
         teller.say(f"Read once more from the start: {error}")
         return _brought(settings, store, source, teller)
+
+
+def address_of(dataset: Dataset) -> str:
+    """Where a dataset lies in the store, for a run on another machine; its last part is the name of the data."""
+    return f"{IN_STORE}{dataset.folder}/{dataset.source.rstrip('/').rsplit('/', 1)[-1]}"
+
+
+def stored(store: Store, address: str) -> Dataset:
+    """The dataset at an address of the store. Raises DataError if it is not there."""
+    manifest = store.find(folder_at(address))
+    if manifest is None:
+        raise DataError("it is not in the store", where=address, allowed=f"{IN_STORE}datasets/<hash>/<name>",
+                        fix="Give the address that the data came from.")
+    return Dataset.of(dict(manifest.record))
+
+
+def folder_at(address: str) -> str:
+    """The folder in the store that an address names."""
+    return address.removeprefix(IN_STORE).rsplit("/", 1)[0]
 
 
 def folder_of(sha256: str) -> str:
@@ -61,12 +85,12 @@ def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
     if source.startswith("s3://"):
         with open_remote(source, settings) as remote:
             yield remote
-    elif source.startswith(("https://", "http://")):
+    elif "://" in source:
         with open_https(source, settings) as body:
             yield body
     else:
         with readable(source):
-            file = Path(source.removeprefix("file://")).expanduser().open("rb")
+            file = Path(source).expanduser().open("rb")
         with file:
             yield file
 

@@ -11,6 +11,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from infra.errors import AnnealError
@@ -19,6 +21,8 @@ from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_
 from infra.settings import Settings
 from tasks.child import LOG, TRAIN, rank_environment
 
+APPEARS_S = 30.0
+"""A shared file system may show a new file that late."""
 LOST_S = 60.0
 """A first node that has not beaten for this long is gone."""
 log = logging.getLogger(__name__)
@@ -45,8 +49,22 @@ def join(settings: Settings, node: int) -> None:
         time.sleep(POLL_S)
 
 
-def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> None:
-    """Run this node's ranks of one launch to their end, or until the first node's."""
+def join_launch(
+    settings: Settings, identity: str, node: int, hold: Callable[[int], AbstractContextManager[None]],
+) -> str:
+    """Take part in one launch; returns how that ended. `hold` waits for that many GPUs of this machine."""
+    path = settings.home_path / FOLDER / f"{identity}.json"
+    deadline = time.monotonic() + APPEARS_S
+    while (launch := read_launch(path)) is None:
+        if time.monotonic() > deadline:
+            return f"the launch is over: {path} is not there"
+        time.sleep(POLL_S)
+    with hold(launch.ranks):
+        return take_part(settings, launch, path, node) if path.exists() else "the launch was over before a GPU was free"
+
+
+def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
+    """Run this node's ranks of one launch to their end, or until the first node's; returns how they ended."""
     work = Path(launch.job).parent.name
     log.info("training=%s node %d starts %d ranks", work, node, launch.ranks)
     try:
@@ -58,8 +76,10 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> None
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():
             ended_mark(path, node).write_text(str(code), encoding="utf-8")
+        return f"its ranks ended with exit code {code}"
     except (Over, AnnealError, OSError) as error:
         log.warning("training=%s node %d: %s", work, node, error)
+        return str(error)
 
 
 class Watch:

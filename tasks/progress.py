@@ -1,4 +1,4 @@
-"""Show a running training in the Prefect UI: percent, loss curve, log lines; and how far its data is read.
+"""Show a running training in the Prefect UI: percent, curves, log lines; and how far its data is read.
 
 The events are the truth (events.jsonl); what is shown here is a view that may miss some.
 """
@@ -16,14 +16,13 @@ from uuid import UUID
 from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from tasks.picture import Panel, curves
 from tasks.reading import Standing, Teller
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 SHOW_EVERY_S = 2.0
 CURVE_EVERY_S = 60.0
-WIDTH, HEIGHT, MARGIN = 720, 300, 44
-MARGINALIA = 'font-family="sans-serif" font-size="12" fill="#555"'
 
 
 def if_it_can(show: Callable[[], T]) -> T | None:
@@ -43,6 +42,8 @@ class Progress:
         self._log = get_run_logger()
         self._artifact: UUID | None = None
         self._losses: dict[int, float] = {}
+        self._rates: dict[int, float] = {}
+        self._speeds: dict[int, float] = {}
         self._validation: dict[int, float] = {}
         self._shown = self._drawn = time.monotonic()
 
@@ -67,6 +68,8 @@ class Progress:
             self._show(event["step"], event["step"], "done")
         if name == "step":
             self._losses[event["step"]] = event["loss"]
+            self._rates[event["step"]] = event["lr"]
+            self._speeds[event["step"]] = event["tokens_per_s"]
             if now - self._shown > SHOW_EVERY_S:
                 self._shown = now
                 self._log.info(
@@ -85,10 +88,15 @@ class Progress:
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         if self._losses:
-            picture = base64.b64encode(curve(self._losses, self._validation).encode()).decode()
+            svg = curves([
+                Panel(title="Loss of each step, and validation loss (dots), in nats per token", line=self._losses,
+                      dots=self._validation),
+                Panel(title="Learning rate", line=self._rates, numbers=".3g"),
+                Panel(title="Tokens per second since the launch, without padding", line=self._speeds, numbers=".0f")])
+            picture = base64.b64encode(svg.encode()).decode()
             if_it_can(lambda: create_image_artifact(
                 image_url=f"data:image/svg+xml;base64,{picture}", key=f"{self._key}-loss",
-                description="Loss per step (line) and validation loss (dots), in nats per token"))
+                description="Loss, learning rate and speed of each step; validation loss"))
 
 
 class ReadingShown(Teller):
@@ -133,28 +141,3 @@ def standing(event: dict[str, Any]) -> str:
     price = f", ${event['usd']:.2f} so far" if event.get("usd") else ""
     return (f"step {event['step']} of {event['total']}, loss {event['loss']:.4f}, learning rate {event['lr']:.3g}, "
             f"{event['tokens_per_s']:.0f} tokens/s, {left} left{price}")
-
-
-def curve(losses: dict[int, float], validation: dict[int, float]) -> str:
-    """The loss curve as SVG: training a line, validation dots."""
-    steps, values = sorted(losses), [*losses.values(), *validation.values()]
-    low, high = min(values), max(max(values), min(values) + 1e-6)
-    last = max(steps[-1], 2)
-
-    def place(step: int, value: float) -> tuple[float, float]:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * (step - 1) / (last - 1)
-        y = MARGIN + (HEIGHT - 2 * MARGIN) * (high - value) / (high - low)
-        return round(x, 1), round(y, 1)
-
-    line = " ".join(f"{x},{y}" for x, y in (place(s, losses[s]) for s in steps))
-    dots = "".join('<circle cx="{}" cy="{}" r="4" fill="#d9480f"/>'.format(*place(s, v)) for s, v in validation.items())
-    bottom = HEIGHT - MARGIN
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
-        f'<rect width="100%" height="100%" fill="white"/>'
-        f'<path d="M{MARGIN} {MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#aaa"/>'
-        f'<polyline points="{line}" fill="none" stroke="#1864ab" stroke-width="1.5"/>{dots}'
-        f'<text x="4" y="{MARGIN + 4}" {MARGINALIA}>{high:.2f}</text>'
-        f'<text x="4" y="{bottom}" {MARGINALIA}>{low:.2f}</text>'
-        f'<text x="{MARGIN}" y="{HEIGHT - 14}" {MARGINALIA}>step 1</text>'
-        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 14}" text-anchor="end" {MARGINALIA}>step {last}</text></svg>')

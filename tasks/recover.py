@@ -32,7 +32,7 @@ from prefect.states import AwaitingRetry, Crashed, Failed
 
 from infra.errors import AnnealError
 from infra.store import Store
-from tasks.attempt import ALIVE_S, read_attempts
+from tasks.attempt import ALIVE_S, RUNS, read_attempts
 
 SILENT_S = ALIVE_S + 10
 SECOND_LOOK_S = ALIVE_S + 10
@@ -158,7 +158,7 @@ def crashed_at(store: Store, run: FlowRun) -> list[str]:
 
     Also a run that dies before it runs, in a pod that cannot start or a worker that lacks a package, is counted so.
     """
-    name = f"runs/{run.id}.crashes.json"
+    name = f"{RUNS}/{run.id}.crashes.json"
     attempts = read_attempts(store, run.id)
     newest = attempts[max(attempts, key=int)] if attempts else ""
     places = [*json.loads(store.read(name) or "[]"), newest]

@@ -26,6 +26,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.child import settled
+from tasks.ingest import IN_STORE, folder_at
 from tasks.policy import HOUR_S, found_done, step
 from tasks.registry import Registry
 
@@ -74,12 +75,14 @@ def lineage_of(
     # File names only: an address may carry a signature, a path says where this machine keeps its files.
     names = {field: Path(without_secrets(getattr(spec, field))).name for field in ("train_data", "validation_data")}
     public = {**dataclasses.asdict(settled(spec)), **names, "base_model": base.name}
+    addresses = (address for address in (spec.train_data, spec.validation_data) if address.startswith(IN_STORE))
     return {
         "training_id": trained.training_id, "spec": public, "data_digest": split.digest, "pack_digest": pack.digest,
         "base": {"name": base.name, "digest": base.digest}, "code_revision": code_revision(),
         "rows": {"train": split.train_rows, "validation": split.validation_rows},
         "metrics": {"loss": evaluation.loss, "rouge": evaluation.rouge, "train_loss_last": trained.loss_last},
-        "steps": trained.steps}
+        "steps": trained.steps,
+        "made_from": [*map(folder_at, addresses), split.folder, pack.folder, trained.folder]}
 
 
 def build(

@@ -27,6 +27,7 @@ TRAINING_TAG, ID_TAG, DATA_TAG = "training_id", "version_id", "data_digest"
 SMOKE_TAG, GATE_TAG = "smoke", "gate"
 EXPERIMENT = "anneal"
 TAG_CHARACTERS = 4000
+PAGE = 1000
 ALIASES = ("champion", "challenger")
 """What stands for a model without a version: what is served, else what was registered last."""
 
@@ -71,6 +72,17 @@ class Registry:
         settled = {SMOKE_TAG: "passed", GATE_TAG: "failed"}
         return Origin(int(last.version), last.tags.get(DATA_TAG, ""),
                       any(last.tags.get(tag) == value for tag, value in settled.items()))
+
+    def identities(self) -> set[str]:
+        """Ids of all versions of all models."""
+        found: set[str] = set()
+        token = None
+        with told(self.uri):
+            while page := self.client.search_model_versions(max_results=PAGE, page_token=token):
+                found |= {version.tags[ID_TAG] for version in page if ID_TAG in version.tags}
+                if not (token := page.token):
+                    break
+        return found
 
     def look_up(self, destination: str, which: str = "") -> Version:
         """A version by its number, alias or id; by default the champion, else the challenger. Raises UserError."""

@@ -84,14 +84,15 @@ def find_shards(settings: Settings, source: str, say: Callable[[str], None] = la
 
     Raises DataError for none, UserError or Transient when the store does not answer.
     """
-    if source.startswith(("https://", "http://")):
+    is_remote = source.startswith("s3://")
+    if "://" in source and not is_remote:
         return [Found(source, without_secrets(source))]
     files = filesystem(source, settings)
-    if source.startswith("s3://"):
+    if is_remote:
         with told(source), existing(source):
             return _find(files, source.removeprefix("s3://"), source, say)
     with readable(source):
-        return _find(files, os.path.abspath(Path(source.removeprefix("file://")).expanduser()), source, say)
+        return _find(files, os.path.abspath(Path(source).expanduser()), source, say)
 
 
 def places_of(folder: Path, data: Dataset) -> Places:
@@ -124,8 +125,6 @@ def _read(text: str) -> list[Shard]:
 
 
 def _find(files: Any, path: str, source: str, say: Callable[[str], None]) -> list[Found]:
-    if MAGIC.search(path.partition("/")[0]):
-        raise DataError("the pattern begins in the bucket's name", where=shown(source), fix="Write the whole name.")
     try:
         about = files.info(path)
     except FileNotFoundError:

@@ -27,6 +27,7 @@ from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.attempt import reached
 from tasks.child import TRAIN, ranks_of, run_child, settled
+from tasks.companions import call_nodes
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
 from tasks.forecast import device_of, forecast
@@ -122,7 +123,8 @@ def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[
     share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
     while True:
         try:
-            return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes)
+            return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes,
+                             call=lambda launch: call_nodes(settings, launch))
         except OutOfMemory as error:
             parts = spec.gradient_accumulation_steps
             if parts >= share:

@@ -8,13 +8,19 @@ import pytest
 import yaml
 
 from deployments.declared import FILE, declared
-from deployments.pools import QUEUES, merge
+from deployments.pools import QUEUES, Pool, merge
 from infra.errors import Broken
+from infra.services import POOL
 
 
-def test_five_deployments_are_declared() -> None:
+def test_the_deployments_that_are_declared() -> None:
     assert [one.full_name for one in declared()] == [
-        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "predict/batch", "watch/data"]
+        "finetune/gpu", "finetune/cpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch",
+        "watch/data"]
+
+
+def test_the_stacks_worker_serves_the_pool_of_trainings() -> None:
+    assert Pool("gpu", "process").name == POOL == declared()[0].work_pool.name
 
 
 def test_every_queue_is_one_of_the_pools() -> None:
@@ -22,8 +28,8 @@ def test_every_queue_is_one_of_the_pools() -> None:
 
 
 @pytest.mark.parametrize(("place", "key"), [
-    ((), "deploymnets"), (("deployments", 0), "shedules"), (("deployments", 1, "schedules", 0), "max_scheduled_runs"),
-    (("deployments", 1, "triggers", 0), "expects"), (("deployments", 0, "work_pool"), "queue")])
+    ((), "deploymnets"), (("deployments", 0), "shedules"), (("deployments", 2, "schedules", 0), "max_scheduled_runs"),
+    (("deployments", 2, "triggers", 0), "expects"), (("deployments", 0, "work_pool"), "queue")])
 def test_a_misspelt_key_is_named(tmp_path: Path, place: tuple[str | int, ...], key: str) -> None:
     whole = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     part = whole

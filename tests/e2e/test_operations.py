@@ -32,13 +32,15 @@ def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
     found = json.loads(done.stdout)
     assert found["differs"] == []
     assert set(found["deployments"]) == {
-        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "predict/batch", "watch/data"}
+        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch", "watch/data"}
 
 
 def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:
     from deployments.declared import declared
     from deployments.pipelines import deploy, differences, wanted
+    from deployments.pools import Pool
 
+    deploy(stack.settings, cpu_pool=True)
     subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
          "deployments/prefect.yaml"],
@@ -47,9 +49,10 @@ def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectCli
     before = client.read_deployment_by_name("retrain/weekly")
     for one in declared():
         found = client.read_deployment_by_name(one.full_name)
-        expected = {name: value for name, value in wanted(one, "process").items() if name not in ADDED}
+        values = wanted(one, Pool(one.work_pool.role, "process"))
+        expected = {name: value for name, value in values.items() if name not in ADDED}
         assert differences(found, expected) == [], one.full_name
-    assert deploy(stack.settings).differs == []
+    assert deploy(stack.settings, cpu_pool=True).differs == []
     after = client.read_deployment_by_name("retrain/weekly")
     assert after.id == before.id
     assert [schedule.slug for schedule in after.schedules] == ["weekly"]
@@ -98,6 +101,36 @@ def test_a_remote_training_runs_on_the_worker(stack: Stack, first: Training) -> 
     run = stack.prefect(f"/flow_runs/{found['run']}")
     assert run["deployment_id"] and run["state"]["type"] == "COMPLETED"
     assert "Finished in state Cached" in done.stderr
+
+
+def test_a_cpu_pool_makes_the_data_ready_and_hands_over_through_the_store(
+    stack: Stack, first: Training, tmp_path: Path,
+) -> None:
+    assert stack.anneal("deploy", "--cpu-pool").returncode == 0
+    data = Path(first.parameters["train_data"])
+    moved = tmp_path / data.name
+    moved.write_bytes(data.read_bytes())
+    deployment = stack.prefect("/deployments/name/finetune/cpu")["id"]
+    wanted = {**first.parameters, "train_data": str(moved)}
+    run = stack.prefect(f"/deployments/{deployment}/create_flow_run", parameters={
+        "training": wanted})["id"]  # hand_over_to is the deployment's own
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", "cpu-pool"], cwd=ROOT,
+        env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        state = stack.wait_until_over(run)
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    moved.unlink()
+    assert (state["type"], state["name"]) == ("COMPLETED", "HandedOver"), state
+    assert set(stack.steps(run)) == {"ingest", "validate", "base", "pack", "hand"}
+    (other,) = [found for found in runs_of(stack, "finetune") if found["idempotency_key"] == f"handed over by {run}"]
+    assert other["parameters"]["training"]["train_data"].startswith("store://datasets/")
+    assert stack.wait_until_over(other["id"])["type"] == "COMPLETED"
+    assert stack.steps(other["id"])["pack"] == "Cached"
+    assert [version.run_id for version in stack.versions("acme/notes")] == [stack.versions("acme/notes")[0].run_id]
 
 
 def test_a_remote_training_with_nonsense_is_refused_before_it_starts(stack: Stack, first: Training) -> None:
@@ -185,6 +218,32 @@ def test_a_silent_run_that_is_heard_of_again_is_left_alone(
         assert client.read_flow_run(run.id).state_name == "Running"
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
+
+
+def test_notes_of_runs_are_removed_when_they_ended_long_ago(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from datetime import timedelta
+    from uuid import uuid4
+
+    from prefect.states import Cancelled
+
+    from tasks import tidy
+    from tasks.attempt import name_of
+
+    store = Store(stack.settings)
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    ended, stranger = client.create_flow_run_from_deployment(
+        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, state=Cancelled()).id, uuid4()
+    client.set_flow_run_state(ended, Cancelled(), force=True)
+    for run in (ended, stranger):
+        store.write(name_of(run), "{}")
+    store.write(f"notifications/{ended}-1.done", "delivered")
+    assert tidy.tidy(client, store) == 0
+    monkeypatch.setattr(tidy, "KEPT", timedelta(0))
+    assert tidy.tidy(client, store) >= 2
+    assert [store.read(name_of(run)) for run in (ended, stranger)] == [None, "{}"]
+    assert store.read(f"notifications/{ended}-1.done") is None
 
 
 def runs_of(stack: Stack, flow: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ held against Kubernetes' own schema.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import MagicMock
 from uuid import uuid4
 
@@ -22,17 +22,16 @@ pytestmark = pytest.mark.slow
 KUBERNETES = "1.34"
 
 
-def rendered(kind: str, **values: Any) -> Any:
+def rendered(kind: Literal["docker", "kubernetes"], role: Literal["gpu", "cpu"] = "gpu", **values: Any) -> Any:
     """The job configuration of a run with these job variables."""
     from prefect.client.schemas.objects import FlowRun
     from prefect_docker.worker import DockerWorkerJobConfiguration
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-    from deployments.pools import template_of
+    from deployments.pools import Pool
 
     kinds = {"docker": DockerWorkerJobConfiguration, "kubernetes": KubernetesWorkerJobConfiguration}
-    template = template_of("docker" if kind == "docker" else "kubernetes")
-    configuration = asyncio.run(kinds[kind].from_template_and_values(template, values))
+    configuration = asyncio.run(kinds[kind].from_template_and_values(Pool(role, kind).template, values))
     configuration.prepare_for_flow_run(FlowRun(id=uuid4(), name="a-run", flow_id=uuid4()))
     return configuration
 
@@ -58,6 +57,25 @@ def test_a_kubernetes_job_fits_the_schema_of_kubernetes(client: SyncPrefectClien
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
 
 
+def test_the_jobs_of_other_machines_go_with_the_pod_that_leads(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tasks.companions import owned
+
+    assert owned() is None
+    monkeypatch.setenv("ANNEAL_POD_NAME", "leader-x7k2p")
+    monkeypatch.setenv("ANNEAL_POD_UID", "8d1f6d4c-0000-4000-8000-000000000001")
+    job = rendered("kubernetes", **(owned() or {})).job_manifest
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("Pod", "leader-x7k2p")
+    named = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"]
+             for one in job["spec"]["template"]["spec"]["containers"][0]["env"] if "valueFrom" in one}
+    assert named == {"ANNEAL_POD_NAME": "metadata.name", "ANNEAL_POD_UID": "metadata.uid"}
+    for misplaced in ("parallelism", "completions"):
+        del job["spec"]["template"]["spec"][misplaced]
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+
+
 def test_a_container_sees_the_gpus_and_the_locks(client: SyncPrefectClient) -> None:
     from docker.models.containers import _create_container_args
     from prefect_docker.worker import DockerWorker
@@ -77,15 +95,15 @@ def test_a_container_sees_the_gpus_and_the_locks(client: SyncPrefectClient) -> N
 def test_a_default_that_people_set_is_kept_and_said(client: SyncPrefectClient) -> None:
     from prefect.client.schemas.actions import WorkPoolUpdate
 
-    from deployments.pools import ensure_pool
+    from deployments.pools import Pool, ensure_pool
 
-    ensure_pool(client, "kubernetes")
+    ensure_pool(client, Pool("gpu", "kubernetes"))
     template = client.read_work_pool("gpu-kubernetes").base_job_template
     template["variables"]["properties"]["image"]["default"] = "registry.example/anneal:3"
     template["job_configuration"]["job_manifest"]["spec"]["backoffLimit"] = 7
     client.update_work_pool("gpu-kubernetes", WorkPoolUpdate(base_job_template=template))
     try:
-        assert ensure_pool(client, "kubernetes") == [
+        assert ensure_pool(client, Pool("gpu", "kubernetes")) == [
             "pool gpu-kubernetes: image is 'registry.example/anneal:3' (kept)"]
         manifest = client.read_work_pool("gpu-kubernetes").base_job_template["job_configuration"]["job_manifest"]
         assert manifest["spec"]["backoffLimit"] == 0
@@ -94,11 +112,21 @@ def test_a_default_that_people_set_is_kept_and_said(client: SyncPrefectClient) -
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_pools_for_other_machines_can_be_made_without_their_workers(client: SyncPrefectClient, kind: str) -> None:
-    from deployments.pools import NAMES, ensure_pool
+@pytest.mark.parametrize("role", ["gpu", "cpu"])
+def test_pools_for_other_machines_can_be_made_without_their_workers(
+    client: SyncPrefectClient, role: Literal["gpu", "cpu"], kind: Literal["docker", "kubernetes"],
+) -> None:
+    from deployments.pools import Pool, ensure_pool
 
-    known: Any = kind
-    assert ensure_pool(client, known) == []
-    assert ensure_pool(client, known) == []
-    assert client.read_work_pool(NAMES[known]).type == kind
-    client.delete_work_pool(NAMES[known])
+    pool = Pool(role, kind)
+    assert ensure_pool(client, pool) == []
+    assert ensure_pool(client, pool) == []
+    assert client.read_work_pool(pool.name).type == kind
+    client.delete_work_pool(pool.name)
+
+
+def test_a_pool_without_gpus_asks_for_none(client: SyncPrefectClient) -> None:
+    pod = rendered("kubernetes", "cpu").job_manifest["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 0}
+    assert "tolerations" not in pod or pod["tolerations"] == []
+    assert "device_requests" not in rendered("docker", "cpu").container_create_kwargs

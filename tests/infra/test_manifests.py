@@ -38,10 +38,10 @@ def test_what_a_manifest_selects_is_there(manifest: dict[str, Any]) -> None:
 
 
 def test_jobs_run_under_an_account_that_the_manifests_make() -> None:
-    from deployments.pools import template_of
+    from deployments.pools import Pool
 
     accounts = {one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "ServiceAccount"}
-    properties = template_of("kubernetes")["variables"]["properties"]
+    properties = Pool("gpu", "kubernetes").template["variables"]["properties"]
     assert properties["service_account_name"]["default"] in accounts
     (worker,) = [one for one in MANIFESTS if one["kind"] == "Deployment" and one["metadata"]["name"] == "anneal-worker"]
     (container,) = worker["spec"]["template"]["spec"]["containers"]

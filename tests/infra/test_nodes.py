@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from infra.nodes import (
     ended_mark,
     interface_to,
     new_launch,
+    own_rendezvous,
     read_launch,
     seen_by,
 )
@@ -96,3 +99,28 @@ def test_an_interface_that_was_chosen_is_kept_and_the_loopback_is_refused() -> N
 def test_a_first_node_that_cannot_be_found_is_said() -> None:
     with pytest.raises(Transient, match="the first node cannot be found"):
         interface_to(launch("no-such-host.invalid:29500"), {})
+
+
+def test_a_machine_finds_its_own_address_on_the_way_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.nodes.own_address", lambda host, port: (socket.AF_INET, ip_address("10.1.2.3")))
+    host, port = own_rendezvous("http://prefect.example.org:4200/api").split(":")
+    assert host == "10.1.2.3" and 0 < int(port) < 1 << 16
+    assert Nodes(2, f"{host}:{port}").count == 2
+
+
+@pytest.mark.parametrize(("server", "kind", "words"), [
+    ("http://127.0.0.1:4200/api", UserError, "calls itself 127.0.0.1"), ("", UserError, "calls itself"),
+    ("http://no-such-host.invalid/api", Transient, "cannot be found")])
+def test_where_it_finds_none_it_says_what_to_set(server: str, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=f"{words}.*ANNEAL_RENDEZVOUS"):
+        own_rendezvous(server)
+
+
+def test_only_a_machine_that_calls_others_looks_for_its_address() -> None:
+    assert Settings(prefect_url="http://127.0.0.1:4200/api").machines.count == 1
+    with pytest.raises(UserError, match="ANNEAL_RENDEZVOUS is"):
+        _ = Settings(nodes=2).machines
+    with pytest.raises(UserError, match="calls itself"):
+        _ = Settings(nodes=2, node_deployment="join/machine", prefect_url="http://127.0.0.1:4200/api").machines
+    given = Settings(nodes=2, node_deployment="join/machine", rendezvous="10.0.0.1:29500").machines
+    assert given.rendezvous == "10.0.0.1:29500"

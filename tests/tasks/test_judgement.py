@@ -21,7 +21,7 @@ from tasks.base import find_base
 from tasks.evaluate import judge
 from tasks.forecast import count_parameters, devices, estimate, forecast
 from tasks.policy import DELAYS_S, may_pass
-from tasks.progress import curve, standing
+from tasks.progress import standing
 from tasks.train import training_id
 from tests.tasks.conftest import SCORE, Past
 
@@ -126,11 +126,6 @@ def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: 
     assert "**0.500** (0.400 to 0.600)" in text and "&lt;b>&#124;x" in text
     assert "| train | 20 | 10 | 600 |" in report.data_report(past.split, past.pack)
     assert "5 |" in report.forecast_report(forecast(settings, past.spec, past.pack, past.base), past.trained)
-
-
-def test_the_loss_curve_is_a_picture_even_of_one_step() -> None:
-    assert curve({1: 2.0}, {}).count("<polyline") == 1
-    assert curve({1: 3.0, 2: 2.0, 3: 1.5}, {3: 1.4}).count("<circle") == 1
 
 
 @pytest.mark.parametrize(("eta_s", "usd", "end"), [

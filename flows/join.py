@@ -1,0 +1,34 @@
+"""Take part in one launch of a training that another machine leads: started by that machine, for each launch anew.
+
+In:   the launch's id, this machine's number among the nodes     Out: nothing of its own
+A machine that runs `anneal join` needs no such run. Dies half-way: the launch ends on all nodes, and the first one
+starts another, with runs of its own. Nobody but tasks/companions.py starts it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from pydantic import Field
+
+from infra.settings import Settings
+from infra.store import Store
+from tasks.attempt import attempt, cancelled
+from tasks.join import join_launch
+from tasks.slots import hold
+
+Launch = Annotated[str, Field(description="Id of the launch; the machine that leads knows it.")]
+Node = Annotated[int, Field(description="This machine's number; the first one has 0.", ge=1)]
+
+
+@flow(name="join", flow_run_name="join {launch} node {node}", persist_result=False)
+def join(launch: Launch, node: Node) -> State[None]:
+    """Run this machine's ranks of a launch to their end."""
+    settings = Settings()
+    with attempt(settings, Store(settings)):
+        ended = join_launch(settings, launch, node, lambda ranks: hold(settings, ranks))
+        return Completed(message=ended)
+    return cancelled()

@@ -1,0 +1,93 @@
+"""Remove from the store what no version needs and nobody has made for a while: `anneal gc`.
+
+In:   the store, MLflow's registry      Out: fewer folders; a list of what went, or would go
+Kept is what registered versions were made from (data, split, pack, training), every version's own files, and whatever
+is younger than the retention. All else can be made again from the data: the next run takes longer, and no number
+changes.
+Dies half-way: a folder loses its manifest first, and a name without one is absent; the next call removes the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from infra.errors import UserError
+from infra.files import locked
+from infra.settings import Settings
+from infra.store import Store
+from tasks.registry import Registry
+from tasks.train import CHECKPOINTS
+
+KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations", "predictions")
+"""Folders of the store that are collected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What is, or would be, removed."""
+
+    name: str
+    bytes: int
+    modified: datetime
+
+
+def collect(settings: Settings, store: Store, retention: timedelta, *, dry_run: bool) -> list[Gone]:
+    """Remove them unless `dry_run`; returns them, the oldest first.
+
+    Raises UserError while a run could be using them, Transient when store or registry do not answer.
+    """
+    if not dry_run:
+        refuse_while_runs_use_them(settings)
+    needed, before = set(needed_by_versions(settings, store)), datetime.now(UTC) - retention
+    gone = [
+        Gone(name, size, modified)
+        for kind in KINDS for name, (size, modified) in store.sizes(kind).items()
+        if modified < before and name not in needed]
+    for one in gone if not dry_run else []:
+        store.remove(one.name)
+    gone += list(_left_here(settings, before, dry_run=dry_run))
+    return sorted(gone, key=lambda one: one.modified)
+
+
+def needed_by_versions(settings: Settings, store: Store) -> Iterator[str]:
+    """Names in the store of what registered versions were made from."""
+    for identity in Registry(settings).identities():
+        manifest = store.find(f"versions/{identity}")
+        yield from manifest.record.get("made_from", ()) if manifest else ()
+
+
+def refuse_while_runs_use_them(settings: Settings) -> None:
+    """Raise UserError if a run is on its way: it may have found its pack long ago."""
+    if not settings.prefect_api:
+        return
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from tasks.recover import RECOVERED, runs_in
+
+    with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
+        busy = runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING)
+    if busy:
+        raise UserError(f"{len(busy)} runs are on their way, such as {busy[0].name}", where="store",
+                        fix="Wait until they have ended; --dry-run shows what would go.")
+
+
+def _left_here(settings: Settings, before: datetime, *, dry_run: bool) -> Iterator[Gone]:
+    """Trainings that did not end, and copies of remote folders, on this machine."""
+    for parent in (settings.home_path / "trainings", settings.home_path / "cache"):
+        for folder in sorted(path for path in parent.glob("*") if path.is_dir()):
+            files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+            newest = max((file.st_mtime for file in files), default=folder.stat().st_mtime)
+            modified = datetime.fromtimestamp(newest, UTC)
+            if modified >= before:
+                continue
+            with folder.with_suffix(".lock").open("a") as lock:
+                if not locked(lock):
+                    continue
+                if not dry_run:
+                    shutil.rmtree(folder, ignore_errors=True)
+            yield Gone(str(folder), sum(file.st_size for file in files), modified)

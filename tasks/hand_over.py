@@ -1,0 +1,38 @@
+"""Let another deployment go on with a training whose data is packed: from a CPU pool to the GPUs.
+
+In:   a spec whose data lies in the store     Out: a run of that deployment; this run ends as HandedOver
+There is no second code path: the other run takes the same steps, and finds the first three done.
+Dies half-way: the run that is started again finds the one that it started before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+from prefect import runtime
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed
+
+from infra.records import Version
+from infra.spec import TrainingSpec
+from tasks import report
+from tasks.policy import HOUR_S, step
+from tasks.runs import page_of, start_run
+
+
+def hand_over(deployment: str, spec: TrainingSpec) -> Version:
+    """Start the run that goes on; returns the state in which this one ends, in place of a version.
+
+    Raises UserError if there is no such deployment, Transient if Prefect stays away.
+    """
+    started = hand_over_task(deployment, spec, subject=deployment)
+    report.show("handed-over", f"## Handed over\n\n[{started.name}]({page_of(started)}) of {deployment} goes on.")
+    message = f"Its data is packed; {started.name} of {deployment} goes on."
+    return cast(Version, Completed(name="HandedOver", message=message))
+
+
+@step("hand over", timeout_s=HOUR_S)
+def hand_over_task(deployment: str, spec: TrainingSpec, subject: str) -> FlowRun:
+    """Start the deployment's run, once."""
+    return start_run(deployment, {"training": dataclasses.asdict(spec)}, key=f"handed over by {runtime.flow_run.id}")

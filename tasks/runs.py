@@ -1,0 +1,45 @@
+"""Start runs of deployments: by `anneal train --remote`, by a run that hands over, by a training on several machines.
+
+In:   the name of a deployment, parameters      Out: a flow run, which belongs to the worker that takes it
+With a key, the same run however often it is asked for: a step that is repeated starts nothing twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.settings import PREFECT_API_URL
+
+from infra.errors import Transient, UserError
+
+
+def start_run(
+    deployment: str, parameters: dict[str, Any], *, key: str | None = None,
+    job_variables: dict[str, Any] | None = None,
+) -> FlowRun:
+    """Let a worker run the deployment.
+
+    Raises:
+        UserError: there is no such deployment.
+        Transient: the server does not answer, or does not start it.
+    """
+    server = PREFECT_API_URL.value() or "Prefect"
+    try:
+        started = run_deployment(deployment, parameters=parameters, timeout=0, as_subflow=False, idempotency_key=key,
+                                 job_variables=job_variables)
+    except ObjectNotFound as error:
+        raise UserError(f"there is no deployment {deployment}", where=server,
+                        fix="Run `anneal deploy` once.") from error
+    except (httpx.HTTPError, PrefectException) as error:
+        raise Transient(f"{deployment} is not started ({error})", where=server) from error
+    assert isinstance(started, FlowRun)
+    return started
+
+
+def page_of(run: FlowRun) -> str:
+    """The address of a run's page in Prefect's UI."""
+    return f"{str(PREFECT_API_URL.value()).removesuffix('/').removesuffix('/api')}/runs/flow-run/{run.id}"

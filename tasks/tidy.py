@@ -1,0 +1,38 @@
+"""Remove what was noted about runs that ended long ago: how far they came, and who was told.
+
+In:   <store>/runs/*, <store>/notifications/*      Out: fewer of them
+Notes of runs that this Prefect server does not know are left: they may be another server's, with the same store.
+Dies half-way: the next one goes on.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from infra.store import Store
+from tasks import notify, recover
+from tasks.attempt import RUNS
+
+KEPT = max(notify.KEPT, 2 * recover.LOOK_BACK)
+IDENTITY = len(str(UUID(int=0)))
+AT_A_TIME = 200
+
+
+def tidy(client: SyncPrefectClient, store: Store) -> int:
+    """Remove them; returns how many."""
+    notes = [name for folder in (RUNS, notify.NOTIFICATIONS) for name in store.names(folder)]
+    runs = {name: UUID(name.rsplit("/", 1)[-1][:IDENTITY]) for name in notes}
+    known = sorted(set(runs.values()), key=str)
+    over: set[UUID] = set()
+    for start in range(0, len(known), AT_A_TIME):
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=known[start:start + AT_A_TIME])), limit=AT_A_TIME)
+        over |= {run.id for run in found if run.end_time and datetime.now(UTC) - run.end_time > KEPT}
+    gone = [name for name, run in runs.items() if run in over]
+    for name in gone:
+        store.discard(name)
+    return len(gone)

@@ -1,0 +1,132 @@
+"""Two machines of one training by runs of Prefect deployments: pytest -m chaos tests/e2e/test_machines.py
+
+Two network namespaces: the stack and its worker in the first, a worker for the queue `nodes` in the second. Nobody
+tells the second one where the first waits.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.processes import left_over
+from infra.settings import Settings
+from infra.store import Store
+from tests.conftest import Cable, free_port, training_processes, wait_for
+from tests.e2e.conftest import KNOBS, LONG, options
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+WAIT_S = 400
+MARK = "PREFECT__FLOW_RUN_ID"
+
+
+@pytest.fixture(scope="module")
+def stack() -> None:
+    """Not the one that the other tests share."""
+
+
+@pytest.fixture(autouse=True)
+def environment(clean_environment: None) -> None:
+    """None of its variables either."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two machines."""
+
+    cable: Cable
+    home: Path
+    variables: dict[str, Any]
+
+    def inside(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """A Python module on the first machine, run to its end."""
+        process = self.cable.start(0, *command, **self.variables)
+        stdout, stderr = process.communicate(timeout=WAIT_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def prefect(self, path: str, **body: Any) -> Any:
+        """What the server answers, asked from its own namespace."""
+        program = ("import httpx, json, sys; "
+                   "print(httpx.post(sys.argv[1], json=json.loads(sys.argv[2]), timeout=30).text)")
+        url = f"{self.variables['PREFECT_API_URL']}{path}"
+        done = subprocess.run(["ip", "netns", "exec", self.cable.names[0], sys.executable, "-c", program, url,
+                               json.dumps(body)], capture_output=True, text=True, check=True, timeout=60)
+        return json.loads(done.stdout)
+
+    def joined(self) -> list[dict[str, Any]]:
+        """The runs of the second machine."""
+        return list(self.prefect("/flow_runs/filter", flows={"name": {"any_": ["join"]}}, sort="START_TIME_ASC"))
+
+
+@pytest.fixture
+def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
+    """Both machines' services, which are gone at the end."""
+    home = tmp_path / "home"
+    ports = {f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}
+    host = f"{cable.network}.1"
+    leads = {"ANNEAL_HOME": str(home), "ANNEAL_HOST": host, "ANNEAL_API_KEY": "key", "ANNEAL_RENDEZVOUS": "",
+             "ANNEAL_NODE_DEPLOYMENT": "join/machine", "ANNEAL_STOP_GRACE_S": "10", **ports}
+    api = f"http://{host}:{ports['ANNEAL_PREFECT_PORT']}/api"
+    pair = Pair(cable, home, {**leads, "PREFECT_API_URL": ""})
+    started = pair.inside("deployments.cli", "up")
+    try:
+        assert started.returncode == 0, started.stderr
+        pair = Pair(cable, home, {**leads, "PREFECT_API_URL": api})
+        worker = cable.start(
+            1, "prefect", "--no-prompt", "worker", "start", "--pool", "gpu-pool", "--work-queue", "nodes",
+            PREFECT_API_URL=api, PREFECT_HOME=tmp_path / "second", ANNEAL_HOME=home, ANNEAL_GPU_LIMIT="gpu-second",
+            PREFECT_WORKER_QUERY_SECONDS=3)
+        try:
+            yield pair
+        finally:
+            worker.terminate()
+            worker.communicate(timeout=60)
+    finally:
+        stopped = pair.inside("deployments.cli", "down")
+    assert stopped.returncode == 0, stopped.stderr
+    assert left_over(home) == set()
+
+
+def test_a_training_calls_its_second_machine_and_once_more_when_that_dies(
+    pair: Pair, shared: Path, stories: Path,
+) -> None:
+    data = shared / "data" / "mts_dialog" / "validation.jsonl"
+    wanted = {**KNOBS, **LONG, "checkpoint_steps": 2, "train_data": str(data), "base_model": str(stories),
+              "destination": "acme/notes", "num_evaluation_samples": 2, "max_new_tokens": 4, "deploy": False}
+    first = pair.cable.start(
+        0, "deployments.cli", "train", "--remote", "--json", *options(wanted), **pair.variables)
+    try:
+        wait_for(lambda: list(pair.home.glob("trainings/*/step-??????")) or first.poll() is not None,
+                 "no checkpoint appeared", WAIT_S)
+        assert first.poll() is None, first.communicate()
+        (run,) = pair.joined()
+        killed = [process for process in psutil.process_iter(["environ"])
+                  if (process.info["environ"] or {}).get(MARK) == run["id"]]
+        assert killed
+        for process in killed:
+            process.kill()
+        stdout, stderr = first.communicate(timeout=WAIT_S)
+    finally:
+        first.kill()
+    assert first.returncode == 0, stderr
+    assert json.loads(stdout)["version"] == "acme/notes version 1"
+    assert training_processes(pair.home) == []
+
+    (folder,) = Store(Settings(home=pair.home)).names("trainings")
+    events = [json.loads(line) for line in (pair.home / "store" / folder / "events.jsonl").read_text().splitlines()]
+    launches = [event for event in events if event["event"] in ("start", "resume")]
+    assert [event["event"] for event in launches] == ["start", "resume"]
+    assert {event["ranks"] for event in launches} == {4} and launches[1]["step"] >= 2
+    wait_for(lambda: [run["state"]["type"] for run in pair.joined()] == ["CRASHED", "COMPLETED"],
+             "the second machine's runs do not end", 120)
+    assert "exit code 0" in pair.joined()[1]["state"]["message"]
+    assert list((pair.home / "launches").iterdir()) == []

@@ -1,0 +1,91 @@
+"""What `anneal gc` removes and what it leaves: pytest tests/tasks/test_collect.py"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from infra.settings import Settings
+from infra.store import Store
+from tasks.collect import collect
+from tasks.register import register
+from tests.conftest import BUCKET
+from tests.tasks.conftest import Past
+
+pytestmark = pytest.mark.usefixtures("database")
+NOW, DAYS = timedelta(0), timedelta(days=30)
+KINDS = ("datasets", "splits", "packs", "trainings", "evaluations", "predictions")
+
+
+def put(store: Store, name: str) -> str:
+    with store.draft() as draft:
+        (draft.path / "file").write_bytes(b"x" * 1000)
+        draft.commit(name, {})
+    return name
+
+
+def aged(folder: Path, days: float) -> None:
+    """Set the clock of every file back."""
+    then = time.time() - days * 86_400
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (then, then))
+
+
+def test_what_is_old_and_nobodys_goes(settings: Settings, store: Store) -> None:
+    old, young = [put(store, f"{kind}/old") for kind in KINDS], [put(store, f"{kind}/young") for kind in KINDS]
+    for name in old:
+        aged(Path(store.root) / name, 31)
+    gone = collect(settings, store, DAYS, dry_run=False)
+    assert {one.name for one in gone} == set(old) and all(one.bytes > 1000 for one in gone)
+    assert [store.find(name) for name in old] == [None] * len(old)
+    assert all(store.find(name) for name in young)
+    assert collect(settings, store, DAYS, dry_run=False) == []
+
+
+def test_a_dry_run_removes_nothing_and_names_the_same(settings: Settings, store: Store) -> None:
+    put(store, "packs/old")
+    seen = collect(settings, store, NOW, dry_run=True)
+    assert [one.name for one in seen] == ["packs/old"] and store.find("packs/old")
+    assert collect(settings, store, NOW, dry_run=False) == seen
+
+
+def test_what_a_version_was_made_from_stays(settings: Settings, store: Store, past: Past) -> None:
+    data, orphan = put(store, "datasets/0123"), put(store, "datasets/4567")
+    past.spec = dataclasses.replace(past.spec, train_data=f"store://{data}/chats.jsonl")
+    version = register(
+        settings, store, past.spec, past.trained, past.evaluation, past.split, past.pack, past.base)
+    for name in (past.split.folder, past.pack.folder):
+        if store.find(name) is None:
+            put(store, name)
+    gone = {one.name for one in collect(settings, store, NOW, dry_run=False)}
+    assert orphan in gone
+    for name in (data, past.trained.folder, past.split.folder, past.pack.folder, version.folder):
+        assert name not in gone and store.find(name), name
+
+
+def test_half_a_folder_on_s3_goes_too(settings: Settings, tmp_path: Path, s3_endpoint: str) -> None:
+    store = Store(Settings(home=tmp_path, store=f"s3://{BUCKET}/gc", s3_endpoint_url=s3_endpoint))
+    put(store, "packs/whole")
+    store.write("packs/half/file", "never sealed")
+    gone = collect(settings, store, NOW, dry_run=False)
+    assert {one.name for one in gone} == {"packs/whole", "packs/half"}
+    assert store.names("packs") == []
+
+
+def test_checkpoints_of_a_training_that_runs_are_left(settings: Settings, store: Store) -> None:
+    runs = settings.home_path / "trainings"
+    for name in ("runs", "died"):
+        (runs / name / "step-000002").mkdir(parents=True)
+        (runs / name / "step-000002" / "file").write_text("x")
+        aged(runs / name, 40)
+    with (runs / "runs.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        gone = collect(settings, store, DAYS, dry_run=False)
+    assert [one.name for one in gone] == [str(runs / "died")]
+    assert (runs / "runs" / "step-000002" / "file").exists() and not (runs / "died").exists()
