@@ -25,7 +25,8 @@ from infra.records import Dataset
 from infra.settings import Settings
 from infra.store import Store, open_remote
 from tasks import shards
-from tasks.policy import HOUR_S, step
+from tasks.known import key_of, known, note
+from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import ReadingShown
 from tasks.reading import Meter, Teller
 from tasks.rows import BOM
@@ -176,5 +177,12 @@ def _described(folder: Path, joined: Joined, found: list[Found], name: str) -> D
 def ingest_task(source: str, subject: str) -> Dataset:
     """Bring one data source into the store; returns its Dataset."""
     settings = Settings()
+    store = Store(settings)
+    key = "" if source.startswith(IN_STORE) else key_of(settings, source)
+    if (found := known(store, key)) is not None:
+        return found_done(found)
     with ReadingShown(subject.replace(" ", "-")) as shown:
-        return ingest(settings, Store(settings), source, shown)
+        dataset = ingest(settings, store, source, shown)
+    if key and key == key_of(settings, source):
+        note(store, key, dataset)
+    return dataset

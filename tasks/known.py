@@ -1,0 +1,59 @@
+"""Remember which data set came of a source's files, so that the same content is not downloaded twice.
+
+In:   a source, the marks of its files (S3: ETag; web: strong ETag by HEAD)     Out: sources/<key>.json in the store
+A mark is taken before and after the reading, and noted only if it is the same: what changed in between is not known.
+Files on a disk are always read: their times can be set. Dies half-way: nothing is noted, and the data is read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from infra.errors import UserError
+from infra.fetch import headers_of
+from infra.files import digest_of
+from infra.records import Dataset
+from infra.settings import Settings
+from infra.store import Store
+from tasks.shards import Found, find_shards
+
+SOURCES = "sources"
+
+
+def key_of(settings: Settings, source: str) -> str:
+    """What stands for the content that the source has now; empty where that cannot be told from outside."""
+    if not source.startswith(("s3://", "https://", "http://")):
+        return ""
+    found = [_marked(settings, one) for one in find_shards(settings, source)]
+    if not all(one.mark for one in found):
+        return ""
+    return digest_of([source, [(one.name, one.bytes, one.mark) for one in found]])
+
+
+def known(store: Store, key: str) -> Dataset | None:
+    """The data set that came of that content, if it still verifies."""
+    folder = store.read(name_of(key)) if key else None
+    manifest = store.find(folder) if folder else None
+    return Dataset.of(dict(manifest.record)) if manifest else None
+
+
+def note(store: Store, key: str, dataset: Dataset) -> None:
+    """Remember it."""
+    if key:
+        store.write(name_of(key), dataset.folder)
+
+
+def name_of(key: str) -> str:
+    """Where the note stands in the store."""
+    return f"{SOURCES}/{key[:32]}.txt"
+
+
+def _marked(settings: Settings, one: Found) -> Found:
+    """The same with a mark, where the server gives one that tells two versions apart to the byte."""
+    if one.mark:
+        return one
+    try:
+        etag = headers_of(one.address, settings).get("etag", "")
+    except UserError:  # some servers, and signed addresses, know no HEAD
+        return one
+    return dataclasses.replace(one, mark=etag if etag.startswith('"') else "")
