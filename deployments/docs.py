@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from infra.files import write_atomic
 from infra.records import Pack, PackCounts
 from infra.settings import Settings
-from infra.spec import FIELD_TYPES, Method, TrainingSpec
+from infra.spec import FIELD_TYPES, FIELDS, Method, TrainingSpec, range_of
 from tasks.forecast import Forecast, count_parameters, devices, estimate
 
 
@@ -41,7 +41,7 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def parameters() -> str:
     """Every knob of a training: name, values, default, meaning."""
     lines = ["| parameter | values | default | meaning |", "|---|---|---|---|"]
-    for field in dataclasses.fields(TrainingSpec):
+    for field in FIELDS:
         default = "**required**" if field.default is dataclasses.MISSING else _code(field.default)
         lines.append(f"| `{field.name}` | {_values(field)} | {default} | {field.metadata['help']} |")
     return "\n".join(lines) + "\n"
@@ -91,13 +91,10 @@ def filled(text: str) -> str:
 
 
 def _values(field: dataclasses.Field[object]) -> str:
-    kind, limits = FIELD_TYPES[field.name], field.metadata
+    kind = FIELD_TYPES[field.name]
     if get_origin(kind) is Literal:
         return ", ".join(get_args(kind))
-    if limits["ge"] is None:
-        return {bool: "true, false", str: "text"}.get(kind, str(kind.__name__))
-    upper = f"..{limits['le']}" if limits["le"] is not None else " or more"
-    return f"{limits['ge']}{upper}"
+    return range_of(field) or {bool: "true, false", str: "text"}.get(kind, str(kind.__name__))
 
 
 def _code(value: object) -> str:

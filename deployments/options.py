@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from infra.errors import UserError
-from infra.spec import FIELD_TYPES, Precision, TrainingSpec
+from infra.spec import FIELD_TYPES, FIELDS, Group, Precision, TrainingSpec
 
 INPUTS: dict[str, tuple[Callable[[str], Any], str]] = {
     "system_prompt": (str, "fills {system_prompt} of the template"),
@@ -48,19 +48,21 @@ class Parser(argparse.ArgumentParser):
 
 def add_spec_options(parser: argparse.ArgumentParser, *, are_required: bool = True) -> None:
     """One `--train-data`-like option for every field of the spec."""
-    for field in dataclasses.fields(TrainingSpec):
-        kind, has_none = FIELD_TYPES[field.name], field.default is dataclasses.MISSING
-        about = "" if has_none or field.default == "" else f" (default: {_written(field.default)})"
+    groups = {name: parser.add_argument_group(name) for name in get_args(Group)}
+    for field in FIELDS:
+        group = groups[field.metadata["group"]]
+        kind, is_required = FIELD_TYPES[field.name], field.default is dataclasses.MISSING
+        about = "" if is_required or field.default == "" else f" (default: {_written(field.default)})"
         help_text = (field.metadata["help"] + about).replace("%", "%%")
         flag = "--" + field.name.replace("_", "-")
         if kind is bool:
-            parser.add_argument(
+            group.add_argument(
                 flag, dest=field.name, action=argparse.BooleanOptionalAction, help=help_text,
                 default=argparse.SUPPRESS)
         else:
-            parser.add_argument(
+            group.add_argument(
                 flag, dest=field.name, type=_converter(kind), help=help_text,
-                required=has_none and are_required, default=argparse.SUPPRESS, metavar=_metavar(kind))
+                required=is_required and are_required, default=argparse.SUPPRESS, metavar=_metavar(kind))
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:

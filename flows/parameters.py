@@ -1,8 +1,8 @@
 """The parameters of a training as a pydantic model: Prefect's form and the HTTP API's schema.
 
 Built from the fields of `TrainingSpec`, so that a knob, its range and its description stand in
-one place. The server checks types, ranges and choices when a run is submitted; what it cannot
-check (`destination`) fails at the start of the run with the same sentence.
+one place. Titles, descriptions, lengths and the pattern are the form's and the server's: there a run with
+a wrong value is refused when it is submitted. Calls from Python meet the same rules in `spec()`, as a sentence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from infra.spec import FIELD_TYPES, TrainingSpec
+from infra.spec import DESTINATION, DESTINATION_CHARACTERS, FIELD_TYPES, FIELDS, TrainingSpec, range_of
 
 
 class _Parameters(BaseModel):
@@ -27,12 +27,17 @@ class _Parameters(BaseModel):
 
 def _fields() -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for position, field in enumerate(dataclasses.fields(TrainingSpec)):
-        limits = field.metadata
-        default = ... if field.default is dataclasses.MISSING else field.default
+    for position, field in enumerate(FIELDS):
+        limits, is_required = field.metadata, field.default is dataclasses.MISSING
+        about = " ".join([limits["help"], *([f"Range: {range_of(field)}."] if range_of(field) else [])])
+        hints: dict[str, Any] = {"position": position}
+        if is_required:
+            hints["minLength"] = 1
+        if field.name == "destination":
+            hints |= {"pattern": f"^{DESTINATION.pattern}$", "maxLength": DESTINATION_CHARACTERS}
         fields[field.name] = (FIELD_TYPES[field.name], Field(
-            default, title=field.name, description=limits["help"], ge=limits["ge"], le=limits["le"],
-            json_schema_extra={"position": position}))
+            ... if is_required else field.default, title=f"{limits['group']}: {field.name}", description=about,
+            ge=limits["ge"], le=limits["le"], json_schema_extra=hints))
     return fields
 
 

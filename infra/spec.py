@@ -22,15 +22,17 @@ DESTINATION = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9
 DESTINATION_CHARACTERS = 120
 Method = Literal["lora", "qlora", "full"]
 Precision = Literal["auto", "fp32", "bf16"]
+Group = Literal["Required", "Data", "Method", "Schedule", "Hardware", "Evaluation"]
+"""What a knob is about, in the order in which people meet them."""
 
 
 def knob(
-    help: str, default: Any = dataclasses.MISSING, *, ge: float | None = None, le: float | None = None,
+    group: Group, help: str, default: Any = dataclasses.MISSING, *, ge: float | None = None, le: float | None = None,
     shapes: Literal["weights", "scores", "place"] = "weights",
 ) -> Any:
     """One field of the spec. `shapes` says what it can change: the trained weights, only how they
     are scored and judged, or only where and how fast the work is done."""
-    metadata = {"help": help, "ge": ge, "le": le, "shapes": shapes}
+    metadata = {"group": group, "help": help, "ge": ge, "le": le, "shapes": shapes}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -39,74 +41,83 @@ class TrainingSpec:
     """What a user asks for. Raises UserError, naming the field, for a value out of range."""
 
     train_data: str = knob(
-        "Training data: a JSONL file of {prompt, completion}, {text} or {messages} rows. "
+        "Required", "Training data: a JSONL file of {prompt, completion}, {text} or {messages} rows. "
         "A path, https:// or s3:// address; or shards: a folder, or a pattern such as "
         "`s3://bucket/day=*/**/*.jsonl`, joined in the order of their names. .gz and .zst are unpacked.")
-    base_model: str = knob("Base model: a folder in Hugging Face format (path or s3://) or a hub name owner/name.")
-    destination: str = knob("Model that gets the trained version: owner/name, lower case.", shapes="place")
-    validation_data: str = knob("Held-out data in the same format; empty: split off the training data.", "")
+    base_model: str = knob(
+        "Required", "Base model: a folder in Hugging Face format (path or s3://) or a hub name owner/name.")
+    destination: str = knob(
+        "Required", "Model that gets the trained version: owner/name, such as acme/summarizer; lower-case letters, "
+        "digits and single . _ - between them.", shapes="place")
+    validation_data: str = knob("Data", "Held-out data in the same format; empty: split off the training data.", "")
     num_validation_samples: int = knob(
-        "Held-out rows: split off train_data (at most a tenth of it), or the first rows of "
+        "Data", "Held-out rows: split off train_data (at most a tenth of it), or the first rows of "
         "validation_data.", 50, ge=1)
-    num_train_epochs: int = knob("Passes over the training data.", 1, ge=1)
-    max_steps: int = knob("Stop after this many optimizer steps; 0: no limit.", 0, ge=0)
+    num_train_epochs: int = knob("Schedule", "Passes over the training data.", 1, ge=1)
+    max_steps: int = knob("Schedule", "Stop after this many optimizer steps; 0: no limit.", 0, ge=0)
     train_batch_size: int = knob(
-        "Rows per optimizer step, over all GPUs together. A row is an example, or a pack of "
+        "Schedule", "Rows per optimizer step, over all GPUs together. A row is an example, or a pack of "
         "examples with pack_sequences.", 4, ge=1)
-    learning_rate: float = knob("Peak learning rate of AdamW.", 1e-4, ge=0)
+    learning_rate: float = knob("Schedule", "Peak learning rate of AdamW.", 1e-4, ge=0)
     lr_schedule: Literal["linear", "cosine", "constant"] = knob(
-        "How the learning rate falls to 0 after the warm-up.", "linear")
-    warmup_ratio: float = knob("Share of the steps in which the learning rate rises from 0.", 0.03, ge=0, le=1)
-    weight_decay: float = knob("Decoupled weight decay of AdamW.", 0.0, ge=0)
-    max_grad_norm: float = knob("Gradients are scaled down to this norm; 0: not clipped.", 1.0, ge=0)
+        "Schedule", "How the learning rate falls to 0 after the warm-up.", "linear")
+    warmup_ratio: float = knob(
+        "Schedule", "Share of the steps in which the learning rate rises from 0.", 0.03, ge=0, le=1)
+    weight_decay: float = knob("Schedule", "Decoupled weight decay of AdamW.", 0.0, ge=0)
+    max_grad_norm: float = knob("Schedule", "Gradients are scaled down to this norm; 0: not clipped.", 1.0, ge=0)
     peft_method: Method = knob(
-        "lora: train small adapters beside the frozen base. qlora: the same with the base in 4 bits "
+        "Method", "lora: train small adapters beside the frozen base. qlora: the same with the base in 4 bits "
         "(needs the extra gpu). full: train every weight.", "lora")
-    lora_rank: int = knob("Rank of the adapters.", 8, ge=1, le=1024)
-    lora_alpha: int = knob("Scale of the adapters; they are multiplied by alpha / rank.", 16, ge=1)
-    lora_dropout: float = knob("Dropout in front of the adapters.", 0.05, ge=0, le=1)
-    lora_targets: str = knob("Layers with adapters: all-linear, or names such as q_proj,v_proj.", "all-linear")
-    pack_sequences: bool = knob("Put several examples into one row of chunk_size tokens, isolated.", False)
+    lora_rank: int = knob("Method", "Rank of the adapters.", 8, ge=1, le=1024)
+    lora_alpha: int = knob("Method", "Scale of the adapters; they are multiplied by alpha / rank.", 16, ge=1)
+    lora_dropout: float = knob("Method", "Dropout in front of the adapters.", 0.05, ge=0, le=1)
+    lora_targets: str = knob(
+        "Method", "Layers with adapters: all-linear, or names such as q_proj,v_proj.", "all-linear")
+    pack_sequences: bool = knob("Data", "Put several examples into one row of chunk_size tokens, isolated.", False)
     wrap_packed_sequences: bool = knob(
-        "Split an example longer than chunk_size over several rows, losing nothing; otherwise its "
+        "Data", "Split an example longer than chunk_size over several rows, losing nothing; otherwise its "
         "prompt is cut on the left, then its completion on the right, and the report counts it.", False)
-    chunk_size: int = knob("Longest row in tokens; the base model's context is the upper limit.", 2048, ge=8)
-    train_on_prompt: bool = knob("Also compute the loss on prompts, not only on completions.", False)
-    seed: int = knob("Seed of the sample order, the dropout and the adapters.", 42, ge=0, le=2**31 - 1)
-    run_validation: bool = knob("Compute the validation loss after every epoch.", True, shapes="scores")
+    chunk_size: int = knob("Data", "Longest row in tokens; the base model's context is the upper limit.", 2048, ge=8)
+    train_on_prompt: bool = knob("Data", "Also compute the loss on prompts, not only on completions.", False)
+    seed: int = knob("Schedule", "Seed of the sample order, the dropout and the adapters.", 42, ge=0, le=2**31 - 1)
+    run_validation: bool = knob("Schedule", "Compute the validation loss after every epoch.", True, shapes="scores")
     validation_steps: int = knob(
-        "Optimizer steps between validations; 0: after every epoch. There is always one at the end.", 0, ge=0)
+        "Schedule", "Optimizer steps between validations; 0: after every epoch. There is always one at the end.", 0,
+        ge=0)
     early_stopping_patience: int = knob(
-        "Stop after this many validations in a row without a lower loss; 0: never.", 0, ge=0)
+        "Schedule", "Stop after this many validations in a row without a lower loss; 0: never.", 0, ge=0)
     keep_weights: Literal["last", "best"] = knob(
-        "Weights of the last step, or of the lowest validation loss.", "last")
-    validation_batch_size: int = knob("Held-out rows per forward pass on each GPU.", 1, ge=1, shapes="place")
+        "Schedule", "Weights of the last step, or of the lowest validation loss.", "last")
+    validation_batch_size: int = knob(
+        "Hardware", "Held-out rows per forward pass on each GPU.", 1, ge=1, shapes="place")
     validation_prompt: str = knob(
-        "A prompt answered after training; the answer is in the evaluation.", "", shapes="scores")
-    num_evaluation_samples: int = knob("Held-out rows answered and scored with ROUGE.", 50, ge=1, shapes="scores")
-    max_new_tokens: int = knob("Longest answer in the evaluation, in tokens.", 128, ge=1, shapes="scores")
+        "Evaluation", "A prompt answered after training; the answer is in the evaluation.", "", shapes="scores")
+    num_evaluation_samples: int = knob(
+        "Evaluation", "Held-out rows answered and scored with ROUGE.", 50, ge=1, shapes="scores")
+    max_new_tokens: int = knob("Evaluation", "Longest answer in the evaluation, in tokens.", 128, ge=1, shapes="scores")
     gate: Literal["not_worse_than_base", "off"] = knob(
-        "Deploy only a version that is not significantly worse than its base model, or always.",
+        "Evaluation", "Deploy only a version that is not significantly worse than its base model, or always.",
         "not_worse_than_base", shapes="scores")
-    deploy: bool = knob("Switch the predictor to the new version.", True, shapes="place")
+    deploy: bool = knob("Evaluation", "Switch the predictor to the new version.", True, shapes="place")
     gradient_accumulation_steps: int = knob(
-        "Micro-batches that a GPU's share of a batch is cut into: less memory, same numbers.", 1, ge=1,
+        "Hardware", "Micro-batches that a GPU's share of a batch is cut into: less memory, same numbers.", 1, ge=1,
         shapes="place")
     activation_checkpointing: bool = knob(
-        "Compute activations again in the backward pass: much less memory, about a quarter more time.", False,
-        shapes="place")
+        "Hardware", "Compute activations again in the backward pass: much less memory, about a quarter more time.",
+        False, shapes="place")
     parallelism: Literal["auto", "ddp", "fsdp", "hsdp"] = knob(
-        "ddp: a copy of the weights on each GPU. fsdp: a shard on each. hsdp: shards within a node. "
+        "Hardware", "ddp: a copy of the weights on each GPU. fsdp: a shard on each. hsdp: shards within a node. "
         "auto: ddp if it fits the GPU's memory, else hsdp or fsdp.", "auto", shapes="place")
     compile_layers: bool = knob(
-        "Compile each layer (torch.compile): about a minute at the start. Not faster on a CPU, not measured on a GPU "
-        "yet. With pack_sequences every micro-batch is filled up to the same size.", False, shapes="place")
-    checkpoint_steps: int = knob("Optimizer steps between checkpoints.", 50, ge=1, shapes="place")
-    num_ranks: int = knob(
-        "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0, le=4096,
+        "Hardware", "Compile each layer (torch.compile): about a minute at the start. Not faster on a CPU, not "
+        "measured on a GPU yet. With pack_sequences every micro-batch is filled up to the same size.", False,
         shapes="place")
+    checkpoint_steps: int = knob("Hardware", "Optimizer steps between checkpoints.", 50, ge=1, shapes="place")
+    num_ranks: int = knob(
+        "Hardware", "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0,
+        le=4096, shapes="place")
     precision: Precision = knob(
-        "auto: bf16 on a GPU and on a CPU that has it (avx512_bf16, amx_bf16), else fp32.", "auto")
+        "Hardware", "auto: bf16 on a GPU and on a CPU that has it (avx512_bf16, amx_bf16), else fp32.", "auto")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -154,6 +165,16 @@ class TrainingSpec:
 
 
 FIELD_TYPES = typing.get_type_hints(TrainingSpec)
+FIELDS = sorted(dataclasses.fields(TrainingSpec), key=lambda field: get_args(Group).index(field.metadata["group"]))
+"""All knobs, group by group."""
+
+
+def range_of(field: dataclasses.Field[Any]) -> str:
+    """The numbers that a knob takes, in words; empty where there is no limit."""
+    low, high = field.metadata["ge"], field.metadata["le"]
+    if low is None:
+        return ""
+    return f"{low} or more" if high is None else f"{low} to {high}"
 
 
 def check_destination(destination: str) -> None:

@@ -37,10 +37,11 @@ def data_report(split: Split, pack: Pack) -> str:
 def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
     """Steps, memory by parts, time and price; the actual figures beside them once they are known."""
     actual = forecast.spent(trained) if trained else {}
+    title = f"Forecast{' and what it was' if trained else ''}: {forecast.ranks} x {forecast.device}"
     return "\n".join([
-        f"## Forecast: {forecast.ranks} x {forecast.device}", "", "| | forecast | actual |", "|---|---|---|",
+        f"## {title}", "", "| | forecast | actual |", "|---|---|---|",
         *(f"| {name} | {line} | {actual.get(name, '')} |" for name, line in forecast.lines().items()), "",
-        "Prices and peak rates: infra/hardware.toml; put your own into <home>/hardware.toml."])
+        "Prices and peak rates: `infra/hardware.toml`; put your own into `<home>/hardware.toml`."])
 
 
 def rouge_report(evaluation: Evaluation) -> str:
@@ -90,7 +91,8 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
             link=f"{page}/versions/{version.number}"))
     if deployment.url:
         if_it_can(lambda: create_link_artifact(
-            key="endpoint", link=f"{deployment.url}/models", link_text=f"serves {version.id[:12]}"))
+            key="endpoint", link=f"{deployment.url}/?model={version.destination}",
+            link_text=f"Playground: ask {version.destination}, version {version.id[:12]}"))
     else:
         get_run_logger().warning("registered, not deployed: %s", deployment.reason)
         show("endpoint", f"Not deployed: {deployment.reason}.")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -26,9 +26,13 @@ from xdist.scheduler import LoadScopeScheduling
 from infra.settings import Settings
 from infra.store import Store
 
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 END_TO_END = "tests/e2e/"
+WINDOW = "1400,1600"
 S3_KEY, S3_SECRET, BUCKET = "test-key", "test-secret", "anneal"
 
 
@@ -125,6 +129,21 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Chrome]:
+    """A headless Chromium."""
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = needed("chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={WINDOW}"):
+        options.add_argument(argument)
+    driver = Chrome(options=options, service=Service(needed("chromedriver")))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The predictor's routes.
 
+    GET    /                             a page to try prompts on; no key needed
     POST   /predictions                  answer a prompt: JSON, or SSE with Accept: text/event-stream
     GET    /models                       what is served
     PUT    /deployments/{owner}/{name}   load a version beside the current one, try it, switch
@@ -22,10 +23,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from deployments.predictor.guard import Guard
+from deployments.predictor.playground import HEADERS, PAGE
 from deployments.predictor.predictions import Prediction
 from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, sentence_of
 from deployments.predictor.served import Conflict, NotServed, Order
@@ -68,6 +70,12 @@ def _shelf(request: Request) -> Shelf:
 
 
 Shelved = Annotated[Shelf, Depends(_shelf)]
+
+
+@router.get("/", include_in_schema=False)
+def playground() -> HTMLResponse:
+    """The page holds no data and no key; what it asks for goes through the guard."""
+    return HTMLResponse(PAGE, headers=HEADERS)
 
 
 @router.post("/predictions")

@@ -1,6 +1,6 @@
 """What stands in front of every route: the key, and the size of the body.
 
-Health answers without a key. The body is read here, up to a limit, and handed on whole, so that
+Health and the playground answer without a key. The body is read here, up to a limit, and handed on whole, so that
 no route ever sees a large or trickling one.
 """
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 10
-OPEN_PATHS = ("/health/live", "/health/ready")
+OPEN_PATHS = ("/", "/health/live", "/health/ready")
 
 
 class Guard:

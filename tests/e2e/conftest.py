@@ -86,9 +86,9 @@ class Stack:
         path = f"/deployments/{deployment}/create_flow_run"
         return str(self.prefect(path, parameters={"training": parameters})["id"])
 
-    def wait_until_over(self, run: str) -> dict[str, Any]:
+    def wait_until_over(self, run: str, timeout_s: float = COMMAND_TIMEOUT_S) -> dict[str, Any]:
         """A flow run's final state."""
-        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while (state := self.prefect(f"/flow_runs/{run}")["state"])["type"] not in FINAL:
             assert time.monotonic() < deadline, state
             time.sleep(0.2)

@@ -117,15 +117,6 @@ def test_wrong_destination_is_refused_before_anything_is_done(stack: Stack, para
     assert stack.runs("finetune ../x") == before
 
 
-def test_wrong_destination_in_the_form_is_a_failed_run_with_the_sentence(
-    stack: Stack, parameters: dict[str, Any],
-) -> None:
-    state = stack.wait_until_over(stack.start_run({**parameters, "destination": "../x"}))
-    assert state["type"] == "FAILED"
-    assert 'destination is "../x"; expected owner/name' in state["message"]
-    assert stack.versions("../x") == []
-
-
 def test_full_disk_says_so_and_what_was_finished_is_kept(
     stack: Stack, parameters: dict[str, Any], full_disk: Path,
 ) -> None:

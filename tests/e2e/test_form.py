@@ -1,113 +1,228 @@
 """The Prefect UI: its form starts a training, its run page shows the results: pytest tests/e2e/test_form.py
 
-Headless Chromium against the real server; the pictures stay in pytest's temporary folders.
+Headless Chromium against the real server; the pictures stay in pytest's temporary folders. The UI is V2, which the
+server's address leads to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+import httpx
 import pytest
 
-from tests.conftest import needed
-from tests.e2e.conftest import Stack, Training
+from infra.spec import FIELD_TYPES, FIELDS, Group
+from tests.conftest import training_processes, wait_for
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, Training
+from tests.e2e.test_cancel import checkpoints
+from tests.pages import Album, choose, click, control, fill, see, tab
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
-    from selenium.webdriver.remote.webelement import WebElement
 
 pytestmark = pytest.mark.slow
 
-WINDOW = "1400,2400"
-WAIT_S = 60
-CONTROL = "following::*[self::textarea or self::input or self::select or @role='switch'][1]"
+REQUIRED = ("train_data", "base_model", "destination")
+NONSENSE = {
+    "num_train_epochs": (0, "less than the minimum of 1"), "lora_rank": (4096, "greater than the maximum of 1024"),
+    "peft_method": ("prefix", "is not one of ['lora', 'qlora', 'full']"), "seed": ("x", "not of type 'integer'"),
+    "destination": ("summarizer", "does not match"), "train_data": ("", "should be non-empty"),
+    "lerning_rate": (1, "unexpected")}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    """A headless Chromium."""
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
+def test_form_groups_orders_and_describes_every_parameter(stack: Stack, browser: Chrome, tmp_path: Path) -> None:
+    album = Album(browser, tmp_path)
+    open_form(browser, stack)
+    album.take("form")
+    titles = [label.text.removesuffix(" (Optional)") for label in browser.find_elements("tag name", "label")]
+    titles = [title for title in titles if ": " in title]
+    assert [title.split(": ")[1] for title in titles] == [field.name for field in FIELDS]
+    assert [group for group, _ in groupby(title.split(": ")[0] for title in titles)] == list(get_args(Group))
+    for field in FIELDS:
+        kind, found = FIELD_TYPES[field.name], control(browser, field.name)
+        see(browser, f"//p[starts-with(normalize-space(), {field.metadata['help'][:30]!r})]")
+        if get_origin(kind) is Literal:
+            assert (found.tag_name, found.text) == ("button", field.default), "a choice with its default"
+        elif kind is bool:
+            assert found.get_attribute("role") == "switch", field.name
+        elif kind is not str:
+            assert found.get_attribute("type") == "number", field.name
+            limits = [found.get_attribute(name) or None for name in ("min", "max")]
+            assert limits == [None if field.metadata[end] is None else str(field.metadata[end]) for end in ("ge", "le")]
+    control(browser, "peft_method").click()
+    album.take("choices")
+    options = browser.find_elements("xpath", "//*[@role='option']")
+    assert [option.text for option in options] == ["lora", "qlora", "full"]
 
-    options = ChromeOptions()
-    options.binary_location = needed("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={WINDOW}"):
-        options.add_argument(argument)
-    driver = Chrome(options=options, service=Service(needed("chromedriver")))
-    yield driver
-    driver.quit()
+
+def test_nonsense_in_the_form_is_refused_at_its_field(stack: Stack, browser: Chrome, tmp_path: Path) -> None:
+    before, album = runs_of(stack), Album(browser, tmp_path)
+    open_form(browser, stack)
+    submit(browser)
+    for name in REQUIRED:
+        see(browser, f"//p[.=\"'{name}' is a required property\"]")
+    album.take("missing")
+    for name in REQUIRED:
+        fill(browser, name, "somewhere")
+    submit(browser)
+    see(browser, "//p[starts-with(., \"'somewhere' does not match\")]")
+    album.take("destination")
+    fill(browser, "num_train_epochs", 0)
+    submit(browser)
+    assert control(browser, "num_train_epochs").get_property("validationMessage") == (
+        "Value must be greater than or equal to 1.")
+    album.take("range")
+    assert runs_of(stack) == before
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_refused_by_the_server_with_the_fields_name(
+    name: str, stack: Stack, parameters: dict[str, Any],
+) -> None:
+    before, (value, reason) = runs_of(stack), NONSENSE[name]
+    url = f"{stack.settings.prefect_api}/deployments/{deployment_of(stack)}/create_flow_run"
+    answer = httpx.post(url, json={"parameters": {"training": {**parameters, name: value}}}, timeout=30)
+    assert answer.status_code == httpx.codes.CONFLICT
+    assert name in answer.json()["detail"] and reason in answer.json()["detail"]
+    assert runs_of(stack) == before
 
 
 def test_form_starts_a_training(stack: Stack, first: Training, browser: Chrome, tmp_path: Path) -> None:
-    deployment = stack.prefect("/deployments/name/finetune/gpu")["id"]
-    before = runs_of(stack, deployment)
-    browser.get(f"{ui(stack)}/deployments/deployment/{deployment}/run")
+    before, album = runs_of(stack), Album(browser, tmp_path)
+    open_form(browser, stack)
     for name, value in first.parameters.items():
         fill(browser, name, value)
-    browser.save_screenshot(str(tmp_path / "form.png"))
-    see(browser, "//button[normalize-space()='Submit']").click()
-    see(browser, "//*[contains(., 'scheduled') or contains(., 'Scheduled')]")
-    (run,) = runs_of(stack, deployment) - before
+    album.take("filled")
+    run = started(stack, browser, before)
     assert stack.wait_until_over(run)["type"] == "COMPLETED"
     assert first.version["id"][:12] in stack.artifacts(run)["endpoint"]
+
+
+def test_defaults_train(stack: Stack, parameters: dict[str, Any], browser: Chrome, tmp_path: Path) -> None:
+    before, data = runs_of(stack), tmp_path / "few.jsonl"
+    with Path(parameters["train_data"]).open() as file:
+        data.write_text("".join(islice(file, 12)))
+    open_form(browser, stack)
+    for name, value in {**parameters, "train_data": data, "destination": "acme/defaults"}.items():
+        if name in REQUIRED:
+            fill(browser, name, value)
+    state = stack.wait_until_over(started(stack, browser, before))
+    assert state["type"] == "COMPLETED", state
+    assert len(stack.versions("acme/defaults")) == 1
 
 
 def test_run_page_leads_to_the_loss_curve_and_the_scores(
     stack: Stack, first: Training, browser: Chrome, tmp_path: Path,
 ) -> None:
-    page = f"{ui(stack)}/runs/flow-run/{stack.runs('finetune acme/notes')[0]}"
-    open_artifact(browser, page, "training-loss")
+    run, album = stack.runs("finetune acme/notes")[0], Album(browser, tmp_path)
+    open_artifact(browser, stack, run, "training-loss")
     picture = see(browser, "//img[starts-with(@src, 'data:image/svg')]")
-    assert int(picture.get_property("naturalWidth")) > 0
-    browser.save_screenshot(str(tmp_path / "training-loss.png"))
-
-    open_artifact(browser, page, "rouge", tmp_path / "run.png")
+    assert int(str(picture.get_property("naturalWidth"))) > 0
+    album.take("training-loss")
+    open_artifact(browser, stack, run, "rouge")
     for model in ("tuned", "base", "lead3"):
         see(browser, f"//td[normalize-space()='{model}']")
-    browser.save_screenshot(str(tmp_path / "rouge.png"))
+    album.take("rouge")
+    open_artifact(browser, stack, run, "actual")
+    see(browser, "//*[contains(., '<home>/hardware.toml')]")
+    album.take("actual")
 
 
-def open_artifact(browser: Chrome, page: str, key: str, picture: Path | None = None) -> None:
-    """From the run's page to one of its artifacts."""
-    browser.get(page)
-    see(browser, "//li[normalize-space()='Artifacts']").click()
-    card = see(browser, f"//div[normalize-space()='{key}']")
-    if picture:
-        browser.save_screenshot(str(picture))
-    card.click()
+def test_run_page_says_in_one_sentence_why_a_run_failed_and_what_to_do(
+    stack: Stack, parameters: dict[str, Any], browser: Chrome, tmp_path: Path,
+) -> None:
+    (data := tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": 17}\n')
+    run = stack.start_run({**parameters, "train_data": str(data), "destination": "acme/bad"})
+    assert stack.wait_until_over(run)["type"] == "FAILED"
+    browser.get(f"{ui(stack)}/runs/flow-run/{run}")
+    tab(browser, "Details")
+    sentence = 'bad.jsonl line 1: "completion" is a number (17); expected a string. Quote it.'
+    see(browser, f"//*[contains(text(), '{sentence}')]")
+    Album(browser, tmp_path).take("failed")
+
+
+@pytest.mark.chaos
+def test_a_training_is_watched_and_cancelled_in_the_browser(
+    stack: Stack, parameters: dict[str, Any], browser: Chrome, tmp_path: Path,
+) -> None:
+    home, album = stack.settings.home_path, Album(browser, tmp_path)
+    known = checkpoints(home)
+    run = stack.start_run({
+        **parameters, **LONG, "num_train_epochs": 500, "max_steps": 0, "destination": "acme/watched", "seed": 11})
+    wait_for(lambda: checkpoints(home) - known, "it does not train", COMMAND_TIMEOUT_S)
+    (folder,) = {path.parent for path in checkpoints(home) - known}
+    browser.get(f"{ui(stack)}/runs/flow-run/{run}")
+    tab(browser, "Logs")
+    see(browser, "//*[starts-with(normalize-space(text()), 'step 1/')]")
+    album.take("logs")
+    seen = {progress(browser, stack, run)}
+    wait_for(lambda: len(seen | {progress(browser, stack, run)}) > 1, "the progress does not move", COMMAND_TIMEOUT_S)
+    album.take("progress")
+
+    choose(browser, "Open menu", "Cancel")
+    see(browser, "//*[@role='dialog' or @role='alertdialog']")
+    album.take("cancel")
+    click(browser, "//button[normalize-space()='Cancel Flow Run']")
+    assert stack.wait_until_over(run)["type"] == "CANCELLED"
+    wait_for(lambda: not training_processes(home), "a rank goes on", COMMAND_TIMEOUT_S)
+    assert list(folder.glob("step-??????")), "the last checkpoint is kept"
+    assert stack.versions("acme/watched") == []
+    browser.refresh()
+    see(browser, "//*[normalize-space(text())='Cancelled']")
+    album.take("cancelled")
+
+
+def open_form(browser: Chrome, stack: Stack) -> None:
+    """The form of a custom run, once it has its defaults."""
+    browser.get(f"{ui(stack)}/deployments/deployment/{deployment_of(stack)}/run")
+    wait_for(lambda: control(browser, "chunk_size").get_property("value") == "2048", "the form has no defaults")
+
+
+def submit(browser: Chrome) -> None:
+    """Press the form's button."""
+    click(browser, "//button[normalize-space()='Submit']")
+
+
+def started(stack: Stack, browser: Chrome, before: set[str]) -> str:
+    """Submit the form; the id of the run that it made."""
+    submit(browser)
+    click(browser, "//button[normalize-space()='View run']")
+    see(browser, "//*[@role='tab'][normalize-space()='Logs']")
+    (run,) = runs_of(stack) - before
+    assert run in browser.current_url
+    return run
+
+
+def open_artifact(browser: Chrome, stack: Stack, run: str, key: str) -> None:
+    """From the run's page to the newest of its artifacts of that key; between them are those of all runs."""
+    wanted = {"flow_run_id": {"any_": [run]}, "key": {"any_": [key]}}
+    newest = stack.prefect("/artifacts/filter", artifacts=wanted, sort="UPDATED_DESC")[0]["id"]
+    browser.get(f"{ui(stack)}/runs/flow-run/{run}")
+    tab(browser, "Artifacts")
+    click(browser, f"//h3[normalize-space()='{key}']")
+    click(browser, f"//*[@data-testid='timeline-card-{newest}']//a")
+
+
+def progress(browser: Chrome, stack: Stack, run: str) -> str:
+    """What the run's page says now about how far the training is."""
+    browser.get(f"{ui(stack)}/runs/flow-run/{run}")
+    tab(browser, "Artifacts")
+    return see(browser, "//*[starts-with(normalize-space(text()), 'step ') and contains(., ' of ')]").text
 
 
 def ui(stack: Stack) -> str:
     """Address of the Prefect UI."""
-    return stack.settings.prefect_api.removesuffix("/api")
+    return stack.settings.prefect_api.removesuffix("/api") + "/v2"
 
 
-def runs_of(stack: Stack, deployment: str) -> set[str]:
-    """Ids of all runs of a deployment."""
-    return {run["id"] for run in stack.prefect("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})}
+def deployment_of(stack: Stack) -> str:
+    """Id of finetune/gpu."""
+    return str(stack.prefect("/deployments/name/finetune/gpu")["id"])
 
 
-def fill(browser: Chrome, name: str, value: Any) -> None:
-    """Set one field of the form, found by its visible label."""
-    from selenium.webdriver.support.ui import Select
-
-    control = see(browser, f"//span[normalize-space()='{name}' or normalize-space()='{name} (Optional)']/{CONTROL}")
-    if control.tag_name == "select":
-        Select(control).select_by_visible_text(value)
-    elif isinstance(value, bool):
-        if (control.get_attribute("aria-checked") == "true") != value:
-            control.click()
-    else:
-        control.clear()
-        control.send_keys(str(value))
-
-
-def see(browser: Chrome, path: str) -> WebElement:
-    """Wait for an element to be visible."""
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.expected_conditions import visibility_of_element_located
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, WAIT_S).until(visibility_of_element_located((By.XPATH, path)))
+def runs_of(stack: Stack) -> set[str]:
+    """Ids of all runs of finetune/gpu."""
+    wanted = {"id": {"any_": [deployment_of(stack)]}}
+    return {run["id"] for run in stack.prefect("/flow_runs/filter", deployments=wanted)}

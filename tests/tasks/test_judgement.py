@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,7 +16,7 @@ from deployments import docs
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, RanksLost, Transient, UserError
 from infra.settings import Settings
-from infra.spec import Method, TrainingSpec
+from infra.spec import Group, Method, TrainingSpec
 from tasks import report
 from tasks.base import find_base
 from tasks.evaluate import judge
@@ -189,9 +190,15 @@ def test_only_what_may_pass_is_retried(error: Exception, tries: int, again: bool
 
 def test_the_form_has_every_knob_with_range_and_help() -> None:
     schema = Parameters.model_json_schema()
-    assert list(schema["properties"]) == [field.name for field in dataclasses.fields(TrainingSpec)]
+    positions = [field["position"] for field in schema["properties"].values()]
+    titles = [field["title"] for field in schema["properties"].values()]
+    assert {field.name for field in dataclasses.fields(TrainingSpec)} == set(schema["properties"])
+    assert positions == sorted(positions)
+    assert [group for group, _ in groupby(title.split(": ")[0] for title in titles)] == list(get_args(Group))
+    assert [title.split(": ")[1] for title in titles] == list(schema["properties"])
     assert schema["required"] == ["train_data", "base_model", "destination"]
     assert schema["additionalProperties"] is False
     rank = schema["properties"]["lora_rank"]
-    assert (rank["minimum"], rank["maximum"], rank["default"]) == (1, 1024, 8) and rank["description"]
+    assert (rank["minimum"], rank["maximum"], rank["default"]) == (1, 1024, 8)
+    assert rank["description"] == "Rank of the adapters. Range: 1 to 1024."
     assert schema["properties"]["peft_method"]["enum"] == ["lora", "qlora", "full"]

@@ -1,0 +1,93 @@
+"""The way of a person through the pages, with pictures: ANNEAL_WALK=<folder> pytest -m chaos tests/e2e/test_walk.py
+
+From the address that `anneal up` prints: form, run page, results, the version in MLflow, the playground. The data and
+the base are those of `make demo`, so that there is something to read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deployments.demo import dialogues
+from deployments.demo.__main__ import BASE, KNOBS
+from tests.e2e.conftest import Stack
+from tests.e2e.test_form import open_artifact, progress, runs_of, submit, ui
+from tests.pages import Album, choose, click, fill, see, tab
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+
+PICTURES = os.environ.get("ANNEAL_WALK")
+DESTINATION = "walk/summarizer"
+SAMPLES = {"num_validation_samples": 20, "num_evaluation_samples": 20}
+
+
+def test_walk_from_the_form_to_an_answer(stack: Stack, browser: Chrome, tmp_path: Path) -> None:
+    album = Album(browser, Path(PICTURES or tmp_path))
+    train, test = dialogues.write(tmp_path / "data")
+    run = start(stack, browser, album, {
+        "train_data": train, "validation_data": test, "base_model": BASE, "destination": DESTINATION,
+        **KNOBS, **SAMPLES})
+    tab(browser, "Logs")
+    see(browser, "//*[starts-with(normalize-space(text()), 'step 1/')]")
+    album.take("run-logs")
+    assert " left" in progress(browser, stack, run)
+    album.take("run-progress")
+    assert stack.wait_until_over(run, 600)["type"] == "COMPLETED"
+
+    browser.get(f"{ui(stack)}/runs/flow-run/{run}")
+    see(browser, "//*[normalize-space(text())='Completed']")
+    tab(browser, "Artifacts")
+    see(browser, "//h3[.='endpoint']")
+    album.take("run-done")
+    shown = {"data": "//h2", "actual": "//h2[contains(., 'what it was')]", "rouge": "//td[.='lead3']",
+             "training-loss": "//img[starts-with(@src, 'data:image/svg')]"}
+    for key, part in shown.items():
+        open_artifact(browser, stack, run, key)
+        see(browser, part)
+        album.take(key)
+
+    open_artifact(browser, stack, run, "version")
+    album.take("version-link")
+    click(browser, f"//a[contains(., '{DESTINATION} version 1')]")
+    browser.switch_to.window(browser.window_handles[-1])
+    see(browser, "//*[contains(text(), 'challenger') or contains(text(), 'champion')]")
+    album.take("mlflow-version")
+
+    open_artifact(browser, stack, run, "endpoint")
+    click(browser, "//a[contains(., 'Playground')]")
+    browser.switch_to.window(browser.window_handles[-1])
+    asked = json.loads(test.read_text(encoding="utf-8").splitlines()[0])
+    see(browser, f"//option[starts-with(., '{DESTINATION}')]")
+    see(browser, "//textarea").send_keys(asked["prompt"])
+    album.take("playground")
+    see(browser, "//button[@id='run']").click()
+    see(browser, "//*[@id='status'][contains(., 'tokens/s')]")
+    album.take("playground-answer")
+    assert see(browser, "//*[@id='answer']").text.strip()
+    assert browser.find_element("id", "error").text == ""
+
+
+def start(stack: Stack, browser: Chrome, album: Album, parameters: dict[str, Any]) -> str:
+    """From the start page to the form, fill it, submit it, and on to the run's page; returns the run's id."""
+    before = runs_of(stack)
+    browser.get(stack.settings.prefect_api.removesuffix("/api"))
+    click(browser, "//a[normalize-space()='Deployments']")
+    album.take("deployments")
+    click(browser, "//a[normalize-space()='gpu']")
+    choose(browser, "Run", "Custom run")
+    for name, value in parameters.items():
+        fill(browser, name, value)
+    album.take("form")
+    submit(browser)
+    click(browser, "//button[normalize-space()='View run']")
+    see(browser, "//*[@role='tab'][normalize-space()='Logs']")
+    (run,) = runs_of(stack) - before
+    return run

@@ -1,0 +1,83 @@
+"""What a person does in a browser: find, fill, click, look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
+
+WAIT_S = 60
+
+
+def see(browser: Chrome, path: str) -> WebElement:
+    """Wait for an element to be visible."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.expected_conditions import visibility_of_element_located
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, WAIT_S).until(visibility_of_element_located((By.XPATH, path)), path)
+
+
+def click(browser: Chrome, path: str) -> None:
+    """Wait for an element, and click on it."""
+    from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def clicked(_: Chrome) -> bool:
+        element = see(browser, path)
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)  # type: ignore[no-untyped-call]
+        element.click()
+        return True
+
+    passing = (ElementClickInterceptedException, StaleElementReferenceException)
+    WebDriverWait(browser, WAIT_S, ignored_exceptions=passing).until(clicked)
+
+
+def control(browser: Chrome, name: str) -> WebElement:
+    """The control of a parameter in Prefect's form, found by its visible label."""
+    ends = " or ".join(f"substring-after(normalize-space(), ': ')='{end}'" for end in (name, f"{name} (Optional)"))
+    return see(browser, f"//*[@id=//label[{ends}]/@for]")
+
+
+def fill(browser: Chrome, name: str, value: Any) -> None:
+    """Set one parameter in the form."""
+    from selenium.webdriver.common.keys import Keys
+
+    found = control(browser, name)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)  # type: ignore[no-untyped-call]
+    if isinstance(value, bool):
+        if (found.get_attribute("aria-checked") == "true") != value:
+            found.click()
+    elif found.tag_name == "button":
+        found.click()
+        click(browser, f"//*[@role='option'][normalize-space()='{value}']")
+    else:
+        found.send_keys(Keys.CONTROL, "a")
+        found.send_keys(str(value))
+
+
+def tab(browser: Chrome, name: str) -> None:
+    """Open one of the tabs of Prefect's run page."""
+    click(browser, f"//*[@role='tab'][normalize-space()='{name}']")
+
+
+def choose(browser: Chrome, button: str, item: str) -> None:
+    """Open the menu behind a button, and choose from it."""
+    click(browser, f"//button[normalize-space()='{button}']")
+    click(browser, f"//*[@role='menuitem'][normalize-space()='{item}']")
+
+
+class Album:
+    """Numbered pictures of the browser."""
+
+    def __init__(self, browser: Chrome, folder: Path) -> None:
+        self._browser, self._folder, self._count = browser, folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, name: str) -> None:
+        """01-form.png and so on."""
+        self._count += 1
+        assert self._browser.save_screenshot(str(self._folder / f"{self._count:02d}-{name}.png"))
