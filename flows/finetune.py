@@ -44,7 +44,7 @@ def data_of(spec: TrainingSpec) -> Split:
     """The first two steps."""
     data = ingest_task(spec.train_data, subject="training data")
     held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
-    return validate_task(data, held_out, spec.num_validation_samples, subject=spec.destination)
+    return validate_task(data, held_out, spec.num_validation_samples, spec.drop, subject=spec.destination)
 
 
 def pipeline(settings: Settings, spec: TrainingSpec, split: Split) -> Version:
@@ -75,7 +75,7 @@ def estimate(spec: TrainingSpec) -> Forecast:
     store = Store(settings)
     data = ingest(settings, store, spec.train_data)
     held_out = ingest(settings, store, spec.validation_data) if spec.validation_data else None
-    split = validate(store, data, held_out, spec.num_validation_samples)
+    split = validate(store, data, held_out, spec.num_validation_samples, spec.drop)
     base = find_base(settings, spec.base_model)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)
     return forecast(settings, spec, packed, base)

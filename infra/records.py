@@ -55,6 +55,20 @@ class Dataset(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding(Record):
+    """Something about the data that is worth knowing and no error."""
+
+    what: str
+    count: int
+    first: list[str]
+    """Where it was found, the first few times."""
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.what}: {self.count} ({', '.join(self.first)}{more})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split(Record):
     """Clean rows in the store: `folder`/train.jsonl and `folder`/validation.jsonl."""
 
@@ -66,9 +80,20 @@ class Split(Record):
     train_rows: int
     validation_rows: int
     duplicates: int = 0
+    """Repeated prompts."""
     leaks: int = 0
     """Validation prompts that also stand in the training rows."""
     longest_characters: int = 0
+    dropped: int = 0
+    """Training rows left out, in `folder`/dropped.jsonl."""
+    findings: list[Finding] = field(default_factory=list)
+    compared: int = 0
+    """Rows that were looked at for near duplicates."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Read back `to_json`."""
+        return super().of({**values, "findings": [Finding.of(one) for one in values.get("findings", [])]})
 
 
 @dataclass(frozen=True, kw_only=True)
