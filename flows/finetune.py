@@ -25,6 +25,7 @@ from tasks.evaluate import evaluate_task
 from tasks.forecast import Forecast, forecast
 from tasks.ingest import ingest, ingest_task
 from tasks.pack import find_pack, pack, pack_task
+from tasks.picture import show_lengths
 from tasks.register import register_task
 from tasks.train import train_task
 from tasks.validate import validate, validate_task
@@ -54,6 +55,7 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split) -> Version:
     report.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
     packed = pack_task(split, base, spec, subject=name)
     report.show("data", report.data_report(split, packed))
+    show_lengths(packed)
 
     expected = forecast(settings, spec, packed, base)
     report.show("forecast", report.forecast_report(expected))

@@ -124,8 +124,12 @@ class Pack(Record):
     chunk_tokens: int
     train: PackCounts
     validation: PackCounts
-    preview: list[dict[str, Any]] = field(default_factory=list)
-    """The first example as runs of text: {"text", "learned"}; special tokens included."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Ten examples: {"tokens", "learned", "runs": [{"text", "learned"}], "more"}; special tokens included."""
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    """{"train", "validation"}: how many examples have fewer than `bin_tokens` tokens, then fewer than twice as many,
+    and so on; before they are cut."""
+    bin_tokens: int = 0
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

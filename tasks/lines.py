@@ -39,7 +39,7 @@ def numbered(path: Path, note: Callable[[str, int], None] | None = None) -> Iter
                 line = line.removeprefix(BOM)
                 if note:
                     note(MARKED, number)
-            if line.strip():
+            if line.strip() or is_cut(line):
                 yield number, line
             elif note:
                 note(BLANK_LINES, number)

@@ -56,16 +56,14 @@ def review(train: Survey, others: Survey | None, rows: Iterable[Row], drop: Drop
     measured = {first for row, first in found.repeats.items() if row >= len(train.prompts)}
     seen: set[bytes] = set()
     for row, (prompt, content) in enumerate(zip(train.prompts, train.contents, strict=True)):
-        reasons = []
-        if content in seen:
-            reasons.append(COPY)
-        elif row in found.repeats:
-            reasons.append(NEAR)
-        seen.add(content)
+        reasons = [COPY] if content in seen else []
         if prompt in asked:
             reasons.append(LEAK)
         elif measured and found.first_of(row) in measured:
             reasons.append(NEAR_LEAK)
+        if content not in seen and row in found.repeats:
+            reasons.append(NEAR)
+        seen.add(content)
         reasons += found.doubts.get(row, [])
         for reason in reasons:
             found.notes.add(reason, train.where(row))

@@ -38,16 +38,18 @@ class Row(NamedTuple):
 class Notes:
     """What is worth knowing and no error: counted, with the first few places."""
 
-    found: dict[str, Finding] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, what: str, where: str) -> None:
         """Count one more of `what`."""
-        known = self.found.get(what)
-        if known is None:
-            self.found[what] = Finding(what=what, count=1, first=[where])
-        else:
-            first = known.first if known.count >= SHOWN_PLACES else [*known.first, where]
-            self.found[what] = Finding(what=what, count=known.count + 1, first=first)
+        self.counts[what] = count = self.counts.get(what, 0) + 1
+        if count <= SHOWN_PLACES:
+            self.first.setdefault(what, []).append(where)
+
+    def findings(self) -> list[Finding]:
+        """All of it, in the order in which it was met first."""
+        return [Finding(what=what, count=count, first=self.first[what]) for what, count in self.counts.items()]
 
 
 @dataclass

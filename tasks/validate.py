@@ -153,10 +153,10 @@ def _rows(file: Path, train: Survey, other_file: Path | None, others: Survey | N
 
 def _findings(train: Survey, others: Survey | None, found: Review, held: int) -> list[Finding]:
     """All that was noted, of the files first."""
-    findings = [*train.notes.found.values(), *(others.notes.found.values() if others else ())]
+    findings = train.notes.findings() + (others.notes.findings() if others else [])
     if held == 0:
         findings.append(Finding(what=ONE_ROW, count=1, first=[train.where(0)]))
-    return findings + list(found.notes.found.values())
+    return findings + found.notes.findings()
 
 
 def _key(data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop) -> str:

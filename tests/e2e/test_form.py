@@ -54,14 +54,15 @@ def test_form_starts_a_training(stack: Stack, first: Training, browser: Chrome, 
     assert first.version["id"][:12] in stack.artifacts(run)["endpoint"]
 
 
-def test_run_page_leads_to_the_loss_curve_and_the_scores(
+def test_run_page_leads_to_the_pictures_and_the_scores(
     stack: Stack, first: Training, browser: Chrome, tmp_path: Path,
 ) -> None:
     page = f"{ui(stack)}/runs/flow-run/{stack.runs('finetune acme/notes')[0]}"
-    open_artifact(browser, page, "training-loss")
-    picture = see(browser, "//img[starts-with(@src, 'data:image/svg')]")
-    assert int(picture.get_property("naturalWidth")) > 0
-    browser.save_screenshot(str(tmp_path / "training-loss.png"))
+    for name in ("data-lengths", "training-loss"):
+        open_artifact(browser, page, name)
+        picture = see(browser, "//img[starts-with(@src, 'data:image/svg')]")
+        assert int(picture.get_property("naturalWidth")) > 0
+        browser.save_screenshot(str(tmp_path / f"{name}.png"))
 
     open_artifact(browser, page, "rouge", tmp_path / "run.png")
     for model in ("tuned", "base", "lead3"):

@@ -65,8 +65,10 @@ def test_same_training_again_trains_nothing(stack: Stack, first: Training) -> No
 def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, first: Training) -> None:
     found = stack.artifacts(stack.runs("finetune acme/notes")[0])
     assert set(found) == {
-        "actual", "data", "forecast", "training-progress", "training-loss", "rouge", "version", "endpoint"}
+        "actual", "data", "data-lengths", "forecast", "training-progress", "training-loss", "rouge", "version",
+        "endpoint"}
     assert "60 training and 4 held-out rows" in found["data"]
+    assert found["data-lengths"].startswith("data:image/svg+xml;base64,")
     assert "| steps | 4" in found["forecast"]
     assert found["training-progress"] == 100
     assert found["training-loss"].startswith("data:image/svg+xml;base64,")

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from deployments import docs
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, RanksLost, Transient, UserError
+from infra.records import Finding, Pack, Split
 from infra.settings import Settings
 from infra.spec import Method, TrainingSpec
 from tasks import report
 from tasks.base import find_base
 from tasks.evaluate import judge
 from tasks.forecast import count_parameters, devices, estimate, forecast
+from tasks.picture import COLOURS, bars
 from tasks.policy import DELAYS_S, may_pass
 from tasks.progress import curve, standing
 from tasks.train import training_id
@@ -126,6 +130,35 @@ def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: 
     assert "**0.500** (0.400 to 0.600)" in text and "&lt;b>&#124;x" in text
     assert "| train | 20 | 10 | 600 |" in report.data_report(past.split, past.pack)
     assert "5 |" in report.forecast_report(forecast(settings, past.spec, past.pack, past.base), past.trained)
+
+
+def test_the_data_report_names_what_was_found_dropped_and_learned(past: Past) -> None:
+    findings = [Finding(what="a | b", count=9, first=["d line 2", "d line 3"]), Finding(what="c", count=1, first=["e"])]
+    runs = [{"learned": False, "text": "<s>Hi"}, {"learned": True, "text": "|you|"}]
+    samples = [{"tokens": 7, "learned": 3, "runs": runs, "more": n} for n in (0, 4)]
+    text = report.data_report(dataclasses.replace(past.split, findings=findings, dropped=5, compared=22),
+                              dataclasses.replace(past.pack, samples=samples))
+    assert "| a &#124; b | 9 | d line 2, d line 3, ... |" in text and "| c | 1 | e |" in text
+    assert "5, in splits/s/dropped.jsonl" in text and "22 rows looked at for near duplicates" in text
+    assert "| 2: 3 of 7 tokens learned | read | &lt;s>Hi |" in text and "| learned | &#124;you&#124; |" in text
+    assert "| and 4 more pieces |" in text
+
+
+def test_a_split_and_a_pack_of_an_earlier_release_can_be_reported(past: Past) -> None:
+    new = {"findings", "compared", "dropped", "samples", "lengths", "bin_tokens"}
+    split = Split.of({name: value for name, value in past.split.to_json().items() if name not in new})
+    pack = Pack.of({name: value for name, value in past.pack.to_json().items() if name not in new})
+    assert "Nothing else was found" in report.data_report(split, pack)
+
+
+@pytest.mark.parametrize(("chunk", "lines"), [(64, 1), (300, 0)])
+def test_the_lengths_are_a_picture_with_a_line_where_rows_end(past: Past, chunk: int, lines: int) -> None:
+    lengths = {"train": [0, 3, 1], "validation": [2, 0, 0]}
+    picture = bars(dataclasses.replace(past.pack, chunk_tokens=chunk, lengths=lengths, bin_tokens=100))
+    blue, orange = (re.findall(rf'height="([\d.]+)" fill="{colour}"', picture) for colour in COLOURS.values())
+    assert [float(height) for height in blue] == [0, 159, 53] and [float(height) for height in orange] == [212, 0, 0]
+    assert picture.count("stroke-dasharray") == lines and ">300 tokens<" in picture
+    ElementTree.fromstring(picture)
 
 
 def test_the_loss_curve_is_a_picture_even_of_one_step() -> None:
