@@ -11,7 +11,8 @@ import re
 
 WRAP_MESSAGES = 'Write the conversation as {"messages": [...]}.'
 GUESSED_CHARACTERS = 100_000
-"""Longer lines are not tried as Python."""
+"""Of a line no more is looked at, and longer ones are not tried as Python."""
+TWO_OBJECTS = re.compile(r"\}\s*+,?\s*+\{")
 YAML = re.compile(r"\s*(- )?\w+:(\s|$)")
 BARE_KEY = re.compile(r"\s*\{\s*\w+\s*:")
 COMMENT = re.compile(r"\s*(//|/\*|#)")
@@ -19,6 +20,7 @@ COMMENT = re.compile(r"\s*(//|/\*|#)")
 
 def remedy(text: str, shapes: str) -> str:
     """What to do about `text`; `shapes` says how a row looks."""
+    text = text[:GUESSED_CHARACTERS]
     bare = text.strip()
     if not bare.strip("\0 \t\r\n"):
         return "The line is zero bytes, so the file was not written or copied whole: copy it again."
@@ -28,7 +30,7 @@ def remedy(text: str, shapes: str) -> str:
         return "It is a Python dict; write it with json.dumps."
     if "\r{" in bare or "\r\n" in bare:
         return "Its lines end in carriage returns alone; save the file with line feeds (\\n)."
-    if re.search(r"\}\s*,?\s*\{", bare) and bare.startswith("{"):
+    if bare.startswith("{") and TWO_OBJECTS.search(bare):
         return "Write each object on a line of its own, without a comma behind it."
     if YAML.match(text):
         return "It looks like YAML; write each record as one JSON object on one line."
@@ -46,7 +48,7 @@ def remedy(text: str, shapes: str) -> str:
 
 def _is_python(bare: str) -> bool:
     looks = bare.startswith("{'") or (bare.startswith('{"') and "': " in bare)
-    if not looks or len(bare) > GUESSED_CHARACTERS:
+    if not looks or len(bare) >= GUESSED_CHARACTERS:
         return False
     try:
         ast.literal_eval(bare)

@@ -83,14 +83,18 @@ def note_held_out(found: Review, train: Survey, held_out: set[bytes]) -> None:
 
 
 def _look(rows: Iterable[Row], opening: str, end: int, found: Review) -> None:
-    """What shows in the texts, behind what all of them begin with. Rows from `end` on are not doubted."""
+    """What shows in the texts. Rows from `end` on are not doubted.
+
+    Near duplicates are looked for behind what all rows begin with: an instruction that all share makes none alike.
+    """
+    shared = len(f"{opening}.".split()) - 1
     sketches = Sketches()
     for number, row in enumerate(rows):
         found.rows += 1
         found.spaced += _brings_space(row)
-        words = text_of(row)[len(opening):].lower().split()
+        words = text_of(row).lower().split()
         grams = grams_of(words)
-        sketches.add(number, grams)
+        sketches.add(number, grams[shared:])
         if number < end and (doubts := flags_of(check.texts_of(row.value, row.kind), words, grams)):
             found.doubts[number] = doubts
     found.compared, found.repeats = len(sketches), sketches.repeats()

@@ -211,6 +211,22 @@ def test_a_row_that_would_teach_nothing_is_refused(tmp_path: Path, stories: Path
         encode(job)
 
 
+def test_a_row_that_the_chat_template_refuses_is_named_by_its_line(tmp_path: Path, stories: Path) -> None:
+    base = Path(shutil.copytree(stories, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}{% endfor %}")
+    turns = [{"role": role, "content": "hi"} for role in ("system", "user", "assistant")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"messages": part}) + "\n" for part in (turns[1:], turns)))
+    (tmp_path / "train.places").write_text("d.jsonl line 4\nd.jsonl line 9\n")
+    job = EncodeJob(
+        out=str(tmp_path / "out"), rows=str(tmp_path), tokenizer=str(base), kind="messages", separator="",
+        chunk_tokens=32, pack=True, wrap=False, train_on_prompt=False)
+    with pytest.raises(DataError, match=(r"^d.jsonl line 9: the base model's chat template refuses the roles system, "
+                                         r"user, assistant \(no system here\)\. Change the order of the roles")):
+        encode(job)
+
+
 @pytest.mark.parametrize(("over", "truncated", "lost"), [(-1, 0, 0), (0, 0, 0), (1, 40, 40)])
 def test_an_example_may_have_as_many_tokens_as_a_row(
     tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch, over: int, truncated: int, lost: int,

@@ -201,7 +201,7 @@ def test_the_base_is_known_by_its_content(settings: Settings, past: Past, tmp_pa
 
 def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> None:
     identity = training_id(past.spec, past.pack, past.base)
-    elsewhere = dataclasses.replace(past.spec, num_ranks=8, destination="acme/other", max_new_tokens=5)
+    elsewhere = dataclasses.replace(past.spec, num_ranks=8, destination="acme/other", max_new_tokens=5, drop="all")
     assert len(identity) == 26 and identity == identity.lower()
     assert training_id(elsewhere, past.pack, past.base) == identity
     assert training_id(dataclasses.replace(past.spec, lora_rank=9), past.pack, past.base) != identity

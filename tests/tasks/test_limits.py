@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,21 @@ try:
     print(len(survey(Path(sys.argv[1]), "data.jsonl").prompts), "rows")
 except DataError as error:
     print(error)
+print((getrusage(RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+VALIDATED = """
+import sys
+from resource import RUSAGE_SELF, getrusage
+from infra.settings import Settings
+from infra.store import Store
+from tasks.ingest import ingest
+from tasks.review import NEAR
+from tasks.validate import validate
+before = getrusage(RUSAGE_SELF).ru_maxrss
+store = Store(Settings())
+split = validate(store, ingest(Settings(), store, sys.argv[1]), None, 50)
+print(*(one.count for one in split.findings if one.what == NEAR))
 print((getrusage(RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -165,3 +181,21 @@ def test_a_key_that_is_repeated_among_a_million_is_named(tmp_path: Path) -> None
 def test_nesting_without_end_is_refused(tmp_path: Path, opening: str) -> None:
     with pytest.raises(DataError, match="the JSON is nested too deeply"):
         of_lines(tmp_path, [opening * 200_000])
+
+
+@pytest.mark.parametrize("line", ["{}" + " " * 10_000_000 + "x", '{"a": ' + " " * 10_000_000, "x" * 10_000_000])
+def test_the_remedy_of_a_long_line_is_found_at_once(tmp_path: Path, line: str) -> None:
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        of_lines(tmp_path, [line])
+
+
+@pytest.mark.chaos
+def test_a_million_rows_that_are_nearly_the_same_are_validated_in_bounded_memory(tmp_path: Path) -> None:
+    with (tmp_path / "data.jsonl").open("w") as file:
+        for number in range(1_000_000):
+            file.write(f'{{"prompt": "{number} {" ".join(map(str, range(40)))}", "completion": "Row {number}."}}\n')
+    done = subprocess.run(
+        [sys.executable, "-c", VALIDATED, str(tmp_path / "data.jsonl")], cwd=ROOT, capture_output=True, text=True,
+        check=True, env={**os.environ, "ANNEAL_HOME": str(tmp_path / "home")})
+    near, grown_mib = map(int, done.stdout.split())
+    assert near == 999_999 and grown_mib < 1024

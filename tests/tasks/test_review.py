@@ -92,6 +92,11 @@ def test_what_all_rows_begin_with_makes_no_near_duplicates(settings: Settings, s
     assert split.findings == [] and split.compared == 29
 
 
+def test_rows_are_doubted_as_a_whole(settings: Settings, store: Store, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{told(0)} {seed}", "completion": f"{seed} {seed} {seed}"} for seed in range(9)]
+    assert validate(store, bring(settings, store, tmp_path / "d.jsonl", rows), None, 1).findings == []
+
+
 TEXT = "This is a plain sentence of ten words or so."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_validation_data_is_cut_to_its_first_rows(settings: Settings, store: Sto
     split = validate(store, data, other, 5)
     assert (split.train_rows, split.validation_rows, split.leaks) == (9, 5, 2)
     assert [row["prompt"] for row in rows_of(store, split, "validation")] == ["7", "8", "9", "10", "11"]
+
+
+def test_splits_keep_the_names_and_rows_they_had_before(settings: Settings, store: Store, tmp_path: Path) -> None:
+    """Recorded with release 0.1.0: other digests would train every model again."""
+    split = judge(settings, store, tmp_path, "\n".join(line(str(i)) for i in range(30)))
+    assert split.digest == "a64b740148977daff7a8652cf34e533adb83ec5a2b65136bc21d618b4aeeef9a"
+    files = [store.fetch(split.folder) / f"{name}.jsonl" for name in ("train", "validation")]
+    found = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    assert found == "81dd55860ce8e92431234cf2df1d6aad82ddf8691e8741647b2724bb84cd2aaf"
 
 
 @pytest.mark.parametrize(("completion", "separator"), [("c", "\n"), (" c", "")])
