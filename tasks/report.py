@@ -38,7 +38,8 @@ def _findings(split: Split) -> list[str]:
     """What was noted while judging; an earlier release noted nothing."""
     if not split.findings:
         return [f"Nothing else was found ({split.compared} rows looked at for near duplicates)."]
-    return [f"Found in the data ({split.compared} rows looked at for near duplicates):", "",
+    return [f"Found in the data ({split.compared} rows looked at for near duplicates). The parameter `drop` leaves "
+            "copies, leaks or all doubtful rows out:", "",
             "| finding | count | where |", "|---|--:|---|",
             *(f"| {_cell(one.what)} | {one.count} | {_cell(', '.join(one.first))}"
               f"{', ...' if one.count > len(one.first) else ''} |" for one in split.findings)]

@@ -158,7 +158,7 @@ def test_long_bad_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [
-    pytest.param("1\n", marks=pytest.mark.chaos), "\n"], ids=["of one digit", "empty"])
+    pytest.param("1\n", marks=[pytest.mark.chaos, pytest.mark.timeout(900)]), "\n"], ids=["of one digit", "empty"])
 def test_ten_million_tiny_lines_are_refused_in_little_memory(tmp_path: Path, line: str) -> None:
     (tmp_path / "data.jsonl").write_text(line * 10_000_000)
     message, grown_mib = surveyed(tmp_path / "data.jsonl")
@@ -190,6 +190,7 @@ def test_the_remedy_of_a_long_line_is_found_at_once(tmp_path: Path, line: str) -
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_a_million_rows_that_are_nearly_the_same_are_validated_in_bounded_memory(tmp_path: Path) -> None:
     with (tmp_path / "data.jsonl").open("w") as file:
         for number in range(1_000_000):
