@@ -1,6 +1,6 @@
 """Look at the clean rows: copies, near duplicates, leaks, doubtful ones; and which of them are to be dropped.
 
-In:   surveys and rows of the training data, and of the validation data if there is one     Out: a Review
+In:   surveys of the training data, and of the validation data if there is one     Out: a Review
 Rows are counted through from 0, those of the validation data behind those of the training data. Only training rows
 are ever dropped: the validation data says what is to be measured.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from infra.spec import Drop
 from tasks import rows as check
@@ -47,11 +48,13 @@ class Review:
         return self.repeats.get(row, row)
 
 
-def review(train: Survey, others: Survey | None, rows: Iterable[Row], drop: Drop) -> Review:
+def review(train: Survey, others: Survey | None, drop: Drop) -> Review:
     """Look at all rows, in order."""
     found = Review()
     opening = train.opening or ""
-    _look(rows, common_opening(opening, others.opening or "") if others else opening, len(train.prompts), found)
+    if others:
+        opening = common_opening(opening, others.opening or "")
+    _look(chain(train.rows(), others.rows() if others else ()), opening, len(train.prompts), found)
     asked = set(others.prompts) if others else set()
     measured = {first for row, first in found.repeats.items() if row >= len(train.prompts)}
     seen: set[bytes] = set()

@@ -85,6 +85,7 @@ class Bad:
 class Survey:
     """What is remembered of a file without a bad line."""
 
+    path: Path
     name: str
     kind: RowKind
     notes: Notes
@@ -102,6 +103,11 @@ class Survey:
     def where(self, row: int) -> str:
         """The place of a row, counted from 0."""
         return place(self.name, self.numbers[row])
+
+    def rows(self) -> Iterator[Row]:
+        """The rows again, in order."""
+        for number, line in numbered(self.path):
+            yield judge(line, place(self.name, number))
 
     def add(self, number: int, row: Row, length: int) -> None:
         """Take one more row. Raises DataError for more than can be held."""
@@ -132,7 +138,7 @@ def survey(path: Path, name: str) -> Survey:
         try:
             row = judge(line, where)
             if found is None:
-                found = Survey(name, row.kind, notes)
+                found = Survey(path, name, row.kind, notes)
             _check_kind(row, found)
         except DataError as error:
             bad.add(error)
@@ -142,12 +148,6 @@ def survey(path: Path, name: str) -> Survey:
     if found is None:
         raise DataError("there is no row in it", where=name, allowed="JSONL, one object per line")
     return found
-
-
-def read(path: Path, name: str) -> Iterator[Row]:
-    """The rows of a file that was surveyed."""
-    for number, line in numbered(path):
-        yield judge(line, place(name, number))
 
 
 def judge(line: bytes, where: str) -> Row:

@@ -11,8 +11,8 @@ Dies half-way: nothing is in the store; the same input gives the same split.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +27,7 @@ from infra.store import Store
 from tasks.ingest import FILE
 from tasks.policy import HOUR_S, found_done, step
 from tasks.review import Review, note_held_out, review
-from tasks.survey import Row, Survey, read, survey
+from tasks.survey import Row, Survey, survey
 
 RULES = 1
 """Raised when the same rows would be split differently."""
@@ -44,16 +44,12 @@ def validate(
     split = find_split(store, data, validation, num_validation, drop)
     if split is not None:
         return split
-    file = store.fetch(data.folder) / FILE
-    train = survey(file, name_of(data))
-    other_file, others = None, None
-    if validation is not None:
-        other_file = store.fetch(validation.folder) / FILE
-        others = survey(other_file, name_of(validation))
-        if others.kind != train.kind:
-            raise DataError(f"its rows are of the kind {others.kind}", where=others.name,
-                            allowed=f"{train.kind}, as in the training data")
-    found = review(train, others, _rows(file, train, other_file, others), drop)
+    train = survey(store.fetch(data.folder) / FILE, name_of(data))
+    others = survey(store.fetch(validation.folder) / FILE, name_of(validation)) if validation else None
+    if others and others.kind != train.kind:
+        raise DataError(f"its rows are of the kind {others.kind}", where=others.name,
+                        allowed=f"{train.kind}, as in the training data")
+    found = review(train, others, drop)
     kept = [prompt for row, prompt in enumerate(train.prompts) if row not in found.reasons]
     if not kept:
         raise DataError(f"drop is {drop}, and no row is left", where=train.name, fix="Set drop to none.")
@@ -62,12 +58,11 @@ def validate(
         note_held_out(found, train, held_out)
     with store.draft() as draft:
         with Files(draft.path, bool(found.reasons)) as files:
-            for number, row in enumerate(read(file, train.name)):
+            for number, row in enumerate(train.rows()):
                 side = "validation" if train.prompts[number] in held_out else "train"
                 files.write(row, side, found.reasons.get(number))
-            if other_file and others:
-                for _, row in zip(range(num_validation), read(other_file, others.name), strict=False):
-                    files.write(row, "validation")
+            for row in islice(others.rows(), num_validation) if others else ():
+                files.write(row, "validation")
         key = _key(data, validation, num_validation, drop)
         split = Split(
             folder=f"splits/{key[:32]}", digest=key, kind=train.kind,
@@ -143,12 +138,6 @@ class Files:
 
     def _new(self, name: str) -> TextIO:
         return self._stack.enter_context((self._folder / name).open("w", encoding="utf-8", newline="\n"))
-
-
-def _rows(file: Path, train: Survey, other_file: Path | None, others: Survey | None) -> Iterator[Row]:
-    yield from read(file, train.name)
-    if other_file and others:
-        yield from read(other_file, others.name)
 
 
 def _findings(train: Survey, others: Survey | None, found: Review, held: int) -> list[Finding]:
