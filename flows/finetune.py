@@ -28,6 +28,7 @@ from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task
 from tasks.forecast import Forecast, forecast
 from tasks.hand_over import hand_over
+from tasks.histogram import show_lengths
 from tasks.ingest import address_of, ingest, ingest_task
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
@@ -53,7 +54,7 @@ def data_of(spec: TrainingSpec) -> tuple[TrainingSpec, Split]:
     """The first two steps. The spec then names the data in the store, where any machine finds it."""
     data = ingest_task(spec.train_data, subject="training data")
     held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
-    split = validate_task(data, held_out, spec.num_validation_samples, subject=spec.destination)
+    split = validate_task(data, held_out, spec.num_validation_samples, spec.drop, subject=spec.destination)
     return replace(spec, train_data=address_of(data), validation_data=address_of(held_out) if held_out else ""), split
 
 
@@ -64,6 +65,7 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to:
     report.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
     packed = pack_task(split, base, spec, subject=name)
     report.show("data", report.data_report(split, packed))
+    show_lengths(packed)
     if hand_over_to:
         return hand_over(hand_over_to, spec)
 
@@ -87,7 +89,7 @@ def estimate(spec: TrainingSpec) -> Forecast:
     store = Store(settings)
     data = ingest(settings, store, spec.train_data)
     held_out = ingest(settings, store, spec.validation_data) if spec.validation_data else None
-    split = validate(store, data, held_out, spec.num_validation_samples)
+    split = validate(store, data, held_out, spec.num_validation_samples, spec.drop)
     base = find_base(settings, spec.base_model)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)
     return forecast(settings, spec, packed, base)

@@ -57,6 +57,20 @@ class Dataset(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding(Record):
+    """Something about the data that is worth knowing and no error."""
+
+    what: str
+    count: int
+    first: list[str]
+    """Where it was found, the first few times."""
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.what}: {self.count} ({', '.join(self.first)}{more})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split(Record):
     """Clean rows in the store: `folder`/train.jsonl and `folder`/validation.jsonl."""
 
@@ -68,11 +82,22 @@ class Split(Record):
     train_rows: int
     validation_rows: int
     duplicates: int = 0
+    """Repeated prompts."""
     leaks: int = 0
     """Validation prompts that also stand in the training rows."""
     longest_characters: int = 0
     data: str = ""
     """Folder of the training data that it was first made of."""
+    dropped: int = 0
+    """Training rows left out, in `folder`/dropped.jsonl."""
+    findings: list[Finding] = field(default_factory=list)
+    compared: int = 0
+    """Rows that were looked at for near duplicates."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Read back `to_json`."""
+        return super().of({**values, "findings": [Finding.of(one) for one in values.get("findings", [])]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +128,12 @@ class Pack(Record):
     chunk_tokens: int
     train: PackCounts
     validation: PackCounts
-    preview: list[dict[str, Any]] = field(default_factory=list)
-    """The first example as runs of text: {"text", "learned"}; special tokens included."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Ten examples: {"tokens", "learned", "runs": [{"text", "learned"}], "more"}; special tokens included."""
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    """{"train", "validation"}: how many examples have fewer than `bin_tokens` tokens, then fewer than twice as many,
+    and so on; before they are cut."""
+    bin_tokens: int = 0
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

@@ -24,6 +24,7 @@ Method = Literal["lora", "qlora", "full"]
 Precision = Literal["auto", "fp32", "bf16"]
 Group = Literal["Required", "Data", "Method", "Schedule", "Hardware", "Evaluation"]
 """What a knob is about, in the order in which people meet them."""
+Drop = Literal["none", "duplicates", "leaks", "duplicates+leaks", "all"]
 
 
 def knob(
@@ -53,6 +54,10 @@ class TrainingSpec:
     num_validation_samples: int = knob(
         "Data", "Held-out rows: split off train_data (at most a tenth of it), or the first rows of "
         "validation_data.", 50, ge=1)
+    drop: Drop = knob(
+        "Data", "Training rows to leave out. duplicates: copies of earlier rows. leaks: those whose prompt stands in "
+        "validation_data. all: these, near duplicates, and every row that the data report flags. They are kept in "
+        "dropped.jsonl beside the split.", "none")
     num_train_epochs: int = knob("Schedule", "Passes over the training data.", 1, ge=1)
     max_steps: int = knob("Schedule", "Stop after this many optimizer steps; 0: no limit.", 0, ge=0)
     train_batch_size: int = knob(
@@ -136,7 +141,7 @@ class TrainingSpec:
 
     def numbers(self, shapes: Literal["weights", "scores"]) -> dict[str, Any]:
         """The knobs that the weights, or only their scores, depend on. Data and base go by digest."""
-        apart = {"train_data", "validation_data", "base_model"}
+        apart = {"train_data", "validation_data", "base_model", "drop"}
         fields = (f for f in dataclasses.fields(self) if f.metadata["shapes"] == shapes and f.name not in apart)
         return {f.name: getattr(self, f.name) for f in fields}
 

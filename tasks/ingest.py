@@ -26,10 +26,10 @@ from infra.settings import Settings
 from infra.store import Store, open_remote
 from tasks import shards
 from tasks.known import key_of, known, note
+from tasks.lines import BOM
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import ReadingShown
 from tasks.reading import Meter, Teller
-from tasks.rows import BOM
 from tasks.shards import Found, Shard, find_shards, readable
 from tasks.unpack import unpacked
 

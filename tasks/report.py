@@ -20,18 +20,41 @@ CELL_CHARACTERS = 400
 
 
 def data_report(split: Split, pack: Pack) -> str:
-    """Rows, duplicates, tokens, what was cut, and one example with what is learned of it."""
+    """Rows, tokens and what was cut; what was found in the data; ten examples with what is learned of them."""
     def line(name: str, counts: PackCounts) -> str:
         return (f"| {name} | {counts.examples} | {counts.rows} | {counts.tokens} | {counts.labelled} | "
                 f"{counts.longest} | {counts.truncated} ({counts.lost} tokens) | {counts.split} | {counts.fill:.2%} |")
     return "\n".join([
         f"## Data: {split.train_rows} training and {split.validation_rows} held-out rows ({split.kind})", "",
         f"Repeated prompts: {split.duplicates}. Held-out prompts that also stand in the training rows: {split.leaks}. "
-        f"Between prompt and completion: {'a line break' if split.separator else 'nothing'}.", "",
+        f"Between prompt and completion: {'a line break' if split.separator else 'nothing'}. "
+        f"Left out by `drop`: {split.dropped}{f', in {split.folder}/dropped.jsonl' if split.dropped else ''}.", "",
         f"| | examples | rows of {pack.chunk_tokens} | tokens | learned | longest | cut | split | fill |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|", line("train", pack.train), line("held out", pack.validation), "",
-        "The first example as the model sees it:", "", "| | text |", "|---|---|",
-        *(f"| {'learned' if run['learned'] else 'read'} | {_cell(run['text'])} |" for run in pack.preview)])
+        "How long the examples are: the picture `data-lengths`.", "", *_findings(split), "", *_samples(pack)])
+
+
+def _findings(split: Split) -> list[str]:
+    """What was noted while judging; an earlier release noted nothing."""
+    if not split.findings:
+        return [f"Nothing else was found ({split.compared} rows looked at for near duplicates)."]
+    return [f"Found in the data ({split.compared} rows looked at for near duplicates). The parameter `drop` leaves "
+            "copies, leaks or all doubtful rows out:", "",
+            "| finding | count | where |", "|---|--:|---|",
+            *(f"| {_cell(one.what)} | {one.count} | {_cell(', '.join(one.first))}"
+              f"{', ...' if one.count > len(one.first) else ''} |" for one in split.findings)]
+
+
+def _samples(pack: Pack) -> list[str]:
+    """The examples as the model sees them."""
+    lines = [f"{len(pack.samples)} of the training rows as the model sees them:", "", "| | | text |", "|--:|---|---|"]
+    for number, sample in enumerate(pack.samples, start=1):
+        for i, run in enumerate(sample["runs"]):
+            head = f"{number}: {sample['learned']} of {sample['tokens']} tokens learned" if i == 0 else ""
+            lines.append(f"| {head} | {'learned' if run['learned'] else 'read'} | {_cell(run['text'])} |")
+        if sample["more"]:
+            lines.append(f"| | | and {sample['more']} more pieces |")
+    return lines
 
 
 def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:

@@ -1,125 +1,86 @@
-"""Judge every line, then split into training and held-out rows.
+"""Judge every line, look at the rows, then split into training and held-out rows.
 
 In:   datasets/<sha>/data.jsonl (and the validation data's)
-Out:  splits/<key>/train.jsonl, validation.jsonl with only the keys of their kind
-Streams: memory grows with the number of rows (a 16-byte hash each), not with their text.
+Out:  splits/<key>/train.jsonl, validation.jsonl with only the keys of their kind; *.places with the line that each
+      row came from; dropped.jsonl with what `drop` left out, and why
+Three passes over the file: tasks/survey.py, tasks/review.py, and the writing. Memory grows with the number of rows
+(about 600 bytes each), not with their text.
 Dies half-way: nothing is in the store; the same input gives the same split.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TextIO
+
+from prefect.logging import get_run_logger
 
 from infra.errors import DataError
 from infra.files import digest_of
-from infra.records import Dataset, RowKind, Split
+from infra.records import Dataset, Finding, Split
 from infra.settings import Settings
+from infra.spec import Drop
 from infra.store import Store
-from tasks import rows as check
 from tasks.ingest import FILE
 from tasks.policy import HOUR_S, found_done, step
-from tasks.shards import Places, places_of
+from tasks.review import Review, note_held_out, review
+from tasks.shards import places_of
+from tasks.survey import Row, Survey, survey
 
 RULES = 1
-"""Raised when the same data would be judged or split differently."""
-SHOWN_ERRORS = 20
+"""Raised when the same rows would be split differently."""
 HELD_OUT_SHARE = 10
 """At most one row in this many is held out."""
+ONE_ROW = "no held-out rows: the data has one prompt"
+DROPPED = "dropped.jsonl"
 
 
-class Row(NamedTuple):
-    """One clean row and the hash of its prompt."""
-
-    value: dict[str, Any]
-    kind: RowKind
-    prompt: bytes
-
-
-class Source(NamedTuple):
-    """A data set on this machine."""
-
-    file: Path
-    places: Places
-    """What a line of it is called."""
-
-    @classmethod
-    def of(cls, store: Store, data: Dataset) -> Source:
-        """Fetch it."""
-        folder = store.fetch(data.folder)
-        return cls(folder / FILE, places_of(folder, data))
-
-
-@dataclass
-class Bad:
-    """The lines that cannot be used."""
-
-    name: str
-    lines: int = 0
-    count: int = 0
-    first: list[DataError] = field(default_factory=list)
-
-    def add(self, error: DataError) -> None:
-        """Count one; the first few are kept."""
-        self.count += 1
-        if self.count <= SHOWN_ERRORS:
-            self.first.append(error)
-
-    def raise_if_any(self) -> None:
-        """Raise DataError with the first bad lines and the number of all."""
-        if not self.count:
-            return
-        first = self.first[0]
-        if self.count == 1:
-            raise first
-        others = "\n".join(f"  {error}" for error in self.first[1:])
-        more = f"\n  and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
-        raise DataError(
-            f"{self.count} of {self.lines} lines cannot be used. {first}\n{others}{more}", where=self.name)
-
-
-def validate(store: Store, data: Dataset, validation: Dataset | None, num_validation: int) -> Split:
+def validate(
+    store: Store, data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop = "none",
+) -> Split:
     """Check and split. Raises DataError that names every bad line (the first 20 in full)."""
-    split = find_split(store, data, validation, num_validation)
+    split = find_split(store, data, validation, num_validation, drop)
     if split is not None:
         return split
-    train = Source.of(store, data)
-    prompts, kind, longest = survey(train)
+    train = surveyed(store, data)
+    others = surveyed(store, validation) if validation else None
+    if others and others.kind != train.kind:
+        raise DataError(f"its rows are of the kind {others.kind}", where=others.places.name,
+                        allowed=f"{train.kind}, as in the training data")
+    found = review(train, others, drop)
+    kept = [prompt for row, prompt in enumerate(train.prompts) if row not in found.reasons]
+    if not kept:
+        raise DataError(f"drop is {drop}, and no row is left", where=train.places.name, fix="Set drop to none.")
+    held_out = set() if others else hold_out(kept, num_validation)
+    if held_out:
+        note_held_out(found, train, held_out)
     with store.draft() as draft:
-        if validation is None:
-            held_out = hold_out(prompts, num_validation)
-            sources = [train]
-        else:
-            held_out = set()
-            other = Source.of(store, validation)
-            others, other_kind, _ = survey(other)
-            if other_kind != kind:
-                raise DataError(f"its rows are of the kind {other_kind}", where=other.places.name,
-                                allowed=f"{kind}, as in the training data")
-            sources = [train, other]
-        spaced = [_brings_space(row) for source in sources for row in read(source)]
-        learned = _write(draft.path / "train.jsonl", (row for row in read(train) if row.prompt not in held_out))
-        if validation is None:
-            chosen = (row for row in read(train) if row.prompt in held_out)
-        else:
-            chosen = (row for i, row in enumerate(read(other)) if i < num_validation)
-        held = _write(draft.path / "validation.jsonl", chosen)
-        key = _key(data, validation, num_validation)
+        with Files(draft.path, bool(found.reasons)) as files:
+            for number, row in enumerate(train.rows()):
+                side = "validation" if train.prompts[number] in held_out else "train"
+                files.write(row, side, found.reasons.get(number))
+            for row in islice(others.rows(), num_validation) if others else ():
+                files.write(row, "validation")
+        key = _key(data, validation, num_validation, drop)
         split = Split(
-            folder=split_folder(key), digest=key, kind=kind, separator="" if sum(spaced) * 2 > len(spaced) else "\n",
-            train_rows=learned, validation_rows=held, data=data.folder, duplicates=len(prompts) - len(set(prompts)),
-            leaks=0 if validation is None else len(set(prompts) & set(others)), longest_characters=longest)
+            folder=split_folder(key), digest=key, kind=train.kind, data=data.folder,
+            separator="" if found.spaced * 2 > found.rows else "\n",
+            train_rows=files.rows["train"], validation_rows=files.rows["validation"], dropped=files.rows["dropped"],
+            duplicates=len(train.prompts) - len(set(train.prompts)),
+            leaks=len(set(train.prompts) & set(others.prompts)) if others else 0, longest_characters=train.longest,
+            findings=_findings(train, others, found, files.rows["validation"]), compared=found.compared)
         draft.commit(split.folder, split.to_json())
     return split
 
 
-def find_split(store: Store, data: Dataset, validation: Dataset | None, num_validation: int) -> Split | None:
+def find_split(
+    store: Store, data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop = "none",
+) -> Split | None:
     """The split made earlier from the same data, if it still verifies."""
-    manifest = store.find(split_folder(_key(data, validation, num_validation)))
+    manifest = store.find(split_folder(_key(data, validation, num_validation, drop)))
     return Split.of(dict(manifest.record)) if manifest else None
 
 
@@ -128,23 +89,10 @@ def split_folder(digest: str) -> str:
     return f"splits/{digest[:32]}"
 
 
-def survey(source: Source) -> tuple[list[bytes], RowKind, int]:
-    """Judge every line: prompt hashes in order, the rows' kind, the longest row in characters."""
-    bad, prompts, kind, longest = Bad(source.places.name), [], None, 0
-    for number, line in _lines(source.file):
-        bad.lines = number
-        try:
-            row = _judge(line, source.places.of(number), kind)
-        except DataError as error:
-            bad.add(error)
-            continue
-        kind = row.kind
-        prompts.append(row.prompt)
-        longest = max(longest, len(line))
-    bad.raise_if_any()
-    if kind is None:
-        raise DataError("there is no row in it", where=source.places.name, allowed="JSONL, one object per line")
-    return prompts, kind, longest
+def surveyed(store: Store, data: Dataset) -> Survey:
+    """Fetch a data set and judge its lines; they are called by the files that they came from."""
+    folder = store.fetch(data.folder)
+    return survey(folder / FILE, places_of(folder, data))
 
 
 def hold_out(prompts: list[bytes], wanted: int) -> set[bytes]:
@@ -168,57 +116,58 @@ def hold_out(prompts: list[bytes], wanted: int) -> set[bytes]:
     return chosen or {min(copies, key=lambda prompt: (copies[prompt], prompt))}
 
 
-def read(source: Source) -> Iterator[Row]:
-    """The rows of a source that was surveyed."""
-    kind: RowKind | None = None
-    for number, line in _lines(source.file):
-        row = _judge(line, source.places.of(number), kind)
-        kind = row.kind
-        yield row
+class Files:
+    """The files of a split while they are written; `rows` counts what went into each."""
+
+    def __init__(self, folder: Path, drops: bool) -> None:
+        self._folder, self._stack = folder, ExitStack()
+        self.rows = {"train": 0, "validation": 0, "dropped": 0}
+        self._rows = {name: self._new(f"{name}.jsonl") for name in self.rows if drops or name != "dropped"}
+        self._places = {name: self._new(f"{name}.places") for name in ("train", "validation")}
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def write(self, row: Row, name: str, reason: str | None = None) -> None:
+        """Put a row into a split, or among the dropped ones if there is a reason."""
+        if reason is None:
+            self._put(name, row.value)
+            self._places[name].write(row.where + "\n")
+        else:
+            self._put("dropped", {"where": row.where, "reason": reason, "row": row.value})
+
+    def _put(self, name: str, value: dict[str, Any]) -> None:
+        self._rows[name].write(json.dumps(value, ensure_ascii=False) + "\n")
+        self.rows[name] += 1
+
+    def _new(self, name: str) -> TextIO:
+        return self._stack.enter_context((self._folder / name).open("w", encoding="utf-8", newline="\n"))
 
 
-def _judge(line: bytes, where: str, kind: RowKind | None) -> Row:
-    raw = check.parse(line, where)
-    found = check.kind_of(raw, where)
-    if kind is not None and found != kind:
-        raise DataError(f"the row is of the kind {found}", where=where, allowed=f"{kind}, as in the lines before",
-                        fix="Put each kind into a file of its own.")
-    row = check.clean(raw, found, where)
-    prompt = json.dumps(row["messages"][:-1]) if found == "messages" else row[check.KEYS[found][0]]
-    return Row(row, found, hashlib.blake2b(prompt.encode(), digest_size=16).digest())
+def _findings(train: Survey, others: Survey | None, found: Review, held: int) -> list[Finding]:
+    """All that was noted, of the files first."""
+    findings = train.notes.findings() + (others.notes.findings() if others else [])
+    if held == 0:
+        findings.append(Finding(what=ONE_ROW, count=1, first=[train.where(0)]))
+    return findings + found.notes.findings()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, without a byte-order mark and without blank ones."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(check.BOM)
-            if line.strip():
-                yield number, line
-
-
-def _brings_space(row: Row) -> bool:
-    """True if prompt and completion already keep a distance."""
-    return row.kind == "prompt" and (row.value["prompt"][-1:].isspace() or row.value["completion"][:1].isspace())
-
-
-def _write(path: Path, chosen: Iterator[Row]) -> int:
-    count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in chosen:
-            file.write(json.dumps(row.value, ensure_ascii=False) + "\n")
-            count += 1
-    return count
-
-
-def _key(data: Dataset, validation: Dataset | None, num_validation: int) -> str:
-    return digest_of([RULES, data.sha256, validation and validation.sha256, num_validation])
+def _key(data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop) -> str:
+    parts = [RULES, data.sha256, validation and validation.sha256, num_validation]
+    return digest_of(parts if drop == "none" else [*parts, drop])
 
 
 @step("validate", timeout_s=2 * HOUR_S)
-def validate_task(data: Dataset, validation: Dataset | None, num_validation: int, subject: str) -> Split:
+def validate_task(
+    data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop, subject: str,
+) -> Split:
     """Judge and split; returns the Split."""
     store = Store(Settings())
-    found = find_split(store, data, validation, num_validation)
-    return found_done(found) if found else validate(store, data, validation, num_validation)
+    found = find_split(store, data, validation, num_validation, drop)
+    split = found or validate(store, data, validation, num_validation, drop)
+    for finding in split.findings:
+        get_run_logger().warning("%s", finding)
+    return found_done(split) if found else split

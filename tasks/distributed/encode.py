@@ -1,7 +1,8 @@
 """Tokenise and pack clean rows: the child process of the pack step.
 
 In:   job.json (EncodeJob): train.jsonl, validation.jsonl, the base model's tokenizer
-Out:  train/*.npy and validation/*.npy (tasks/distributed/data.py), result.json with counts and a preview
+Out:  train/*.npy and validation/*.npy (tasks/distributed/data.py), result.json with counts, samples and the
+      histogram of lengths
 Dies half-way: the folder has no manifest and is thrown away.
 Run alone: python -m tasks.distributed.encode job.json
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from dataclasses import dataclass, field
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,12 @@ from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packer import Rows, best_fit, one_each
 from tasks.distributed.text import Codec, Segment
 
-PREVIEW_TOKENS = 400
+SAMPLES = 10
+"""Examples shown in the data report."""
+SAMPLE_RUNS, RUN_CHARACTERS = 8, 240
+"""Of an example at most this many runs of text are shown, and of each its beginning and its end."""
+BINS = 40
+"""Bars of the histogram of lengths."""
 
 
 @dataclass
@@ -35,25 +42,28 @@ class Encoded:
 
     ids: list[NDArray[np.int32]]
     labels: list[NDArray[np.bool_]]
-    examples: int = 0
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    """Tokens of every example before it was cut or split."""
     truncated: int = 0
     lost: int = 0
     split: int = 0
-    longest: int = 0
 
 
 def encode(job: EncodeJob) -> int:
     """Write both splits. The longest row of either has at most `chunk_tokens` tokens."""
     codec = Codec(load_tokenizer(Path(job.tokenizer)))
     counts: dict[str, Any] = {}
+    histogram: dict[str, array[int]] = {}
     for split in ("train", "validation"):
         encoded = encode_split(codec, job, Path(job.rows) / f"{split}.jsonl")
         lengths = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
         rows = best_fit(lengths, job.chunk_tokens) if job.pack else one_each(len(lengths))
         write_rows(Path(job.out) / split, encoded, rows)
         counts[split] = dataclasses.asdict(count(encoded, rows, job.chunk_tokens))
+        histogram[split] = encoded.lengths
         if split == "train":
-            counts["preview"] = show_first(codec, encoded)
+            counts["samples"] = show_samples(codec, encoded)
+    counts["bin_tokens"], counts["lengths"] = bins(histogram)
     job.finish(counts)
     return 0
 
@@ -68,10 +78,9 @@ def encode_split(codec: Codec, job: EncodeJob, path: Path) -> Encoded:
         try:
             segments = codec.row(job.kind, row, job.separator, train_on_prompt=job.train_on_prompt)
         except DataError as error:
-            raise DataError(error.found, where=f"{path.stem} row {number}", fix=error.fix) from error
+            raise DataError(error.found, where=place_of(path, number), fix=error.fix) from error
         ids, labels = flatten(segments)
-        encoded.examples += 1
-        encoded.longest = max(encoded.longest, len(ids))
+        encoded.lengths.append(len(ids))
         if len(ids) <= job.chunk_tokens:
             pieces = [(ids, labels)]
         elif job.wrap:
@@ -85,7 +94,7 @@ def encode_split(codec: Codec, job: EncodeJob, path: Path) -> Encoded:
         if not any(marks.any() for _, marks in pieces):
             raise DataError(
                 f"nothing of it is left to learn in {job.chunk_tokens} tokens: it has {len(ids)}, and what it teaches "
-                "comes too late", where=f"{path.stem} row {number}",
+                "comes too late", where=place_of(path, number),
                 fix="Raise chunk_size, shorten what stands before the answer, or leave the row out.")
         for piece_ids, piece_labels in pieces:
             encoded.ids.append(piece_ids)
@@ -98,6 +107,15 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             yield json.loads(line)
+
+
+def place_of(path: Path, number: int) -> str:
+    """Where the row with this number stood in the user's file; a split of an earlier release does not know."""
+    places = path.with_suffix(".places")
+    if not places.exists():
+        return f"{path.stem} row {number}"
+    with places.open(encoding="utf-8", newline="\n") as lines:
+        return next(islice(lines, number - 1, None)).rstrip("\n")
 
 
 def flatten(segments: list[Segment]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
@@ -150,20 +168,40 @@ def count(encoded: Encoded, rows: Rows, chunk_tokens: int) -> PackCounts:
     """What the pack report shows."""
     tokens = sum(len(ids) for ids in encoded.ids)
     return PackCounts(
-        rows=len(rows), examples=encoded.examples, tokens=tokens,
+        rows=len(rows), examples=len(encoded.lengths), tokens=tokens,
         labelled=int(sum(labels.sum() for labels in encoded.labels)), truncated=encoded.truncated,
-        lost=encoded.lost, split=encoded.split, longest=encoded.longest,
+        lost=encoded.lost, split=encoded.split, longest=max(encoded.lengths, default=0),
         fill=round(tokens / max(1, len(rows) * chunk_tokens), 6))
 
 
-def show_first(codec: Codec, encoded: Encoded) -> list[dict[str, Any]]:
-    """The first example as the model sees it: runs of text, read or learned."""
-    ids, labels = encoded.ids[0][:PREVIEW_TOKENS], encoded.labels[0][:PREVIEW_TOKENS]
+def bins(lengths: dict[str, array[int]]) -> tuple[int, dict[str, list[int]]]:
+    """The histogram of each split: how many tokens a bar is wide, and how many examples are in each bar."""
+    longest = max((max(part, default=0) for part in lengths.values()), default=0)
+    width = longest // BINS + 1
+    return width, {
+        split: np.bincount(np.array(part, dtype=np.int64) // width, minlength=longest // width + 1).tolist()
+        for split, part in lengths.items()}
+
+
+def show_samples(codec: Codec, encoded: Encoded) -> list[dict[str, Any]]:
+    """The first example and others taken by chance, as the model sees them: runs of text, read or learned."""
+    count = len(encoded.ids)
+    others = np.random.default_rng(count).choice(np.arange(1, count), min(SAMPLES, count) - 1, replace=False)
+    return [show(codec, encoded.ids[i], encoded.labels[i]) for i in [0, *sorted(others.tolist())]]
+
+
+def show(codec: Codec, ids: NDArray[np.int32], labels: NDArray[np.bool_]) -> dict[str, Any]:
+    """One example: its tokens, and its runs of text with special tokens, long ones without their middle."""
     edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(ids)]
-    return [
-        {"learned": bool(labels[a]), "text": codec.tokenizer.decode(ids[a:b].tolist())}
-        for a, b in pairwise(edges)
-    ]
+    runs = [{"learned": bool(labels[a]), "text": _ends(codec.tokenizer.decode(ids[a:b].tolist()))}
+            for a, b in pairwise(edges)]
+    return {"tokens": len(ids), "learned": int(labels.sum()), "runs": runs[:SAMPLE_RUNS],
+            "more": len(runs[SAMPLE_RUNS:])}
+
+
+def _ends(text: str) -> str:
+    half = RUN_CHARACTERS // 2
+    return text if len(text) <= RUN_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"
 
 
 if __name__ == "__main__":

@@ -94,6 +94,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise BaseModelError(f"no tokenizer can be loaded ({error})", where=f"base model {path}",
                              fix="Copy the tokenizer's files into the folder.") from error
+    except RecursionError as error:  # transformers 5.17 looks for the unknown token's id by the unknown token
+        raise BaseModelError("the names of the tokenizer's special tokens are empty", where=f"base model {path}",
+                             fix='Set "bos_token", "eos_token" and "unk_token" in tokenizer_config.json.') from error
     if tokenizer.eos_token_id is None:
         raise BaseModelError(
             "the tokenizer has no end-of-sequence token", where=f"base model {path}",

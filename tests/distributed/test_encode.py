@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from array import array
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from infra.errors import DataError
+from infra.errors import BaseModelError, DataError
 from tasks.distributed.data import PackedRows
-from tasks.distributed.encode import cut, encode, flatten, wrap
+from tasks.distributed.encode import bins, cut, encode, flatten, show, wrap
 from tasks.distributed.job import EncodeJob
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.text import Codec
+from tasks.rows import parse
 
 ROWS = [{"prompt": f"Question {i}:", "completion": f" answer {i}" * (i % 4 + 1)} for i in range(40)]
 
@@ -56,10 +59,52 @@ def test_text_never_becomes_a_special_token(codec: Codec, text: str) -> None:
     assert codec.decode(codec.continuation(text)) == text
 
 
-def test_naughty_strings_come_back_unchanged(codec: Codec, shared: Path) -> None:
+@pytest.fixture(scope="module")
+def llama_2(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer of Llama 2, with the names of its special tokens, which the published files leave empty."""
+    folder = tmp_path_factory.mktemp("llama2")
+    shutil.copy(shared / "models" / "llama2_tokenizer" / "tokenizer.model", folder)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **names}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["llama_2", "stories"])
+def each_codec(request: pytest.FixtureRequest) -> Codec:
+    return Codec(load_tokenizer(request.getfixturevalue(request.param)))
+
+
+def comes_back(codec: Codec, text: str) -> bool:
+    """Whether a prompt and the text behind it are told by their ids, none of which is special."""
+    ids = codec.prompt("a")[len(codec.bos):] + codec.continuation(text)
+    return not set(ids) & set(codec.tokenizer.all_special_ids) and codec.decode(ids) == f"a{text}"
+
+
+def test_naughty_strings_come_back_unchanged(each_codec: Codec, shared: Path) -> None:
     strings = json.loads((shared / "data" / "naughty_strings" / "blns.json").read_text())
-    for text in (s for s in strings if s and not s.startswith("  ")):
-        assert not {codec.eos, codec.bos[0]} & set(codec.continuation(text))
+    assert [text for text in strings if not comes_back(each_codec, text)] == [] and len(strings) == 515
+
+
+def test_unusual_utf_8_comes_back_unchanged_or_is_refused_as_a_line(each_codec: Codec, shared: Path) -> None:
+    """Lines of utf8tests.bin are `number:description:bytes`."""
+    lines = (shared / "data" / "utf8_tests" / "utf8tests.bin").read_bytes().splitlines(keepends=True)
+    refused = 0
+    for line in (line.rstrip(b"\n") for line in lines):
+        row = b'{"text": "' + line + b'"}'
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            with pytest.raises(DataError, match="is not UTF-8"):
+                parse(row, "here")
+            refused += 1
+        else:
+            assert comes_back(each_codec, text), text
+    assert 20 < refused < len(lines) - 20
+
+
+def test_a_tokenizer_whose_special_tokens_have_no_names_is_told(shared: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"special tokens are empty.*Set \"bos_token\""):
+        load_tokenizer(shared / "models" / "llama2_tokenizer")
 
 
 def test_only_what_the_assistant_says_is_learned(codec: Codec) -> None:
@@ -91,11 +136,34 @@ def test_packing_keeps_every_example_whole_and_once(tmp_path: Path, stories: Pat
     assert rows.tokens_in.max() <= 64
 
 
-def test_the_preview_shows_what_is_learned(tmp_path: Path, stories: Path) -> None:
-    out, _ = run(tmp_path, stories)
-    runs = json.loads((out / "result.json").read_text())["preview"]
-    assert [piece["learned"] for piece in runs] == [False, True]
-    assert runs[1]["text"].endswith("</s>")
+def test_ten_samples_show_what_is_learned(tmp_path: Path, stories: Path) -> None:
+    samples = json.loads((run(tmp_path, stories)[0] / "result.json").read_text())["samples"]
+    assert len(samples) == 10 and samples[0]["runs"][0]["text"].endswith("Question 0:")
+    for sample in samples:
+        assert [piece["learned"] for piece in sample["runs"]] == [False, True] and sample["more"] == 0
+        assert sample["runs"][1]["text"].endswith("</s>") and 0 < sample["learned"] < sample["tokens"]
+
+
+def test_long_samples_keep_their_ends(codec: Codec) -> None:
+    turns = [{"role": role, "content": "so " * 300} for role in ("user", "assistant")] * 9
+    shown = show(codec, *flatten(codec.row("messages", {"messages": turns}, "", train_on_prompt=False)))
+    assert len(shown["runs"]) == 8 and shown["more"] == 10
+    assert all(len(piece["text"]) <= 247 and " [...] " in piece["text"] for piece in shown["runs"])
+
+
+def test_the_histogram_counts_every_example_by_its_length(tmp_path: Path, stories: Path) -> None:
+    out, counts = run(tmp_path, stories, chunk_tokens=16)
+    found = json.loads((out / "result.json").read_text())
+    width, bars = found["bin_tokens"], found["lengths"]["train"]
+    assert sum(bars) == 40 and bars[-1] > 0 and (len(bars) - 1) * width <= counts["train"]["longest"]
+    assert found["lengths"]["validation"] == bars
+
+
+def test_bars_are_as_wide_as_it_takes_for_forty() -> None:
+    assert bins({"train": array("q", [1, 1, 3]), "validation": array("q")}) == (1, {
+        "train": [0, 2, 0, 1], "validation": [0, 0, 0, 0]})
+    width, bars = bins({"train": array("q", [0, 99, 100, 4000])})
+    assert width == 101 and bars["train"] == [3, *[0] * 38, 1]
 
 
 def test_cutting_takes_the_prompt_from_its_left_first() -> None:
@@ -131,13 +199,43 @@ def test_a_row_that_would_teach_nothing_is_refused(tmp_path: Path, stories: Path
         {"role": "assistant", "content": "yo"}]}
     source = tmp_path / "late"
     source.mkdir()
-    for split in ("train", "validation"):
-        (source / f"{split}.jsonl").write_text(json.dumps(late) + "\n")
+    fits = {"messages": late["messages"][2:]}
+    (source / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [fits, late, late]))
     job = EncodeJob(
         out=str(tmp_path / "out"), rows=str(source), tokenizer=str(stories), kind="messages", separator="",
         chunk_tokens=32, pack=True, wrap=False, train_on_prompt=False)
-    with pytest.raises(DataError, match="nothing of it is left to learn in 32 tokens"):
+    with pytest.raises(DataError, match=r"^train row 2: nothing of it is left to learn in 32 tokens"):
         encode(job)
+    (source / "train.places").write_text("d.jsonl line 1\nd.jsonl line 7\nd.jsonl line 9\n")
+    with pytest.raises(DataError, match=r"^d.jsonl line 7: nothing of it .* Raise chunk_size"):
+        encode(job)
+
+
+def test_a_row_that_the_chat_template_refuses_is_named_by_its_line(tmp_path: Path, stories: Path) -> None:
+    base = Path(shutil.copytree(stories, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}{% endfor %}")
+    turns = [{"role": role, "content": "hi"} for role in ("system", "user", "assistant")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"messages": part}) + "\n" for part in (turns[1:], turns)))
+    (tmp_path / "train.places").write_text("d.jsonl line 4\nd.jsonl line 9\n")
+    job = EncodeJob(
+        out=str(tmp_path / "out"), rows=str(tmp_path), tokenizer=str(base), kind="messages", separator="",
+        chunk_tokens=32, pack=True, wrap=False, train_on_prompt=False)
+    with pytest.raises(DataError, match=(r"^d.jsonl line 9: the base model's chat template refuses the roles system, "
+                                         r"user, assistant \(no system here\)\. Change the order of the roles")):
+        encode(job)
+
+
+@pytest.mark.parametrize(("over", "truncated", "lost"), [(-1, 0, 0), (0, 0, 0), (1, 40, 40)])
+def test_an_example_may_have_as_many_tokens_as_a_row(
+    tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch, over: int, truncated: int, lost: int,
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROWS", ROWS[:1] * 40)
+    (tmp_path / "longest").mkdir()
+    longest = run(tmp_path / "longest", stories)[1]["train"]["longest"]
+    counts = run(tmp_path, stories, chunk_tokens=longest - over, pack=False)[1]["train"]
+    assert (counts["examples"], counts["truncated"], counts["lost"]) == (40, truncated, lost)
 
 
 def test_the_truncation_is_counted(tmp_path: Path, stories: Path) -> None:

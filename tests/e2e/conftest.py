@@ -179,11 +179,11 @@ def client(stack: Stack) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="session")
 def parameters(shared: Path, stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A short training on real doctor-patient dialogues."""
+    """A short training on real doctor-patient dialogues, and a blank line at the end of each file."""
     folder = tmp_path_factory.mktemp("data")
     for name, rows in (("train", 60), ("validation", 6)):
         with (shared / "data" / "mts_dialog" / f"{name}.jsonl").open() as file:
-            (folder / f"{name}.jsonl").write_text("".join(islice(file, rows)))
+            (folder / f"{name}.jsonl").write_text("".join(islice(file, rows)) + "\n")
     return {
         "train_data": str(folder / "train.jsonl"), "validation_data": str(folder / "validation.jsonl"),
         "base_model": str(stories), "destination": "acme/notes", **KNOBS}

@@ -113,14 +113,15 @@ def test_defaults_train(stack: Stack, parameters: dict[str, Any], browser: Chrom
     assert len(stack.versions("acme/defaults")) == 1
 
 
-def test_run_page_leads_to_the_loss_curve_and_the_scores(
+def test_run_page_leads_to_the_pictures_and_the_scores(
     stack: Stack, first: Training, browser: Chrome, tmp_path: Path,
 ) -> None:
     run, album = stack.runs("finetune acme/notes")[0], Album(browser, tmp_path)
-    open_artifact(browser, stack, run, "training-loss")
-    picture = see(browser, "//img[starts-with(@src, 'data:image/svg')]")
-    assert int(str(picture.get_property("naturalWidth"))) > 0
-    album.take("training-loss")
+    for name in ("data-lengths", "training-loss"):
+        open_artifact(browser, stack, run, name)
+        picture = see(browser, "//img[starts-with(@src, 'data:image/svg')]")
+        assert int(str(picture.get_property("naturalWidth"))) > 0
+        album.take(name)
     open_artifact(browser, stack, run, "rouge")
     for model in ("tuned", "base", "lead3"):
         see(browser, f"//td[normalize-space()='{model}']")

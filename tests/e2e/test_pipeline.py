@@ -56,6 +56,7 @@ def test_same_training_again_trains_nothing(stack: Stack, first: Training) -> No
     done = stack.anneal("train", *options(first.parameters))
     assert done.returncode == 0, done.stderr
     assert f"acme/notes version 1\n{first.version['id']}" in done.stdout
+    assert "blank lines, left out: 1 (train.jsonl line 61)" in done.stderr
     states = stack.steps(stack.runs("finetune acme/notes")[-1])
     assert {step: states[step] for step in KEPT} == dict.fromkeys(KEPT, "Cached")
     assert before == store.find(name)
@@ -65,8 +66,11 @@ def test_same_training_again_trains_nothing(stack: Stack, first: Training) -> No
 def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, first: Training) -> None:
     found = stack.artifacts(stack.runs("finetune acme/notes")[0])
     assert set(found) == {
-        "actual", "data", "forecast", "training-progress", "training-loss", "rouge", "version", "endpoint"}
+        "actual", "data", "data-lengths", "forecast", "training-progress", "training-loss", "rouge", "version",
+        "endpoint"}
     assert "60 training and 4 held-out rows" in found["data"]
+    assert "| blank lines, left out | 1 | train.jsonl line 61 |" in found["data"]
+    assert found["data-lengths"].startswith("data:image/svg+xml;base64,")
     assert "| steps | 4" in found["forecast"]
     assert found["training-progress"] == 100
     assert found["training-loss"].startswith("data:image/svg+xml;base64,")

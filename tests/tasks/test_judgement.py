@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
 
 from deployments import docs
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, RanksLost, Transient, UserError
+from infra.records import Finding, Pack, Split
 from infra.settings import Settings
 from infra.spec import Group, Method, TrainingSpec
 from tasks import report
 from tasks.base import find_base
 from tasks.evaluate import judge
 from tasks.forecast import count_parameters, devices, estimate, forecast
+from tasks.histogram import COLOURS, bars
 from tasks.policy import DELAYS_S, may_pass
 from tasks.progress import standing
 from tasks.train import training_id
@@ -129,6 +133,35 @@ def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: 
     assert "5 |" in report.forecast_report(forecast(settings, past.spec, past.pack, past.base), past.trained)
 
 
+def test_the_data_report_names_what_was_found_dropped_and_learned(past: Past) -> None:
+    findings = [Finding(what="a | b", count=9, first=["d line 2", "d line 3"]), Finding(what="c", count=1, first=["e"])]
+    runs = [{"learned": False, "text": "<s>Hi"}, {"learned": True, "text": "|you|"}]
+    samples = [{"tokens": 7, "learned": 3, "runs": runs, "more": n} for n in (0, 4)]
+    text = report.data_report(dataclasses.replace(past.split, findings=findings, dropped=5, compared=22),
+                              dataclasses.replace(past.pack, samples=samples))
+    assert "| a &#124; b | 9 | d line 2, d line 3, ... |" in text and "| c | 1 | e |" in text
+    assert "5, in splits/s/dropped.jsonl" in text and "22 rows looked at for near duplicates" in text
+    assert "| 2: 3 of 7 tokens learned | read | &lt;s>Hi |" in text and "| learned | &#124;you&#124; |" in text
+    assert "| and 4 more pieces |" in text
+
+
+def test_a_split_and_a_pack_of_an_earlier_release_can_be_reported(past: Past) -> None:
+    new = {"findings", "compared", "dropped", "samples", "lengths", "bin_tokens"}
+    split = Split.of({name: value for name, value in past.split.to_json().items() if name not in new})
+    pack = Pack.of({name: value for name, value in past.pack.to_json().items() if name not in new})
+    assert "Nothing else was found" in report.data_report(split, pack)
+
+
+@pytest.mark.parametrize(("chunk", "lines"), [(64, 1), (300, 0)])
+def test_the_lengths_are_a_picture_with_a_line_where_rows_end(past: Past, chunk: int, lines: int) -> None:
+    lengths = {"train": [0, 3, 1], "validation": [2, 0, 0]}
+    picture = bars(dataclasses.replace(past.pack, chunk_tokens=chunk, lengths=lengths, bin_tokens=100))
+    blue, orange = (re.findall(rf'height="([\d.]+)" fill="{colour}"', picture) for colour in COLOURS.values())
+    assert [float(height) for height in blue] == [0, 159, 53] and [float(height) for height in orange] == [212, 0, 0]
+    assert picture.count("stroke-dasharray") == lines and ">300 tokens<" in picture
+    ElementTree.fromstring(picture)
+
+
 @pytest.mark.parametrize(("eta_s", "usd", "end"), [
     (9.4, 0.0, "9 s left"), (61.0, 0.126, "1 min 1 s left, $0.13 so far"), (7190.0, 3.0, "119 min left, $3.00 so far")])
 def test_progress_says_where_the_training_is(eta_s: float, usd: float, end: str) -> None:
@@ -164,7 +197,7 @@ def test_the_base_is_known_by_its_content(settings: Settings, past: Past, tmp_pa
 
 def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> None:
     identity = training_id(past.spec, past.pack, past.base)
-    elsewhere = dataclasses.replace(past.spec, num_ranks=8, destination="acme/other", max_new_tokens=5)
+    elsewhere = dataclasses.replace(past.spec, num_ranks=8, destination="acme/other", max_new_tokens=5, drop="all")
     assert len(identity) == 26 and identity == identity.lower()
     assert training_id(elsewhere, past.pack, past.base) == identity
     assert training_id(dataclasses.replace(past.spec, lora_rank=9), past.pack, past.base) != identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import mlflow
@@ -64,6 +65,14 @@ def test_the_version_holds_weights_lineage_and_checksums_only(settings: Settings
                      "training.json", "MANIFEST.sha256", "manifest.json"}
     for path in store.fetch(version.folder).glob("*.json"):
         assert str(Path(past.base.path).parent) not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_the_lineage_says_what_was_dropped(settings: Settings, store: Store, past: Past) -> None:
+    past.spec = dataclasses.replace(past.spec, drop="duplicates")
+    past.split = dataclasses.replace(past.split, dropped=7)
+    lineage = json.loads((store.fetch(do(settings, store, past).folder) / "training.json").read_text(encoding="utf-8"))
+    assert lineage["spec"]["drop"] == "duplicates"
+    assert lineage["rows"] == {"train": 20, "validation": 2, "dropped": 7}
 
 
 def test_mlflow_hands_out_the_same_files(settings: Settings, store: Store, past: Past, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from infra.records import Dataset, Split
 from infra.settings import Settings
 from infra.store import Store
 from tasks.ingest import ingest
-from tasks.rows import clean, kind_of, parse
+from tasks.rows import clean, json_value, kind_of, unused_keys
+from tasks.shards import Places
+from tasks.survey import judge as judged
+from tasks.survey import survey
 from tasks.validate import hold_out, validate
 
 
@@ -76,18 +81,42 @@ def test_real_mislabelled_files_get_a_useful_sentence(
     assert store.names("splits") == []
 
 
-def test_the_json_test_suite_is_judged_right(shared: Path) -> None:
-    folder = shared / "data" / "json_test_suite" / "test_parsing"
-    for path in sorted(folder.iterdir()):
-        wrapped = b'{"text": ' + path.read_bytes() + b"}"
-        try:
-            parse(wrapped, path.name)
-            accepted = True
-        except DataError:
-            accepted = False
-        if path.name.startswith("n_") and b"\n" not in path.read_bytes() and path.name not in (
-                "n_structure_object_with_comment.json", "n_structure_trailing_#.json"):
-            assert not accepted or path.name in {"n_object_trailing_comment.json"}, path.name
+def published_cases(shared: Path) -> dict[str, bytes]:
+    """Documents of JSONTestSuite: names in y_ are to be accepted, those in n_ refused, those in i_ may be either."""
+    return {path.name: path.read_bytes() for path in (shared / "data" / "json_test_suite" / "test_parsing").iterdir()}
+
+
+def is_json(document: bytes) -> bool:
+    try:
+        json_value(document, "here")
+    except DataError:
+        return False
+    return True
+
+
+def test_every_published_json_case_gets_its_published_verdict(shared: Path) -> None:
+    verdicts = {name: is_json(document) for name, document in published_cases(shared).items()}
+    wanted = {name: name.startswith("y_") for name in verdicts if not name.startswith("i_")}
+    assert {name for name in wanted if verdicts[name] is not wanted[name]} == set() and len(wanted) > 180
+
+
+def test_published_json_cases_as_lines_of_a_file_are_refused_by_number(shared: Path, tmp_path: Path) -> None:
+    cases = {name: document for name, document in sorted(published_cases(shared).items()) if b"\n" not in document}
+    bad = [document for name, document in cases.items() if name.startswith("n_") and document.strip()]
+    (tmp_path / "n.jsonl").write_bytes(b"".join(line().encode() + b"\n" + document + b"\n" for document in bad))
+    with pytest.raises(DataError) as caught:
+        survey(tmp_path / "n.jsonl", Places("n.jsonl"))
+    message = str(caught.value)
+    assert f"{len(bad)} of {2 * len(bad)} lines cannot be used" in message and len(bad) > 100
+    assert re.findall(r"n\.jsonl line (\d+)", message) == [str(2 * i) for i in range(1, 21)]
+
+
+def test_valid_json_that_is_no_row_is_refused_for_that_alone(shared: Path) -> None:
+    for name, document in published_cases(shared).items():
+        if name.startswith("y_"):
+            with pytest.raises(DataError) as caught:
+                judged(document, "here")
+            assert "not JSON" not in str(caught.value), name
 
 
 def test_an_empty_prompt_is_a_prompt(settings: Settings, store: Store, tmp_path: Path) -> None:
@@ -134,6 +163,15 @@ def test_validation_data_is_cut_to_its_first_rows(settings: Settings, store: Sto
     assert [row["prompt"] for row in rows_of(store, split, "validation")] == ["7", "8", "9", "10", "11"]
 
 
+def test_splits_keep_the_names_and_rows_they_had_before(settings: Settings, store: Store, tmp_path: Path) -> None:
+    """Recorded with release 0.1.0: other digests would train every model again."""
+    split = judge(settings, store, tmp_path, "\n".join(line(str(i)) for i in range(30)))
+    assert split.digest == "a64b740148977daff7a8652cf34e533adb83ec5a2b65136bc21d618b4aeeef9a"
+    files = [store.fetch(split.folder) / f"{name}.jsonl" for name in ("train", "validation")]
+    found = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    assert found == "81dd55860ce8e92431234cf2df1d6aad82ddf8691e8741647b2724bb84cd2aaf"
+
+
 @pytest.mark.parametrize(("completion", "separator"), [("c", "\n"), (" c", "")])
 def test_a_line_break_is_put_between_only_where_there_is_no_space(
     settings: Settings, store: Store, tmp_path: Path, completion: str, separator: str,
@@ -149,10 +187,32 @@ def test_messages_keep_role_and_content_only() -> None:
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
+U, A, S, T = ({"role": role, "content": "x"} for role in ("user", "assistant", "system", "tool"))
+
+
 @pytest.mark.parametrize(("messages", "words"), [
-    ([], "expected a list"), ([{"role": "user", "content": "a"}], "no assistant message"),
-    ([{"role": "bot", "content": "a"}], 'message 1: "role" is "bot"'), (["x"], "message 1: it is a string"),
-    ([{"role": "user"}], 'message 1: "content" is missing')])
+    ([], "is an empty array; expected a list"), ([U], "no assistant message"), (["x"], "message 1: it is a string"),
+    ([{"role": "bot", "content": "a"}], 'message 1: "role" is "bot"'), ([{"role": "user"}], '1: "content" is missing'),
+    ([{**U, "content": None}], 'message 1: "content" is null'),
+    ([U, {**A, "content": " "}, U, A], "message 2: the assistant's message is empty"),
+    ([A], "message 1: a message of assistant stands at the beginning; expected system or user"),
+    ([U, S, A], "message 2: a message of system stands behind one of user; expected assistant. Put the system"),
+    ([S, S, U, A], "message 2: a message of system stands behind one of system; expected user. Join"),
+    ([U, U, A], "message 2: a message of user stands behind one of user; expected assistant. Join neighbouring"),
+    ([U, A, A], "message 3: a message of assistant stands behind one of assistant; expected user or tool"),
+    ([T, A], "message 1: a message of tool stands at the beginning"), ([U, A, T], "the last message is by the tool"),
+    ([U, A, U], "the last message is by the user; expected the assistant's answer at the end")])
 def test_bad_messages_are_named(messages: list[Any], words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        clean({"messages": messages}, "messages", "here")
+    with pytest.raises(DataError) as caught:
+        clean({"messages": messages}, "messages", "d line 7")
+    assert words in str(caught.value) and str(caught.value).startswith("d line 7")
+
+
+@pytest.mark.parametrize("messages", [[U, A], [S, U, A], [U, A, U, A], [U, A, T, A], [S, U, A, T, T, A, U, A]])
+def test_conversations_in_order_are_accepted(messages: list[Any]) -> None:
+    assert clean({"messages": messages}, "messages", "here") == {"messages": messages}
+
+
+def test_keys_that_are_not_used_are_known_in_messages_too() -> None:
+    row = {"messages": [U, {**A, "weight": 0}], "id": 1}
+    assert unused_keys(row, "messages") == ["id", "weight"]

@@ -1,0 +1,80 @@
+"""Which rows say nearly the same as an earlier one: MinHash signatures, compared where a band of them is equal.
+
+In:   the texts of rows, in order     Out: for every row the first one that it nearly repeats, or itself
+A row is the set of its word 5-grams, in lower case; two rows are near duplicates if the Jaccard similarity of these
+sets is estimated as 0.8 or more. 5-grams and 0.8 are those of K. Lee et al., "Deduplicating Training Data Makes
+Language Models Better" (ACL 2022), section 4.2; signatures by A. Broder, "On the resemblance and containment of
+documents" (1997), made by Rensa. Of its 128 values 16 bits are kept (P. Li and A. C. Koenig, "b-Bit Minwise
+Hashing", WWW 2010): 256 bytes a row. The estimate's standard error at 0.8 is 0.035; of pairs that are that similar
+95 % share a band of 8 values, of pairs of 0.9 all but 0.01 %. Deterministic.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash
+
+GRAM_WORDS = 5
+SIMILAR = 0.8
+VALUES, BANDS = 128, 16
+SEED = 1
+MOST_ROWS = 2_000_000
+"""Rows that are compared, the first ones: 512 MB of signatures."""
+COMPARED_ROWS = 1 << 16
+"""Pairs whose signatures are compared at a time."""
+
+
+def grams_of(words: list[str]) -> list[str]:
+    """The word 5-grams of a text; none if it is shorter."""
+    return list(map(" ".join, zip(*(words[i:] for i in range(GRAM_WORDS)), strict=False)))
+
+
+class Sketches:
+    """Signatures of rows, kept in 256 bytes each."""
+
+    def __init__(self) -> None:
+        self._values = bytearray()
+        self._rows = array("q")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: int, grams: list[str]) -> None:
+        """Take row number `row`; a text without a 5-gram is not compared."""
+        if not grams or len(self._rows) >= MOST_ROWS:
+            return
+        sketch = RMinHash(num_perm=VALUES, seed=SEED)
+        sketch.update(grams)
+        self._values += np.array(sketch.digest(), dtype=np.uint32).astype(np.uint16).tobytes()
+        self._rows.append(row)
+
+    def repeats(self) -> dict[int, int]:
+        """{row: the first row that it nearly repeats}; rows that repeat none are not in it."""
+        rows = np.frombuffer(self._rows, dtype=np.int64) if len(self) else np.zeros(0, np.int64)
+        values = np.frombuffer(self._values, dtype=np.uint16).reshape(-1, VALUES)
+        first = np.arange(len(rows))
+        for band in np.split(np.arange(VALUES), BANDS):
+            _take_equal(values, np.ascontiguousarray(values[:, band]), first)
+        found: dict[int, int] = {}
+        for i in np.flatnonzero(first != np.arange(len(rows))).tolist():
+            first[i] = first[first[i]]  # an earlier row, which is resolved already
+            found[int(rows[i])] = int(rows[first[i]])
+        return found
+
+
+def _take_equal(values: NDArray[np.uint16], band: NDArray[np.uint16], first: NDArray[np.int64]) -> None:
+    """Lower `first` of every row to the earliest one with the same band, if the two are similar."""
+    halves = band.view(np.uint64)
+    key = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1]  # equal bands have equal keys
+    order = np.argsort(key, kind="stable")
+    begins = np.flatnonzero(np.diff(key[order], prepend=key[order][:1] + np.uint64(1)))
+    earliest = np.repeat(order[begins], np.diff(begins, append=len(order)))
+    fresh = earliest < first[order]
+    rows, others = order[fresh], earliest[fresh]
+    for start in range(0, len(rows), COMPARED_ROWS):
+        part = slice(start, start + COMPARED_ROWS)
+        alike = (values[rows[part]] == values[others[part]]).mean(axis=1) >= SIMILAR
+        first[rows[part][alike]] = others[part][alike]

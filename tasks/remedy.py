@@ -1,0 +1,57 @@
+"""What probably happened to a line that is not JSON, and what to do about it.
+
+In:   the line's text     Out: one sentence
+The first guess that fits is given; the last one always does. Cheap, since a file may hold millions of such lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+WRAP_MESSAGES = 'Write the conversation as {"messages": [...]}.'
+GUESSED_CHARACTERS = 100_000
+"""Of a line no more is looked at, and longer ones are not tried as Python."""
+TWO_OBJECTS = re.compile(r"\}\s*+,?\s*+\{")
+YAML = re.compile(r"\s*(- )?\w+:(\s|$)")
+BARE_KEY = re.compile(r"\s*\{\s*\w+\s*:")
+COMMENT = re.compile(r"\s*(//|/\*|#)")
+
+
+def remedy(text: str, shapes: str) -> str:
+    """What to do about `text`; `shapes` says how a row looks."""
+    text = text[:GUESSED_CHARACTERS]
+    bare = text.strip()
+    if not bare.strip("\0 \t\r\n"):
+        return "The line is zero bytes, so the file was not written or copied whole: copy it again."
+    if "\0" in text:
+        return "There are zero bytes in it: save UTF-16 text as UTF-8, or copy a damaged file again."
+    if _is_python(bare):
+        return "It is a Python dict; write it with json.dumps."
+    if "\r{" in bare or "\r\n" in bare:
+        return "Its lines end in carriage returns alone; save the file with line feeds (\\n)."
+    if bare.startswith("{") and TWO_OBJECTS.search(bare):
+        return "Write each object on a line of its own, without a comma behind it."
+    if YAML.match(text):
+        return "It looks like YAML; write each record as one JSON object on one line."
+    if "{" not in text and "," in text:
+        return "It looks like CSV; write each record as one JSON object."
+    if BARE_KEY.match(text):
+        return "Put keys into double quotes."
+    if COMMENT.match(text):
+        return "JSON has no comments: remove the line."
+    if bare.startswith("{"):
+        return ("Write one complete object per line (`jq -c .` does it); line breaks inside of strings are \\n, "
+                "and no comma stands before a closing bracket.")
+    return f"Write one object per line: {shapes}."
+
+
+def _is_python(bare: str) -> bool:
+    looks = bare.startswith("{'") or (bare.startswith('{"') and "': " in bare)
+    if not looks or len(bare) >= GUESSED_CHARACTERS:
+        return False
+    try:
+        ast.literal_eval(bare)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,185 @@
+"""Judge every line of a data file: which cannot be used, and what is remembered of the others.
+
+In:   data.jsonl     Out: a Survey, or one DataError that names every bad line (the first 20 in full)
+Streams: memory grows with the number of rows (two 16-byte hashes each), not with their text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from infra.errors import DataError, shown
+from infra.records import Finding, RowKind
+from tasks import rows as check
+from tasks.lines import LINE_BYTES, is_cut, numbered
+from tasks.shards import Places
+
+SHOWN_ERRORS = 20
+SHOWN_PLACES = 5
+MOST_ROWS = 10_000_000
+"""Rows of a file; each costs about 300 bytes of memory."""
+UNUSED_KEYS, EMPTY_PROMPTS = "rows with keys that are not used", "rows with an empty prompt"
+
+
+class Row(NamedTuple):
+    """One clean row, where it stands, and the keys that were left out of it."""
+
+    value: dict[str, Any]
+    kind: RowKind
+    where: str
+    unused: list[str]
+
+
+@dataclass
+class Notes:
+    """What is worth knowing and no error: counted, with the first few places."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, where: str) -> None:
+        """Count one more of `what`."""
+        self.counts[what] = count = self.counts.get(what, 0) + 1
+        if count <= SHOWN_PLACES:
+            self.first.setdefault(what, []).append(where)
+
+    def findings(self) -> list[Finding]:
+        """All of it, in the order in which it was met first."""
+        return [Finding(what=what, count=count, first=self.first[what]) for what, count in self.counts.items()]
+
+
+@dataclass
+class Bad:
+    """The lines that cannot be used."""
+
+    name: str
+    lines: int = 0
+    count: int = 0
+    first: list[DataError] = field(default_factory=list)
+
+    def add(self, error: DataError) -> None:
+        """Count one; the first few are kept, without the frames and causes that hold their text."""
+        self.count += 1
+        if self.count <= SHOWN_ERRORS:
+            error.__cause__ = error.__context__ = None
+            self.first.append(error.with_traceback(None))
+
+    def raise_if_any(self) -> None:
+        """Raise DataError with the first bad lines and the number of all."""
+        if not self.count:
+            return
+        first = self.first[0]
+        if self.count == 1:
+            raise first
+        others = "\n".join(f"  {error}" for error in self.first[1:])
+        more = f"\n  and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+        raise DataError(
+            f"{self.count} of {self.lines} lines cannot be used. {first}\n{others}{more}", where=self.name)
+
+
+@dataclass
+class Survey:
+    """What is remembered of a file without a bad line."""
+
+    path: Path
+    places: Places
+    """What a line of it is called."""
+    kind: RowKind
+    notes: Notes
+    prompts: list[bytes] = field(default_factory=list)
+    """Hash of each row's prompt."""
+    contents: list[bytes] = field(default_factory=list)
+    """Hash of each row."""
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    """Line of each row."""
+    longest: int = 0
+    """In bytes, as JSON."""
+    opening: str | None = None
+    """What the texts of all rows begin with."""
+
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0."""
+        return self.places.of(self.numbers[row])
+
+    def rows(self) -> Iterator[Row]:
+        """The rows again, in order."""
+        for number, line in numbered(self.path):
+            yield judge(line, self.places.of(number))
+
+    def add(self, number: int, row: Row, length: int) -> None:
+        """Take one more row. Raises DataError for more than can be held."""
+        if len(self.prompts) >= MOST_ROWS:
+            raise DataError(f"the file has more than {MOST_ROWS} rows", where=self.places.name,
+                            fix="Train on a part of it: `shuf -n 1000000` takes a million lines by chance.")
+        self.prompts.append(_hash(check.prompt_of(row.value, row.kind)))
+        self.contents.append(_hash(str(row.value)))
+        self.numbers.append(number)
+        self.longest = max(self.longest, length)
+        text = text_of(row)
+        if self.opening is None:
+            self.opening = text
+        elif not text.startswith(self.opening):
+            self.opening = common_opening(self.opening, text)
+        if row.unused:
+            self.notes.add(UNUSED_KEYS, f"{row.where} ({shown(', '.join(row.unused[:SHOWN_PLACES]))})")
+        if row.kind == "prompt" and not row.value["prompt"].strip():
+            self.notes.add(EMPTY_PROMPTS, row.where)
+
+
+def survey(path: Path, places: Places) -> Survey:
+    """Judge every line. Raises DataError for bad lines, and for a file without rows."""
+    bad, notes, found = Bad(places.name), Notes(), None
+    for number, line in numbered(path, lambda what, number: notes.add(what, places.of(number))):
+        bad.lines = number
+        where = places.of(number)
+        try:
+            row = judge(line, where)
+            if found is None:
+                found = Survey(path, places, row.kind, notes)
+            _check_kind(row, found)
+        except DataError as error:
+            bad.add(error)
+            continue
+        found.add(number, row, len(line))
+    bad.raise_if_any()
+    if found is None:
+        raise DataError("there is no row in it", where=places.name, allowed="JSONL, one object per line")
+    return found
+
+
+def judge(line: bytes, where: str) -> Row:
+    """One line as a clean row. Raises DataError."""
+    if is_cut(line):
+        raise DataError(f"the line is longer than {LINE_BYTES} bytes", where=where,
+                        fix="Split the text over several rows, or end every row with a line feed.")
+    raw = check.parse(line, where)
+    kind = check.kind_of(raw, where)
+    value = check.clean(raw, kind, where)
+    return Row(value, kind, where, check.unused_keys(raw, kind))
+
+
+def text_of(row: Row) -> str:
+    """All that a row says, in one piece."""
+    return "\n".join(check.texts_of(row.value, row.kind))
+
+
+def common_opening(one: str, other: str) -> str:
+    """What both begin with."""
+    differs = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(differs, min(len(one), len(other)))]
+
+
+def _check_kind(row: Row, found: Survey) -> None:
+    if row.kind != found.kind:
+        first = f"as in {found.where(0)}" if found.numbers else "as in the lines before"
+        raise DataError(f"the row is of the kind {row.kind}", where=row.where, allowed=f"{found.kind}, {first}",
+                        fix="Put each kind into a file of its own.")
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
