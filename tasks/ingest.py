@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from infra.crash import crashpoint
 from infra.errors import DataError, shown
 from infra.fetch import open_https, without_secrets
 from infra.files import READ_BYTES
@@ -50,6 +51,7 @@ def ingest(settings: Settings, store: Store, source: str) -> Dataset:
     digest, size = hashlib.sha256(), 0
     with store.draft() as draft:
         with opened(settings, source) as raw, (draft.path / FILE).open("wb") as target:
+            crashpoint("ingest.opened")
             for chunk in unpacked(raw, name):
                 if size == 0:
                     refuse_other_formats(chunk[:SNIFFED_BYTES], name)
@@ -59,12 +61,14 @@ def ingest(settings: Settings, store: Store, source: str) -> Dataset:
                                     fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
                 digest.update(chunk)
                 target.write(chunk)
+                crashpoint("ingest.half_written")
         if size == 0:
             raise DataError("the file is empty", where=name, allowed="JSONL, one object per line",
                             fix="Check that it was written and copied whole.")
         folder = folder_of(digest.hexdigest())
         dataset = Dataset(folder=folder, sha256=digest.hexdigest(), bytes=size, source=name)
         if store.find(folder) is None:
+            crashpoint("ingest.before_commit")
             draft.commit(folder, dataset.to_json())
     return dataset
 

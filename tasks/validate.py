@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from infra.crash import crashpoint
 from infra.errors import DataError
 from infra.files import digest_of
 from infra.records import Dataset, RowKind, Split
@@ -99,6 +100,7 @@ def validate(store: Store, data: Dataset, validation: Dataset | None, num_valida
             folder=f"splits/{key[:32]}", digest=key, kind=kind, separator="" if sum(spaced) * 2 > len(spaced) else "\n",
             train_rows=train, validation_rows=held, duplicates=len(prompts) - len(set(prompts)),
             leaks=0 if validation is None else len(set(prompts) & set(others)), longest_characters=longest)
+        crashpoint("validate.before_commit")
         draft.commit(split.folder, split.to_json())
     return split
 
@@ -190,6 +192,7 @@ def _write(path: Path, chosen: Iterator[Row]) -> int:
         for row in chosen:
             file.write(json.dumps(row.value, ensure_ascii=False) + "\n")
             count += 1
+            crashpoint("validate.mid_file")
     return count
 
 
