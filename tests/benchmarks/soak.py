@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.soak --minutes 30 --seed 0
 
-Every EVERY_S seconds one fault of FAULTS strikes, in random order (seeded), each kind once before any comes again:
+Every EVERY_S seconds one fault of FAULTS strikes, in random order (seeded), each kind once before any comes again
+(one whose victim is not there waits for it, and the next one for its minute after that):
 SIGKILL to a rank, to the run's process, to the worker, to both, to the Prefect server, MLflow or the predictor, and
 SIGSTOP to a rank, which only the watchdog finds (ANNEAL_STALL_TIMEOUT_S = STALL_S). Nobody helps: the keeper, the
 worker and flows/reconcile.py do the rest. When the minutes are over, the training ends undisturbed.
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
@@ -42,14 +43,14 @@ from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import flow_process
 
 EVERY_S = 60
-STALL_S = 60
+STALL_S = 45
 """More than the ranks need to begin on a machine with two cores."""
+POLL_S = 1.0
 GOAL_PCT = 90
 GONE_S = 5
-VICTIM_S = 400
-"""A run that another fault has just killed takes that long to have a process again."""
 CHECKPOINT_S = 5
 END_S = 3600
+EVENTS = "trainings/*/events.jsonl"
 TRIAL_STEPS = 60
 ROWS = 200
 NAME = "soak/long"
@@ -100,23 +101,22 @@ class Fault:
     orphans: int = 0
 
 
-@dataclass
 class Log:
-    """Every event of the training, kept when the trainer's own file goes with its folder."""
+    """The steps of the next training to begin, from its own file and, once that is gone, from the copy in the store."""
 
-    home: Path
-    steps: list[tuple[float, int]] = field(default_factory=list)
-    launches: list[float] = field(default_factory=list)
-    _offset: int = 0
+    def __init__(self, home: Path) -> None:
+        self.steps: list[tuple[float, int]] = []
+        self.launches: list[float] = []
+        self._home, self._offset, self._before = home, 0, set(home.glob(f"store/{EVENTS}"))
 
     def read(self) -> None:
-        """Take in what is new. A file that became shorter lost a torn line."""
-        for path in self.home.glob("trainings/*/events.jsonl"):
+        """Take in what is new: whole lines."""
+        for path in sorted({*self._home.glob(EVENTS), *self._home.glob(f"store/{EVENTS}")} - self._before):
             with suppress(FileNotFoundError), path.open("rb") as file:
-                file.seek(min(self._offset, path.stat().st_size))
+                file.seek(self._offset)
                 data = file.read()
                 whole = data[: data.rfind(b"\n") + 1]
-                self._offset = file.tell() - len(data) + len(whole)
+                self._offset += len(whole)
                 for line in whole.splitlines():
                     event = json.loads(line)
                     if event["event"] == "step":
@@ -177,7 +177,7 @@ def soak(running: Stack, window_s: float, chance: random.Random) -> dict[str, An
     wanted = {"train_data": str(home / "rows.jsonl"), "base_model": str(STORIES), **KNOBS}
     trial = Log(home)
     run = running.start_run({**wanted, "destination": "soak/trial", "max_steps": TRIAL_STEPS})
-    wait_for(lambda: trial.read() or over(running, run), "the trial does not end", END_S)
+    follow(running, run, trial)
     step_s = trial.step_s(time.time())
     steps, every = int(GOAL_PCT / 100 * window_s / step_s), max(1, round(CHECKPOINT_S / step_s))
     say(f"a step takes {step_s:.3f} s; {steps} steps, a checkpoint every {every}")
@@ -187,8 +187,7 @@ def soak(running: Stack, window_s: float, chance: random.Random) -> dict[str, An
     wait_for(lambda: log.read() or log.steps, "it does not train", END_S)
     end = log.steps[0][0] + window_s
     faults = list(strikes(running, run, log, end, steps, chance))
-    wait_for(lambda: log.read() or over(running, run), "the run does not end", END_S)
-    log.read()
+    follow(running, run, log)
     return judged(running, run, log, faults, min(end, log.steps[-1][0]))
 
 
@@ -201,23 +200,23 @@ def strikes(
     while True:
         while time.time() < due:
             log.read()
-            if time.time() > end or log.last >= steps or over(running, run):
+            if time.time() > end or log.last >= steps:
                 return
-            time.sleep(0.2)
+            time.sleep(POLL_S)
         bag = bag or chance.sample(sorted(FAULTS), len(FAULTS))
-        if (fault := strike(running.settings, run, bag.pop(), log, end)) is not None:
+        if (fault := strike(running, run, bag.pop(), log, end)) is not None:
             yield fault
-        due += EVERY_S
+        due = time.time() + EVERY_S
 
 
-def strike(settings: Settings, run: str, kind: str, log: Log, end: float) -> Fault | None:
+def strike(running: Stack, run: str, kind: str, log: Log, end: float) -> Fault | None:
     """Let it strike as soon as there is a victim; None if there is none before the end. Asserts that it struck."""
-    find, number = FAULTS[kind]
+    settings, (find, number) = running.settings, FAULTS[kind]
     while not (victims := alive(find, settings, run)):
         log.read()
-        if time.time() > end:
+        if time.time() > end or over(running, run):
             return None
-        time.sleep(0.2)
+        time.sleep(POLL_S)
     log.read()
     below = training_processes(settings.home_path) if "run" in kind else []
     fault = Fault(kind, time.time(), log.last)
@@ -247,6 +246,16 @@ def is_gone(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def follow(running: Stack, run: str, log: Log) -> None:
+    """Read along until the run has ended."""
+    deadline = time.time() + END_S
+    while not over(running, run):
+        assert time.time() < deadline, "the run does not end"
+        log.read()
+        time.sleep(POLL_S)
+    log.read()
 
 
 def over(running: Stack, run: str) -> bool:

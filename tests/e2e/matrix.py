@@ -52,6 +52,8 @@ GONE_S = 5
 FOLDERS = {"ingest": ("datasets",), "validate": ("splits",), "pack": ("packs",), "train": ("trainings",),
            "evaluate": ("evaluations",), "store": ("datasets", "splits", "packs")}
 """What a step leaves in the store; it is taken away before the step is to be killed."""
+KEPT = "torchinductor_"
+"""torch's cache, one for all processes of a user."""
 CHECKED = ("datasets", "splits", "packs", "evaluations")
 
 
@@ -164,7 +166,8 @@ def left_on_disk(home: Path, temporary: Path) -> list[str]:
     """Work that nobody will go on with: drafts, half downloads, the folders of children, checkpoints."""
     folders = [home / "drafts", home / "work", home / "trainings", home / "store" / ".drafts", temporary]
     inside = (path for folder in folders if folder.exists() for path in folder.iterdir())
-    return [str(path) for path in [*inside, *home.glob("cache/draft-*")] if path.suffix != ".lock"]
+    found = (path for path in [*inside, *home.glob("cache/draft-*")] if path.suffix != ".lock")
+    return [str(path) for path in found if not path.name.startswith(KEPT)]
 
 
 @dataclass

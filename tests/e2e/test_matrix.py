@@ -211,7 +211,7 @@ def test_a_killed_notifier(case: Case, stack: Stack, lora: Clean, full: Clean, t
         assert once() == 0
         told = len(receiver.got)
         assert once() == 0
-        assert len(receiver.got) == told > 2, "what was delivered is not sent again"
+        assert len(receiver.got) == told >= 2, "what was delivered is not sent again"
     finally:
         receiver.server.shutdown()
         receiver.server.server_close()
