@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-resume bench-overhead bench-gpu check up down clean help
+.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-resume bench-overhead bench-gpu soak check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,7 +26,7 @@ test: $(DONE)  ## the checks and every test that this machine can run
 	$(MAKE) check
 	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-chaos: $(DONE)  ## the slower tests: the rest of the kills, the stack by itself
+chaos: $(DONE)  ## the slower tests: a kill at every named point of the pipeline, the stack by itself
 	$(BIN)/pytest -m chaos
 
 chaos-train: $(DONE)  ## every kill of the trainer: named points x ranks x methods x parallelism
@@ -50,6 +50,9 @@ bench-gpu: $(VENV)/.bench  ## LoRA on a 7B shape, full on 1.1B, the guide's job;
 $(VENV)/.bench: $(DONE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $(VENV)/.bench
+
+soak: $(DONE)  ## a fault a minute against a long training through the stack; OPTIONS="--minutes 30 --seed 0"
+	$(BIN)/python -m tests.benchmarks.soak $(OPTIONS)
 
 check: $(DONE)  ## ruff, types
 	$(BIN)/ruff check .

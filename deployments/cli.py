@@ -1,7 +1,7 @@
 """The `anneal` command.
 
 In:   a command line                Out: the answer on stdout, logs on stderr; with --json one JSON object
-Exit: 0 done | 1 a fault that is not the user's | 2 the user can mend it | 130 Ctrl-C
+Exit: 0 done | 1 a fault that is not the user's | 2 the user can mend it | 130 Ctrl-C | 143 SIGTERM
 Dies half-way: run the same command again; finished steps of a training are kept.
 Nothing heavy is imported before a command needs it, so that --help is quick.
 """

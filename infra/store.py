@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from infra.crash import crashpoint
 from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
 from infra.settings import Settings
@@ -153,6 +154,7 @@ class Store:
         for file in [*manifest.files, MANIFEST]:
             with (path / file).open("rb") as source, self._fs.open(self._key(name, file), "wb") as target:
                 shutil.copyfileobj(source, target, READ_BYTES)
+            crashpoint("store.mid_publish")
 
     def _download(self, key: str, path: Path, sha256: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +271,7 @@ def move_into_place(path: Path, target: Path) -> None:
         except OSError:
             if not target.exists():
                 raise
-            aside = Path(tempfile.mkdtemp(prefix="old-", dir=path.parent)) / "folder"
+            aside = Path(tempfile.mkdtemp(prefix=f"{_drafts()}{os.getpid()}-", dir=path.parent)) / "folder"
             with suppress(FileNotFoundError):
                 target.rename(aside)
             shutil.rmtree(aside.parent, ignore_errors=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import httpx
 
+from infra.crash import crashpoint
 from infra.errors import BaseModelError, Broken, GateError, Transient, UserError
 from infra.records import Base, Deployment, Evaluation, Version
 from infra.settings import Settings
@@ -43,10 +44,12 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
         return Deployment(version=version.id, status="skipped", reason=reason)
     registry = Registry(settings)
     smoke = switch(settings, url, version, base)
+    crashpoint("deploy.after_swap")
     before = registry.number_at("champion", version.destination)
     if before is not None and before != version.number:
         registry.point("previous", version.destination, before)
     registry.tag(version.destination, version.number, {SMOKE_TAG: "passed"})
+    crashpoint("deploy.before_champion")
     registry.point("champion", version.destination, version.number)
     return Deployment(version=version.id, status="serving", url=url, smoke=smoke)
 

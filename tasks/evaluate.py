@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from infra.crash import crashpoint
 from infra.files import digest_of
 from infra.records import METRICS, Base, Evaluation, Pack, Scores, Split, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
+from infra.store import Store, scratch_folder
 from tasks.child import ranks_of, run_child, settled
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob
 from tasks.policy import HOUR_S, found_done, step
@@ -59,6 +59,7 @@ def evaluate(
             folder=f"evaluations/{key[:32]}", samples=len(table), rouge=rouge, loss=result["loss"], passed=passed,
             verdict=verdict, examples=table[:SHOWN_ROWS],
             validation_answer=answers["tuned"].get(VALIDATION_PROMPT, ""))
+        crashpoint("evaluate.before_commit")
         draft.commit(evaluation.folder, evaluation.to_json())
     return evaluation
 
@@ -134,13 +135,9 @@ def judge(
     return not worse, f"{'Significantly worse than the base' if worse else 'Passed'}: {reason}."
 
 
-@contextmanager
-def work_folder(settings: Settings) -> Iterator[Path]:
-    """A folder of this machine that is gone afterwards."""
-    parent = settings.home_path / "work"
-    parent.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=parent) as name:
-        yield Path(name)
+def work_folder(settings: Settings) -> AbstractContextManager[Path]:
+    """A folder of this machine that is gone afterwards, or when the next one is made if this process is killed."""
+    return scratch_folder(settings.home_path / "work")
 
 
 def _key(spec: TrainingSpec, trained: Trained, split: Split) -> str:

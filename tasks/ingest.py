@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from infra.crash import crashpoint
 from infra.errors import DataChanged, DataError
 from infra.fetch import open_https, without_secrets
 from infra.files import digest_of
@@ -137,6 +138,7 @@ class Joined:
                             fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
         self._digest.update(chunk)
         self._target.write(chunk)
+        crashpoint("ingest.half_written")
         self._last = chunk[-1:] or self._last
 
 
@@ -148,6 +150,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
             joined = Joined(target, settings.max_data_bytes, name)
             for one in found:
                 with opened(settings, one.address) as raw:
+                    crashpoint("ingest.opened")
                     chunks = meter.lines_of(unpacked(meter.counted(raw, one.name), one.name))
                     if len(found) == 1:
                         joined.add(chunks)
@@ -158,6 +161,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
                             allowed="JSONL, one object per line", fix="Check that it was written and copied whole.")
         dataset = _described(draft.path, joined, found, name)
         if store.find(dataset.folder) is None:
+            crashpoint("ingest.before_commit")
             draft.commit(dataset.folder, dataset.to_json())
     return dataset
 

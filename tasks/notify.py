@@ -22,6 +22,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 
+from infra.crash import crashpoint
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.store import Store
@@ -71,6 +72,7 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
             continue
         status, over = deliver(settings.webhook_url, key, message)
         over = over or message.tries == len(DELAYS_S)
+        crashpoint("notify.after_send")
         # Noted after the try: a crash in between sends it twice, with one id, rather than never.
         if over:
             store.write(f"{name}.done", status)
@@ -78,6 +80,7 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
             due = datetime.now(UTC).timestamp() + DELAYS_S[message.tries]
             later = Message(message.id, message.body, message.tries + 1, due)
             store.write(f"{name}.json", json.dumps(asdict(later)))
+        crashpoint("notify.after_note")
         yield f"{run.name}: {status}{'' if over else f', again in {DELAYS_S[message.tries]} s'}"
 
 

@@ -7,6 +7,7 @@ the flow's process stays free of it. Dies half-way: nothing is in the store.
 
 from __future__ import annotations
 
+from infra.crash import crashpoint
 from infra.files import digest_of
 from infra.records import Base, Pack, Split
 from infra.settings import Settings
@@ -34,6 +35,7 @@ def pack(settings: Settings, store: Store, split: Split, base: Base, spec: Train
             (draft.path / name).unlink(missing_ok=True)
         key = _key(split, base, spec)
         packed = Pack.of({"folder": f"packs/{key[:32]}", "digest": key, "chunk_tokens": chunk, **counts})
+        crashpoint("pack.before_commit")
         draft.commit(packed.folder, packed.to_json())
     return packed
 

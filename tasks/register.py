@@ -5,7 +5,7 @@ The version id is the sha256 of its content; the training's id is the tag that i
 first, so that a training registered twice is one version. Adapters come without their base;
 nothing is pickled and nothing names a path of this machine.
 Dies half-way: the next try finds what is there and goes on; a LoggedModel that was not
-finished is marked FAILED. MLflow calls: tasks/registry.py.
+finished is marked FAILED, its run KILLED. MLflow calls: tasks/registry.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
+from infra.crash import crashpoint
 from infra.fetch import without_secrets
 from infra.files import MANIFEST, digest_of, sha256_of
 from infra.launch import ROOT
@@ -51,20 +52,27 @@ def register(
         folder = f"versions/{identity}"
         if store.find(folder) is None:
             draft.commit(folder, {"version": identity, "destination": spec.destination, **lineage})
+    crashpoint("register.after_commit")
     registry = Registry(settings)
     number, uri = registry.version_of(
         spec.destination, trained.training_id, identity, store.fetch(folder), lineage, without=(MANIFEST,))
-    registry.point("challenger", spec.destination, number)
+    registry.challenge(spec.destination, number)
+    crashpoint("register.after_alias")
     return Version(
         destination=spec.destination, id=identity, number=number, folder=folder, uri=uri,
         training_id=trained.training_id)
 
 
 def find_version(settings: Settings, store: Store, spec: TrainingSpec, trained: Trained) -> Version | None:
-    """The version that this training has in the destination already, if its files still verify."""
-    found = Registry(settings).find(spec.destination, trained.training_id)
+    """The version that this training has in the destination already, if its files still verify.
+
+    The try that made it may have died before it could set the alias.
+    """
+    registry = Registry(settings)
+    found = registry.find(spec.destination, trained.training_id)
     if found is None or store.find(f"versions/{found.id}") is None:
         return None
+    registry.challenge(found.destination, found.number)
     return found
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.crash import crashpoint
 from infra.errors import Broken, Transient, UserError, shown
 from infra.records import Version
 from infra.settings import Settings
+from infra.store import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -53,6 +54,7 @@ class Registry:
         # create_model_version looks models:/ sources up at the process's address, not the client's.
         mlflow.set_tracking_uri(settings.tracking_uri)
         self.uri = settings.tracking_uri
+        self._work = settings.home_path / "work"
         self._artifacts = (settings.home_path / "mlflow-artifacts").as_uri()
         self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
@@ -118,6 +120,12 @@ class Registry:
         with told(self.uri):
             self.client.set_registered_model_alias(name_of(destination), alias, str(number))
 
+    def challenge(self, destination: str, number: int) -> None:
+        """Let `challenger` stand for a version, unless it stands for a newer one."""
+        now = self.number_at("challenger", destination)
+        if now is None or now < number:
+            self.point("challenger", destination, number)
+
     def number_at(self, alias: str, destination: str) -> int | None:
         """The version that an alias points to, or None."""
         with told(self.uri):
@@ -143,16 +151,18 @@ class Registry:
         self._log_run(run, lineage)
         model = self.client.create_logged_model(
             experiment, name=training_id, source_run_id=run, tags=tags, model_type="causal-lm")
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder(self._work) as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*without))
-            self.client.log_model_artifacts(model.model_id, scratch)
+            self.client.log_model_artifacts(model.model_id, str(scratch))
+        crashpoint("register.after_upload")
         self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.set_terminated(run, "FINISHED")  # with the version there is nothing that anyone would come back to
         origin = {
             DATA_TAG: lineage["data_digest"], "base_digest": lineage["base"]["digest"],
             "code_revision": lineage["code_revision"], "metrics": json.dumps(lineage["metrics"])[:TAG_CHARACTERS]}
         self.client.create_model_version(
             name, f"models:/{model.model_id}", run_id=run, model_id=model.model_id, tags={**tags, **origin})
-        self.client.set_terminated(run, "FINISHED")
+        crashpoint("register.after_create_version")
 
     def _log_run(self, run: str, lineage: dict[str, Any]) -> None:
         """Parameters, metrics and the data's digest, on MLflow's own pages."""
@@ -201,6 +211,8 @@ class Registry:
         for model in self.client.search_logged_models([experiment], filter_string=query):
             if str(model.status) == "PENDING":
                 self.client.finalize_logged_model(model.model_id, "FAILED")
+        for run in self.client.search_runs([experiment], f"{query} and attributes.status = 'RUNNING'"):
+            self.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _version(destination: str, found: ModelVersion) -> Version:

@@ -63,7 +63,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
 
     Raises:
         UserError: another process is at the same training, or the spec cannot be trained.
-        RanksLost: ranks died or were stopped; calling again goes on at the last checkpoint.
+        RanksLost: ranks died or were stopped before a new checkpoint; calling again goes on at the last one.
         Transient: the store does not answer.
         Broken: ranks died, and three launches in a row left no newer checkpoint.
         Diverged, OutOfMemory: training cannot go on as specified.
@@ -90,12 +90,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             parallelism=forecast(settings, spec, pack, base).parallelism,
             peak_tflops=device.tflops if device else 0.0, usd_per_hour=device.usd_per_hour if device else 0.0)
         try:
-            result = run_smaller_if_needed(settings, job, seen.look)
-        except Transient as error:
-            if comes_no_further(run):
-                raise Broken(f"{SAME_LAUNCHES} launches in a row ended at the same checkpoint; the last one: {error}",
-                             where=f"training {identity}") from error
-            raise RanksLost(str(error)) from error
+            result = run_while_it_gets_on(settings, job, run, seen.look)
         finally:
             seen.look()
         with store.draft() as draft:
@@ -110,6 +105,28 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             store.remove(name)
         shutil.rmtree(run, ignore_errors=True)
     return trained
+
+
+def run_while_it_gets_on(
+    settings: Settings, job: TrainJob, run: Path, on_poll: Callable[[], None],
+) -> dict[str, Any]:
+    """Run the ranks; where they die after a new checkpoint, again at once: only what comes no further has to wait.
+
+    Raises RanksLost for a launch that left no newer checkpoint, Broken for three of them in a row.
+    """
+    while True:
+        before = newest_checkpoint(run)
+        try:
+            return run_smaller_if_needed(settings, job, on_poll)
+        except Transient as error:
+            if comes_no_further(run):
+                raise Broken(f"{SAME_LAUNCHES} launches in a row ended at the same checkpoint; the last one: {error}",
+                             where=f"training {job.key}") from error
+            if newest_checkpoint(run) == before:
+                raise RanksLost(str(error)) from error
+            log.warning("training=%s goes on at %s: %s", job.key, newest_checkpoint(run), error.found)
+            on_poll()
+            drop_torn_line(run)
 
 
 def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[], None]) -> dict[str, Any]:
@@ -161,10 +178,15 @@ def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
 def comes_no_further(run: Path) -> bool:
     """Note at which checkpoint a launch ended; whether the last ones all ended there."""
     noted = run / LAUNCHES
-    newest = max((path.name for path in run.glob("step-??????")), default="")
-    ended = [*(json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else []), newest][-SAME_LAUNCHES:]
+    earlier = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else []
+    ended = [*earlier, newest_checkpoint(run)][-SAME_LAUNCHES:]
     write_atomic(noted, json.dumps(ended))
     return len(ended) == SAME_LAUNCHES and len(set(ended)) == 1
+
+
+def newest_checkpoint(run: Path) -> str:
+    """The name of its folder, or an empty string."""
+    return max((path.name for path in run.glob("step-??????")), default="")
 
 
 class _Seen:

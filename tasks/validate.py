@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from prefect.logging import get_run_logger
 
+from infra.crash import crashpoint
 from infra.errors import DataError
 from infra.files import digest_of
 from infra.records import Dataset, Finding, Split
@@ -72,6 +73,7 @@ def validate(
             duplicates=len(train.prompts) - len(set(train.prompts)),
             leaks=len(set(train.prompts) & set(others.prompts)) if others else 0, longest_characters=train.longest,
             findings=_findings(train, others, found, files.rows["validation"]), compared=found.compared)
+        crashpoint("validate.before_commit")
         draft.commit(split.folder, split.to_json())
     return split
 
@@ -142,6 +144,7 @@ class Files:
     def _put(self, name: str, value: dict[str, Any]) -> None:
         self._rows[name].write(json.dumps(value, ensure_ascii=False) + "\n")
         self.rows[name] += 1
+        crashpoint("validate.mid_file")
 
     def _new(self, name: str) -> TextIO:
         return self._stack.enter_context((self._folder / name).open("w", encoding="utf-8", newline="\n"))

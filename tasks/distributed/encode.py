@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.crash import crashpoint
 from infra.errors import DataError
 from infra.records import PackCounts
 from tasks.distributed.job import EncodeJob, main_of
@@ -159,6 +160,7 @@ def write_rows(folder: Path, encoded: Encoded, rows: Rows) -> None:
     labels = [encoded.labels[i] for i in rows.order]
     bounds = np.concatenate([[0], np.cumsum([len(x) for x in ids], dtype=np.int64)]).astype(np.int64)
     np.save(folder / "tokens.npy", np.concatenate(ids) if ids else np.zeros(0, np.int32))
+    crashpoint("pack.mid_file")
     np.save(folder / "labels.npy", np.concatenate(labels) if labels else np.zeros(0, bool))
     np.save(folder / "segments.npy", bounds)
     np.save(folder / "rows.npy", rows.starts)

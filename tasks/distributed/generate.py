@@ -23,6 +23,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from infra.crash import crashpoint
 from infra.spec import TrainingSpec
 from tasks.distributed.data import PackedRows
 from tasks.distributed.decode import Sampling, answers
@@ -109,6 +110,7 @@ def answer_all(
             found = answers(model, [ids for _, ids in batch], [greedy] * len(batch), stop_ids=codec.stop_ids)
             for (row, _), answer in zip(batch, found, strict=True):
                 file.write(json.dumps({"row": row, "text": codec.decode(answer)}) + "\n")
+            crashpoint("evaluate.mid_generation")
             events.emit("answered", rows=start + len(batch))
 
 

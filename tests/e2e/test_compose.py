@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, free_port, needed, wait_for, wait_until_responds
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, FINAL
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, FINAL, LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -35,6 +35,7 @@ SECRETS = {"POSTGRES_PASSWORD": "pg-word", "S3_KEY": "s3-key", "S3_SECRET": "s3-
            "ANNEAL_API_KEY": "predictor-key"}
 PORTS = {"postgres": 5432, "s3": 9000, "mlflow": 5000, "prefect": 4200, "predictor": 5001}
 STARTED_S = 120
+DATABASE_AWAY_S = 10
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Compose:
     folder: Path
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in PORTS})
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    pg_ctl: Callable[..., object] = print
+    """Starts and stops the database, once there is one."""
 
     def service(self, name: str) -> dict[str, Any]:
         """A service of the file, for this machine."""
@@ -105,8 +108,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     run(["initdb", "--pgdata", data, "--username", environment["POSTGRES_USER"], "--pwfile", password,
          "--auth", "scram-sha-256"], **options)
     port, log = compose.ports["postgres"], data / "log"
-    run(["pg_ctl", "start", "--pgdata", data, "--wait", "--log", log, "-o",
-         f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"], **options)
+
+    def pg_ctl(command: str, *more: str) -> None:
+        run(["pg_ctl", command, "--pgdata", data, "--wait", *more], **options)
+
+    running = ("--log", log, "-o", f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}")
+    pg_ctl("start", *running)
+    compose.pg_ctl = lambda command: pg_ctl(command, *(running if command == "start" else ("--mode", "immediate")))
     try:
         where = {**os.environ, "PGPASSWORD": environment["POSTGRES_PASSWORD"]}
         psql = ["psql", "--host", "127.0.0.1", "--port", str(port), "--username", environment["POSTGRES_USER"],
@@ -115,7 +123,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         run([*psql, "--file", str(ROOT / "infra" / "docker" / "databases.sql")], check=True, env=where)
         yield compose
     finally:
-        run(["pg_ctl", "stop", "--pgdata", data, "--mode", "immediate"], **options)
+        compose.pg_ctl("stop")
         shutil.rmtree(place)
 
 
@@ -174,3 +182,25 @@ def test_scheduled_runs_are_made_on_postgres(compose: Compose) -> None:
     while not compose.prefect("/flow_runs/filter", flows={"name": {"any_": ["reconcile"]}}):
         assert time.monotonic() < deadline, "no run of reconcile/every-minute"
         time.sleep(1)
+
+
+def test_a_run_outlives_a_crash_of_the_database(compose: Compose, parameters: dict[str, Any]) -> None:
+    deployment = compose.prefect("/deployments/name/finetune/gpu")["id"]
+    wanted = {**parameters, **LONG, "destination": "acme/outage", "seed": 2}
+    run = compose.prefect(f"/deployments/{deployment}/create_flow_run", parameters={"training": wanted})["id"]
+    checkpoints = (compose.folder / "home").glob
+    wait_for(lambda: list(checkpoints("**/trainings/*/step-??????")), "it does not train", COMMAND_TIMEOUT_S)
+    compose.pg_ctl("stop")
+    time.sleep(DATABASE_AWAY_S)
+    compose.pg_ctl("start")
+
+    def state() -> dict[str, Any]:
+        with suppress(httpx.HTTPError, AssertionError):  # it may still be about to connect again
+            return dict(compose.prefect(f"/flow_runs/{run}")["state"])
+        return {"type": "UNKNOWN"}
+
+    wait_for(lambda: state()["type"] in FINAL, "it does not end", COMMAND_TIMEOUT_S)
+    assert state()["type"] == "COMPLETED", state()
+    found = httpx.get(f"http://127.0.0.1:{compose.ports['mlflow']}/api/2.0/mlflow/model-versions/search",
+                      params={"filter": "name='acme--outage'"})
+    assert [version["version"] for version in found.json()["model_versions"]] == ["1"]

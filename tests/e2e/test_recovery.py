@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,14 +17,15 @@ import pytest
 
 from infra import stack as running
 from infra.store import Store
-from tests.conftest import training_processes, wait_for
-from tests.e2e.conftest import LONG, Stack
+from tests.conftest import S3Server, training_processes, wait_for
+from tests.e2e.conftest import LONG, Stack, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 ORPHAN_S = 5
 RECOVERY_S = 400
 """Silence of a heartbeat and a half twice, up to a minute until the next look, and a training on a busy machine."""
+STORE_AWAY_S = 20
 RUN_MARK = "PREFECT__FLOW_RUN_ID"
 
 
@@ -107,6 +109,42 @@ def test_a_run_outlives_the_server(stack: Stack, parameters: dict[str, Any]) -> 
     assert state_of(stack, run)["type"] == "COMPLETED"
     assert stack.prefect(f"/flow_runs/{run}")["run_count"] == 1
     assert len(stack.versions("acme/killed-server")) == 1
+
+
+def test_a_run_outlives_an_outage_of_the_store(
+    stack: Stack, parameters: dict[str, Any], s3_server: S3Server,
+) -> None:
+    run = started(stack, parameters, "store-away", seed=17)
+    s3_server.kill()
+    try:
+        time.sleep(STORE_AWAY_S)
+        assert state_of(stack, run)["type"] == "RUNNING"
+    finally:
+        s3_server.start()
+    wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED"), "it did not end", RECOVERY_S)
+    assert state_of(stack, run)["type"] == "COMPLETED", state_of(stack, run)
+    assert stack.prefect(f"/flow_runs/{run}")["run_count"] == 1
+    (version,) = stack.versions("acme/store-away")
+    assert Store(stack.settings).find(f"trainings/{version.tags['training_id']}") is not None
+    assert stack.ask("acme/store-away")["version"] == version.tags["version_id"]
+
+
+def test_registering_waits_for_a_registry_that_was_killed(
+    stack: Stack, parameters: dict[str, Any], tmp_path: Path,
+) -> None:
+    fired = tmp_path / "fired"
+    process = stack.start("train", *options({**parameters, "destination": "acme/registry-away"}),
+                          ANNEAL_CRASH_AT="register.after_commit:SIGSTOP:1", ANNEAL_CRASH_FIRED=str(fired))
+    try:
+        stopped = psutil.Process(process.pid)
+        wait_for(lambda: fired.exists() and stopped.status() == psutil.STATUS_STOPPED, "it does not register")
+        killed([psutil.Process(running.read(stack.settings)["mlflow"].pid)])
+        stopped.resume()
+        _, stderr = process.communicate(timeout=RECOVERY_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    assert len(stack.versions("acme/registry-away")) == 1
 
 
 def test_a_frozen_run_is_taken_over_and_its_process_goes(stack: Stack, parameters: dict[str, Any]) -> None:

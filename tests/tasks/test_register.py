@@ -56,6 +56,34 @@ def test_a_death_after_any_call_leaves_one_version_in_the_end(
         do(settings, store, past)
     version = do(settings, store, past)
     assert versions(settings) == [version.number]
+    client = Registry(settings).client
+    (experiment,) = [one.experiment_id for one in client.search_experiments() if one.name == "anneal"]
+    assert [run.info.status for run in client.search_runs([experiment]) if run.info.status == "RUNNING"] == []
+    assert [m for m in client.search_logged_models([experiment]) if str(m.status) == "PENDING"] == []
+
+
+def test_a_death_before_the_alias_leaves_it_to_the_next_try(
+    settings: Settings, store: Store, past: Past, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", die)
+        do(settings, store, past)
+    assert find_version(settings, store, past.spec, past.trained) is not None
+    assert Registry(settings).number_at("challenger", "acme/summarizer") == 1
+
+
+def test_an_older_version_that_is_found_again_is_not_the_challenger(
+    settings: Settings, store: Store, past: Past,
+) -> None:
+    trained = past.trained
+    do(settings, store, past)
+    past.trained = dataclasses.replace(trained, training_id="z" * 26)
+    do(settings, store, past)
+    assert find_version(settings, store, past.spec, trained) is not None
+    assert Registry(settings).number_at("challenger", "acme/summarizer") == 2
 
 
 def test_the_version_holds_weights_lineage_and_checksums_only(settings: Settings, store: Store, past: Past) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import OutOfMemory, UserError
+from infra.errors import OutOfMemory, RanksLost, Transient, UserError
 from infra.files import seal, verify
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -26,6 +26,7 @@ from tasks.train import (
     bring_checkpoint,
     comes_no_further,
     run_smaller_if_needed,
+    run_while_it_gets_on,
     train,
     training_id,
 )
@@ -122,6 +123,22 @@ def test_three_launches_that_end_at_one_checkpoint_are_enough(tmp_path: Path) ->
     assert [comes_no_further(tmp_path) for _ in range(2)] == [False, False]
     (tmp_path / "step-000100").mkdir()
     assert [comes_no_further(tmp_path) for _ in range(3)] == [False, False, True]
+
+
+def test_ranks_that_die_after_a_checkpoint_are_started_again_at_once_and_others_are_left_to_the_retry(
+    past: Past, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launches = [100, 200, 200]
+
+    def run(*_: Any, **__: Any) -> dict[str, Any]:
+        (tmp_path / f"step-{launches.pop(0):06d}").mkdir(exist_ok=True)
+        raise Transient("a rank was killed")
+
+    monkeypatch.setattr("tasks.train.run_child", run)
+    job = TrainJob(out=str(tmp_path), spec=past.spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
+    with pytest.raises(RanksLost, match="a rank was killed"):
+        run_while_it_gets_on(settings, job, tmp_path, lambda: None)
+    assert launches == []
 
 
 def test_a_process_that_lost_its_training_is_killed_when_it_does_not_go(
