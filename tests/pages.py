@@ -21,6 +21,11 @@ def see(browser: Chrome, path: str) -> WebElement:
     return WebDriverWait(browser, WAIT_S).until(visibility_of_element_located((By.XPATH, path)), path)
 
 
+def into_view(browser: Chrome, element: WebElement) -> None:
+    """Scroll to it."""
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)  # type: ignore[no-untyped-call]
+
+
 def click(browser: Chrome, path: str) -> None:
     """Wait for an element, and click on it."""
     from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
@@ -28,7 +33,7 @@ def click(browser: Chrome, path: str) -> None:
 
     def clicked(_: Chrome) -> bool:
         element = see(browser, path)
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)  # type: ignore[no-untyped-call]
+        into_view(browser, element)
         element.click()
         return True
 
@@ -47,7 +52,7 @@ def fill(browser: Chrome, name: str, value: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     found = control(browser, name)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)  # type: ignore[no-untyped-call]
+    into_view(browser, found)
     if isinstance(value, bool):
         if (found.get_attribute("aria-checked") == "true") != value:
             found.click()

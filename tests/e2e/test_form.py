@@ -59,18 +59,15 @@ def test_form_groups_orders_and_describes_every_parameter(stack: Stack, browser:
 
 def test_nonsense_in_the_form_is_refused_at_its_field(stack: Stack, browser: Chrome, tmp_path: Path) -> None:
     before, album = runs_of(stack), Album(browser, tmp_path)
-    open_form(browser, stack)
-    submit(browser)
+    filled_and_submitted(browser, stack, {})
     for name in REQUIRED:
         see(browser, f"//p[.=\"'{name}' is a required property\"]")
     album.take("missing")
-    for name in REQUIRED:
-        fill(browser, name, "somewhere")
-    submit(browser)
+    filled_and_submitted(browser, stack, dict.fromkeys(REQUIRED, "somewhere"))
     see(browser, "//p[starts-with(., \"'somewhere' does not match\")]")
+    see(browser, "//*[starts-with(text(), 'Error creating') and contains(text(), \"field 'training.destination'\")]")
     album.take("destination")
-    fill(browser, "num_train_epochs", 0)
-    submit(browser)
+    filled_and_submitted(browser, stack, {"num_train_epochs": 0})
     assert control(browser, "num_train_epochs").get_property("validationMessage") == (
         "Value must be greater than or equal to 1.")
     album.take("range")
@@ -179,6 +176,14 @@ def open_form(browser: Chrome, stack: Stack) -> None:
     """The form of a custom run, once it has its defaults."""
     browser.get(f"{ui(stack)}/deployments/deployment/{deployment_of(stack)}/run")
     wait_for(lambda: control(browser, "chunk_size").get_property("value") == "2048", "the form has no defaults")
+
+
+def filled_and_submitted(browser: Chrome, stack: Stack, values: dict[str, Any]) -> None:
+    """A fresh form each time: the message about a refusal covers the button for as long as the mouse is there."""
+    open_form(browser, stack)
+    for name, value in values.items():
+        fill(browser, name, value)
+    submit(browser)
 
 
 def submit(browser: Chrome) -> None:
