@@ -36,6 +36,17 @@ def curves(panels: list[Panel]) -> str:
         f'<text x="{WIDTH - MARGIN}" y="{height - GAP // 2}" text-anchor="end" {TEXT}>step {last}</text></svg>')
 
 
+def shown(line: dict[int, float]) -> list[int]:
+    """The steps to draw, in order: all, or in a long training the lowest and the highest of each pixel's steps."""
+    steps = sorted(line)
+    share = -(-len(steps) // WIDTH)
+    if share <= 2:
+        return steps
+    parts = (steps[start:start + share] for start in range(0, len(steps), share))
+    ends = ((min(part, key=line.__getitem__), max(part, key=line.__getitem__)) for part in parts)
+    return sorted({steps[0], steps[-1], *(step for pair in ends for step in pair)})
+
+
 def _drawn(panel: Panel, top: int, first: int, last: int) -> str:
     values = [*panel.line.values(), *panel.dots.values()]
     low, high = min(values), max(values)
@@ -45,7 +56,7 @@ def _drawn(panel: Panel, top: int, first: int, last: int) -> str:
         x = MARGIN + (WIDTH - 2 * MARGIN) * (step - first) / (last - first)
         return round(x, 1), round(top + HEIGHT * (high - value) / span, 1)
 
-    line = " ".join(f"{x},{y}" for x, y in (place(step, panel.line[step]) for step in sorted(panel.line)))
+    line = " ".join(f"{x},{y}" for x, y in (place(step, panel.line[step]) for step in shown(panel.line)))
     dots = "".join('<circle cx="{}" cy="{}" r="4" fill="{}"/>'.format(*place(step, value), DOT)
                    for step, value in panel.dots.items())
     bottom = top + HEIGHT

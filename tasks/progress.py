@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
 from tasks.picture import Panel, curves
@@ -41,6 +43,7 @@ class Progress:
         self._key = key
         self._log = get_run_logger()
         self._artifact: UUID | None = None
+        self._curves: UUID | None = None
         self._losses: dict[int, float] = {}
         self._rates: dict[int, float] = {}
         self._speeds: dict[int, float] = {}
@@ -60,7 +63,8 @@ class Progress:
         """Take one event of the trainer."""
         name, now = event["event"], time.monotonic()
         if name != "step":
-            details = " ".join(f"{k}={v}" for k, v in event.items() if k not in ("event", "time"))
+            details = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}"
+                               for k, v in event.items() if k not in ("event", "time"))
             self._log.info("%s %s", name, details)
         if name == "validation":
             self._validation[event["step"]] = event["loss"]
@@ -93,10 +97,19 @@ class Progress:
                       dots=self._validation),
                 Panel(title="Learning rate", line=self._rates, numbers=".3g"),
                 Panel(title="Tokens per second since the launch, without padding", line=self._speeds, numbers=".0f")])
-            picture = base64.b64encode(svg.encode()).decode()
-            if_it_can(lambda: create_image_artifact(
-                image_url=f"data:image/svg+xml;base64,{picture}", key=f"{self._key}-loss",
-                description="Loss, learning rate and speed of each step; validation loss"))
+            picture = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+            self._curves = if_it_can(lambda: drawn(self._curves, picture, f"{self._key}-loss")) or self._curves
+
+
+def drawn(artifact: UUID | None, picture: str, key: str) -> UUID:
+    """The artifact with that picture: a new one only where there is none, because the UI shows each as a card."""
+    if artifact is None:
+        found: UUID = create_image_artifact(  # type: ignore[assignment]
+            image_url=picture, key=key, description="Loss, learning rate and speed of each step; validation loss")
+        return found
+    with get_client(sync_client=True) as client:
+        client.update_artifact(artifact, ArtifactUpdate(data=picture))
+    return artifact
 
 
 class ReadingShown(Teller):

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from tasks.picture import GAP, HEIGHT, MARGIN, WIDTH, Panel, curves
+from tasks.picture import GAP, HEIGHT, MARGIN, WIDTH, Panel, curves, shown
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -38,3 +38,12 @@ def test_dots_and_titles_are_drawn_and_escaped() -> None:
     svg = ElementTree.fromstring(curves([Panel(title="a < b", line={1: 1.0, 2: 2.0}, dots={2: 1.5})]))
     assert [circle.attrib["cy"] for circle in svg.iter(f"{SVG}circle")] == [str(GAP + HEIGHT / 2)]
     assert "a < b" in [text.text for text in svg.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize(("steps", "points"), [(10, 10), (2 * WIDTH, 2 * WIDTH), (100_000, 2 * WIDTH)])
+def test_a_long_training_is_drawn_with_its_ends_and_its_spikes(steps: int, points: int) -> None:
+    line = {step: 1.0 + step % 7 / 10 for step in range(1, steps + 1)}
+    line[steps // 2] = 99.0
+    drawn = shown(line)
+    assert len(drawn) <= points + 2 and drawn == sorted(drawn)
+    assert {1, steps // 2, steps} <= set(drawn)
