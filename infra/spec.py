@@ -22,6 +22,7 @@ DESTINATION = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9
 DESTINATION_CHARACTERS = 120
 Method = Literal["lora", "qlora", "full"]
 Precision = Literal["auto", "fp32", "bf16"]
+TaskType = Literal["auto", "summary", "classification", "question", "extraction", "chat", "style"]
 
 
 def knob(
@@ -82,7 +83,11 @@ class TrainingSpec:
     validation_batch_size: int = knob("Held-out rows per forward pass on each GPU.", 1, ge=1, shapes="place")
     validation_prompt: str = knob(
         "A prompt answered after training; the answer is in the evaluation.", "", shapes="scores")
-    num_evaluation_samples: int = knob("Held-out rows answered and scored with ROUGE.", 50, ge=1, shapes="scores")
+    task_type: TaskType = knob(
+        "What the model is for, which decides how it is scored and judged. summary: ROUGE. classification: accuracy, "
+        "macro-F1. question: exact match, F1. extraction: JSON field F1. chat: ROUGE-L, perplexity. style: loss, "
+        "perplexity, bits per byte. auto: ROUGE, and the loss for {text} rows.", "auto", shapes="scores")
+    num_evaluation_samples: int = knob("Held-out rows answered and scored.", 50, ge=1, shapes="scores")
     max_new_tokens: int = knob("Longest answer in the evaluation, in tokens.", 128, ge=1, shapes="scores")
     gate: Literal["not_worse_than_base", "off"] = knob(
         "Deploy only a version that is not significantly worse than its base model, or always.",

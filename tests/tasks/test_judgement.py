@@ -29,6 +29,7 @@ LLAMA_2_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000,
               "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False}
 NOWHERE = Path("/nowhere")
 NEEDED: dict[str, Any] = {"train_data": "d", "base_model": "m", "destination": "a/b"}
+SPEC = TrainingSpec(**NEEDED)
 
 
 def table(tuned: float, base: float) -> dict[str, dict[str, list[float]]]:
@@ -38,17 +39,17 @@ def table(tuned: float, base: float) -> dict[str, dict[str, list[float]]]:
 
 @pytest.mark.parametrize(("tuned", "base", "passed"), [(0.5, 0.2, True), (0.2, 0.25, True), (0.2, 0.5, False)])
 def test_only_a_significantly_worse_version_fails_the_gate(tuned: float, base: float, passed: bool) -> None:
-    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, "not_worse_than_base", held_out=9)[0] is passed
+    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, SPEC, held_out=9)[0] is passed
 
 
 def test_text_rows_are_judged_by_their_loss() -> None:
-    assert judge({}, {"tuned": 3.0, "base": 3.5}, "not_worse_than_base", held_out=9)[0]
-    assert not judge({}, {"tuned": 3.6, "base": 3.5}, "not_worse_than_base", held_out=9)[0]
-    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, "not_worse_than_base", held_out=9)[0]
+    assert judge({}, {"tuned": 3.0, "base": 3.5}, SPEC, held_out=9)[0]
+    assert not judge({}, {"tuned": 3.6, "base": 3.5}, SPEC, held_out=9)[0]
+    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, SPEC, held_out=9)[0]
 
 
 def test_the_gate_can_be_switched_off() -> None:
-    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, "off", held_out=9)[0]
+    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, dataclasses.replace(SPEC, gate="off"), held_out=9)[0]
 
 
 def test_parameters_of_llama_2_7b_are_counted_right() -> None:
@@ -170,7 +171,7 @@ def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> Non
 
 
 def test_without_held_out_rows_nothing_is_judged() -> None:
-    assert judge({}, {"tuned": float("nan"), "base": 1.0}, "not_worse_than_base", held_out=0) == (
+    assert judge({}, {"tuned": float("nan"), "base": 1.0}, SPEC, held_out=0) == (
         True, "Not judged: there are no held-out rows.")
 
 
