@@ -14,12 +14,13 @@ import pytest
 from deployments import docs
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, RanksLost, Transient, UserError
+from infra.files import digest_of
 from infra.settings import Settings
 from infra.spec import Method, TaskType, TrainingSpec
 from infra.store import Store
 from tasks import report
 from tasks.base import find_base
-from tasks.evaluate import check_task, judge
+from tasks.evaluate import check_task, find_evaluation, judge
 from tasks.forecast import count_parameters, devices, estimate, forecast
 from tasks.policy import DELAYS_S, may_pass
 from tasks.progress import standing
@@ -75,6 +76,18 @@ def test_an_extraction_needs_json_to_compare_with(store: Store, past: Past) -> N
     with pytest.raises(DataError, match='a held-out answer is " Ann"; expected JSON'):
         check_task(store, spec, past.split)
     check_task(store, dataclasses.replace(spec, num_evaluation_samples=1), past.split)  # the rest is not scored
+
+
+def test_an_evaluation_made_before_there_were_task_types_is_found(store: Store, past: Past) -> None:
+    knobs = {"max_new_tokens": 128, "num_evaluation_samples": 50, "validation_prompt": ""}
+    folder = f"evaluations/{digest_of([1, knobs, past.trained.digest, past.split.digest])[:32]}"
+    record = dataclasses.replace(past.evaluation, folder=folder).to_json()
+    with store.draft() as draft:
+        (draft.path / "answers.jsonl").write_text("")
+        draft.commit(folder, {name: value for name, value in record.items() if name not in ("scores", "confusions")})
+    found = find_evaluation(store, past.spec, past.trained, past.split)
+    assert found and found.rouge == past.evaluation.rouge and not found.scores
+    assert not find_evaluation(store, dataclasses.replace(past.spec, task_type="question"), past.trained, past.split)
 
 
 def test_a_report_of_a_classification_shows_scores_and_mistakes(past: Past) -> None:
