@@ -20,7 +20,8 @@ ASKED: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
      (("What did {A} buy?", "{gift}"), ("How much did {A} pay?", "{price}"), ("Who bought {gift}?", "{A}"))),
     ("{A} met {B} at {venue}.", (("Where did {A} meet {B}?", "at {venue}"), ("Who met {B}?", "{A}"))),
     ("{A} will {task} on {day}.", (("When will {A} {task}?", "on {day}"), ("Who will {task}?", "{A}"))),
-    ("{A}'s {object} was {spot}.", (("Where was {A}'s {object}?", "{spot}"), ("Whose {object} was {spot}?", "{A}'s"))),
+    ("{A} left the {object} {spot}.",
+     (("Where did {A} leave the {object}?", "{spot}"), ("Who left the {object} {spot}?", "{A}"))),
     ("{A} cooks {dish} for {B}.", (("What does {A} cook?", "{dish}"), ("Who gets the {dish}?", "{B}"))),
     ("{A} goes to {town} by {ride}.", (("Where does {A} go?", "to {town}"), ("How does {A} travel?", "by {ride}"))),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -9,22 +10,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deployments import cli
 from deployments.demo.names import TEST, TRAIN
 from deployments.options import spec_from
-from deployments.recipes.__main__ import RECIPES, ROWS, command, made, parameters, write
+from deployments.recipes.__main__ import RECIPES, ROWS, SEED, command, made, parameters, write
 from deployments.recipes.classification import MESSAGES
 from infra.settings import Settings
-from infra.spec import FIELD_TYPES
+from infra.spec import FIELD_TYPES, TrainingSpec
 from infra.store import Store
 from tasks.evaluate import asked, check_task
 from tasks.ingest import ingest
-from tasks.metrics import extraction
+from tasks.metrics import MOST_FREQUENT, classification, extraction, question, style
 from tasks.validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "deployments" / "recipes" / "README.md").read_text(encoding="utf-8")
 TASKS = list(RECIPES)
 
 
@@ -94,3 +97,20 @@ def test_the_command_line_writes_both_files_and_says_what_to_run(tmp_path: Path)
     assert rows == made("question", 30, 3, held_out=False) and rows != made("question", 30, 7, held_out=False)
     assert len((tmp_path / "q.held-out.jsonl").read_text().splitlines()) == 100 and ROWS > 30
     assert "anneal train --train-data" in told and "--task-type question" in told
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_readme_shows_a_row_that_the_generator_makes(task: str) -> None:
+    part = README.split(f": `{task}`\n")[1].split("\n## ")[0]
+    shown = re.search(r"```json\n(.*)\n```", part)
+    assert shown and json.loads(shown[1]) in made(task, 20, 7, held_out=False)
+
+
+def test_the_readme_names_every_metric_and_only_real_parameters() -> None:
+    tables = [classification(["a"], ["a"]), question(["a"], ["a"]), extraction(["1"], ["1"]), style(np.ones((1, 3)))]
+    metrics = {name for table in tables for name in table}
+    quoted = set(re.findall(r"`([a-z0-9_]+)`", README))
+    assert metrics | {"rougeL", MOST_FREQUENT} <= set(re.findall(r"`(\w+)`", README))
+    names = {field.name for field in dataclasses.fields(TrainingSpec)}
+    assert {name for name in quoted if "_" in name} <= names | metrics | {MOST_FREQUENT}
+    assert f"--rows {ROWS} --seed {SEED}" in README
