@@ -83,7 +83,7 @@ def evaluate(
             folder=f"evaluations/{key[:32]}", samples=len(table) or len(losses["tuned"]), rouge=rouge,
             loss=result["loss"], passed=passed, verdict=verdict, examples=table[:SHOWN_ROWS],
             validation_answer=answers["tuned"].get(VALIDATION_PROMPT, ""), scores=scores,
-            confusions=metrics.confusions(table, labels) if spec.task_type == "classification" else [])
+            confusions=metrics.confusions(table, labels) if labels else [])
         draft.commit(evaluation.folder, evaluation.to_json())
     return evaluation
 

@@ -29,9 +29,12 @@ RECIPES: dict[str, Callable[[Random, Cast, bool], Iterator[dict[str, Any]]]] = {
 KNOBS: dict[str, Any] = {
     "num_train_epochs": 2, "train_batch_size": 8, "learning_rate": 5e-3, "lora_rank": 32, "lora_alpha": 64,
     "lora_dropout": 0.0, "chunk_size": 512, "num_validation_samples": 100, "num_evaluation_samples": 100,
-    "max_new_tokens": 64, "validation_batch_size": 20}
+    "validation_batch_size": 20}
 """For the demo's tiny base; a base of billions takes the defaults."""
-OWN_KNOBS: dict[str, dict[str, Any]] = {"style": {"pack_sequences": True, "train_batch_size": 2}}
+OWN_KNOBS: dict[str, dict[str, Any]] = {
+    "summary": {"max_new_tokens": 48}, "classification": {"max_new_tokens": 8}, "question": {"max_new_tokens": 16},
+    "extraction": {"max_new_tokens": 80}, "chat": {"max_new_tokens": 48},
+    "style": {"pack_sequences": True, "train_batch_size": 2}}
 ROWS, HELD_OUT_ROWS, SEED = 1500, 100, 7
 
 
@@ -54,7 +57,7 @@ def write(task: str, file: Path, count: int = ROWS, seed: int = SEED) -> tuple[P
 def parameters(task: str, train: Path, held_out: Path, base: Path = BASE) -> dict[str, Any]:
     """A training of that recipe on the demo's base."""
     return {"train_data": str(train), "validation_data": str(held_out), "base_model": str(base),
-            "destination": f"recipes/{task}", "task_type": task, **KNOBS, **OWN_KNOBS.get(task, {})}
+            "destination": f"recipes/{task}", "task_type": task, **KNOBS, **OWN_KNOBS[task]}
 
 
 def command(values: dict[str, Any]) -> str:

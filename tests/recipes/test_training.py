@@ -36,7 +36,7 @@ def trained(settings: Settings, store: Store, folder: Path, task: TaskType, rows
 
 @pytest.mark.slow
 def test_a_classification_learns_its_labels(settings: Settings, store: Store, tmp_path: Path) -> None:
-    found = trained(settings, store, tmp_path, "classification", 400, max_new_tokens=6)
+    found = trained(settings, store, tmp_path, "classification", 400)
     tuned, base, most = (found.scores[model] for model in ("tuned", "base", "most_frequent"))
     assert tuned["accuracy"][0] > max(base["accuracy"][2], most["accuracy"][2])
     assert tuned["no_label"][1] < base["no_label"][1] and most["no_label"][1] == 0
