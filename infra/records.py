@@ -178,12 +178,12 @@ class Scores(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """How good the tuned model is, beside its base and LEAD-3."""
+    """How good the tuned model is, beside its base and a baseline."""
 
     folder: str
     samples: int
     rouge: dict[str, dict[str, list[float]]]
-    """{"tuned" | "base" | "lead3": {"rougeL": [low, mean, high], ...}}; empty for text rows."""
+    """{"tuned" | "base" | "lead3": {"rougeL": [low, mean, high], ...}}; empty for text rows and where `scores` are."""
     loss: dict[str, float]
     """{"tuned", "base"}: mean cross-entropy in nats at labelled held-out tokens."""
     passed: bool
@@ -192,6 +192,10 @@ class Evaluation(Record):
     examples: list[dict[str, str]] = field(default_factory=list)
     """The first few rows: prompt, reference, tuned, base."""
     validation_answer: str = ""
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """The same for another task_type than auto and summary: {"tuned": {"accuracy": [low, value, high], ...}}."""
+    confusions: list[list[str | int]] = field(default_factory=list)
+    """Of a classification, the tuned model's most frequent mistakes: [label, answer, rows]; answer "": no label."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Group = Literal["Required", "Data", "Method", "Schedule", "Hardware", "Evaluation"]
 """What a knob is about, in the order in which people meet them."""
 Drop = Literal["none", "duplicates", "leaks", "duplicates+leaks", "all"]
+TaskType = Literal["auto", "summary", "classification", "question", "extraction", "chat", "style"]
 
 
 def knob(
@@ -97,8 +98,12 @@ class TrainingSpec:
         "Hardware", "Held-out rows per forward pass on each GPU.", 1, ge=1, shapes="place")
     validation_prompt: str = knob(
         "Evaluation", "A prompt answered after training; the answer is in the evaluation.", "", shapes="scores")
-    num_evaluation_samples: int = knob(
-        "Evaluation", "Held-out rows answered and scored with ROUGE.", 50, ge=1, shapes="scores")
+    task_type: TaskType = knob(
+        "Evaluation", "What the model is for, which decides how it is scored and judged. summary: ROUGE. "
+        "classification: accuracy, macro-F1. question: exact match, F1. extraction: JSON field F1. chat: ROUGE-L, "
+        "perplexity. style: loss, perplexity, bits per byte. auto: ROUGE, and the loss for {text} rows.",
+        "auto", shapes="scores")
+    num_evaluation_samples: int = knob("Evaluation", "Held-out rows answered and scored.", 50, ge=1, shapes="scores")
     max_new_tokens: int = knob("Evaluation", "Longest answer in the evaluation, in tokens.", 128, ge=1, shapes="scores")
     gate: Literal["not_worse_than_base", "off"] = knob(
         "Evaluation", "Deploy only a version that is not significantly worse than its base model, or always.",

@@ -1,4 +1,4 @@
-"""How good is it? Held-out loss and ROUGE of the tuned model, beside its base and LEAD-3.
+"""How good is it? Held-out loss and the task type's scores of the tuned model, beside its base and a baseline.
 
 In:   the trained weights, held-out rows and packs     Out: evaluations/<key>/answers.jsonl
 Greedy answers by tasks/distributed/generate.py, with the same decoding that the predictor uses.
@@ -9,20 +9,25 @@ Dies half-way: nothing is in the store; run it again.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from infra.crash import crashpoint
+from infra.errors import DataError, shown
 from infra.files import digest_of
-from infra.records import METRICS, Base, Evaluation, Pack, Scores, Split, Trained
+from infra.records import METRICS, Base, Evaluation, Pack, RowKind, Scores, Split, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store, scratch_folder
+from tasks import metrics
+from tasks.bootstrap import Floats
 from tasks.child import ranks_of, run_child, settled
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob
 from tasks.policy import HOUR_S, found_done, step
@@ -36,6 +41,20 @@ LOSS_TOLERANCE = 0.01
 """Share by which the held-out loss may exceed the base's before a text-only version is refused."""
 
 
+def check_task(store: Store, spec: TrainingSpec, split: Split) -> None:
+    """Refuse a task type that these rows cannot be scored by, before anything is trained. Raises DataError."""
+    if split.kind == "text" and spec.task_type not in ("auto", "style"):
+        raise DataError(f"task_type is {spec.task_type} and the rows are of the kind text", where="train_data",
+                        allowed="prompt or messages rows", fix="Use task_type auto or style for text rows.")
+    if spec.task_type == "extraction":
+        with (store.fetch(split.folder) / "validation.jsonl").open(encoding="utf-8", newline="\n") as file:
+            for line in islice(file, spec.num_evaluation_samples):
+                reference = asked(split.kind, json.loads(line))[1]
+                if metrics.fields_of(reference) is None:
+                    raise DataError(f"task_type is extraction and a held-out answer is {shown(reference)}",
+                                    allowed="JSON", fix="Write the fields as a JSON object, or use another task_type.")
+
+
 def evaluate(
     settings: Settings, store: Store, spec: TrainingSpec, trained: Trained, split: Split, pack: Pack, base: Base,
 ) -> Evaluation:
@@ -45,20 +64,26 @@ def evaluate(
         job = GenerateJob(
             out=str(work), spec=settled(spec).to_json(), base=base.path,
             tuned=str(store.fetch(trained.folder) / "model"), packs=str(store.fetch(pack.folder)), rows=str(rows),
-            kind=split.kind, separator=split.separator, context_tokens=base.context_tokens)
+            kind=split.kind, separator=split.separator, context_tokens=base.context_tokens,
+            row_losses=spec.task_type in metrics.BY_LOSS)
         result = run_child(settings, job, "tasks.distributed.generate", ranks=ranks_of(spec.num_ranks))
         answers = {name: read_answers(work, name) for name in ("tuned", "base")}
-    table = list(compared(rows, split, spec, answers)) if split.kind != "text" else []
-    rouge = score(table)
-    passed, verdict = judge(rouge, result["loss"], spec.gate, held_out=split.validation_rows)
+        losses = {name: read_losses(work, name) for name in ("tuned", "base")}
+    labels = labels_of(rows.with_name("train.jsonl"), split.kind) if spec.task_type == "classification" else Counter()
+    table = list(compared(rows, split, spec, answers, labels)) if split.kind != "text" else []
+    by_rouge = spec.task_type in metrics.BY_ROUGE
+    rouge = score(table) if by_rouge else {}
+    scores = {} if by_rouge else metrics.scored(spec.task_type, table, losses, labels)
+    passed, verdict = judge(rouge or scores, result["loss"], spec, held_out=split.validation_rows)
     with store.draft() as draft:
         with (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
         key = _key(spec, trained, split)
         evaluation = Evaluation(
-            folder=f"evaluations/{key[:32]}", samples=len(table), rouge=rouge, loss=result["loss"], passed=passed,
-            verdict=verdict, examples=table[:SHOWN_ROWS],
-            validation_answer=answers["tuned"].get(VALIDATION_PROMPT, ""))
+            folder=f"evaluations/{key[:32]}", samples=len(table) or len(losses["tuned"]), rouge=rouge,
+            loss=result["loss"], passed=passed, verdict=verdict, examples=table[:SHOWN_ROWS],
+            validation_answer=answers["tuned"].get(VALIDATION_PROMPT, ""), scores=scores,
+            confusions=metrics.confusions(table, labels) if labels else [])
         crashpoint("evaluate.before_commit")
         draft.commit(evaluation.folder, evaluation.to_json())
     return evaluation
@@ -70,7 +95,7 @@ def find_evaluation(store: Store, spec: TrainingSpec, trained: Trained, split: S
     if manifest is None:
         return None
     found = Evaluation.of(dict(manifest.record))
-    passed, verdict = judge(found.rouge, found.loss, spec.gate, held_out=split.validation_rows)
+    passed, verdict = judge(found.rouge or found.scores, found.loss, spec, held_out=split.validation_rows)
     return replace(found, passed=passed, verdict=verdict)
 
 
@@ -80,22 +105,43 @@ def read_answers(work: Path, model: str) -> dict[int, str]:
     return {row["row"]: row["text"] for row in map(json.loads, lines)}
 
 
+def read_losses(work: Path, model: str) -> Floats:
+    """losses_N3 of all ranks in the rows' order: nats, labelled tokens, their bytes."""
+    lines = (line for path in work.glob(f"losses-{model}-*.jsonl") for line in path.open(encoding="utf-8"))
+    rows = sorted(map(json.loads, lines), key=lambda row: row["row"])
+    return np.array([[row["nats"], row["tokens"], row["bytes"]] for row in rows], np.float64).reshape(-1, 3)
+
+
+def asked(kind: RowKind, row: dict[str, Any]) -> tuple[str, str]:
+    """Prompt and reference of a row; of a conversation, all before the assistant's last message, and that."""
+    if kind == "prompt":
+        return row["prompt"], row["completion"]
+    last = max(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
+    prompt = "\n".join(f"{m['role']}: {m['content']}" for m in row["messages"][:last])
+    return prompt, row["messages"][last]["content"]
+
+
+def labels_of(rows: Path, kind: RowKind) -> Counter[str]:
+    """The labels of the training rows, with their number."""
+    with rows.open(encoding="utf-8", newline="\n") as file:
+        return Counter(metrics.label_of(asked(kind, json.loads(line))[1]) for line in file)
+
+
 def compared(
-    rows: Path, split: Split, spec: TrainingSpec, answers: dict[str, dict[int, str]],
+    rows: Path, split: Split, spec: TrainingSpec, answers: dict[str, dict[int, str]], labels: Counter[str],
 ) -> Iterator[dict[str, str]]:
     """Prompt, reference and every model's answer, row by row."""
     with rows.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(islice(file, spec.num_evaluation_samples)):
-            row = json.loads(line)
-            if split.kind == "prompt":
-                prompt, reference = row["prompt"], row["completion"]
-            else:
-                last = max(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
-                prompt = "\n".join(f"{m['role']}: {m['content']}" for m in row["messages"][:last])
-                reference = row["messages"][last]["content"]
-            yield {
+            prompt, reference = asked(split.kind, json.loads(line))
+            found = {
                 "prompt": prompt, "reference": reference.strip(), "tuned": answers["tuned"][number].strip(),
-                "base": answers["base"][number].strip(), "lead3": lead(prompt)}
+                "base": answers["base"][number].strip()}
+            if spec.task_type in metrics.BY_ROUGE:
+                found["lead3"] = lead(prompt)
+            if labels:
+                found[metrics.MOST_FREQUENT] = labels.most_common(1)[0][0]
+            yield found
 
 
 def score(table: list[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
@@ -115,14 +161,15 @@ def as_lists(scores: Scores) -> dict[str, list[float]]:
 
 
 def judge(
-    rouge: dict[str, dict[str, list[float]]], loss: dict[str, float], gate: str, *, held_out: int,
+    scores: dict[str, dict[str, list[float]]], loss: dict[str, float], spec: TrainingSpec, *, held_out: int,
 ) -> tuple[bool, str]:
-    """Pass or fail, with the reason in one sentence."""
-    if rouge:
-        low, mean, high = rouge["tuned"]["rougeL"]
-        base_low, base_mean, _ = rouge["base"]["rougeL"]
-        worse = high < base_low
-        reason = f"ROUGE-L {mean:.3f} ({low:.3f} to {high:.3f}) against the base's {base_mean:.3f}"
+    """Pass or fail by the task type's first metric, with the reason in one sentence."""
+    if scores:
+        metric = metrics.PRIMARY[spec.task_type]
+        low, mean, high = scores["tuned"][metric]
+        base_low, base_mean, base_high = scores["base"][metric]
+        worse = low > base_high if metric in metrics.LOWER_IS_BETTER else high < base_low
+        reason = f"{metrics.NAMES[metric]} {mean:.3f} ({low:.3f} to {high:.3f}) against the base's {base_mean:.3f}"
     else:
         worse = loss["tuned"] > loss["base"] * (1 + LOSS_TOLERANCE)
         reason = f"held-out loss {loss['tuned']:.4f} against the base's {loss['base']:.4f}"
@@ -130,7 +177,7 @@ def judge(
         return True, "Not judged: there are no held-out rows."
     if not np.isfinite(list(loss.values())).all():
         worse, reason = True, f"the held-out loss is {loss['tuned']}"
-    if gate == "off":
+    if spec.gate == "off":
         return True, f"Not gated: {reason}."
     return not worse, f"{'Significantly worse than the base' if worse else 'Passed'}: {reason}."
 
@@ -142,6 +189,8 @@ def work_folder(settings: Settings) -> AbstractContextManager[Path]:
 
 def _key(spec: TrainingSpec, trained: Trained, split: Split) -> str:
     knobs = {name: value for name, value in spec.numbers("scores").items() if name not in ("gate", "run_validation")}
+    if spec.task_type == "auto":  # what was evaluated before there were task types is found again
+        del knobs["task_type"]
     return digest_of([FORMAT, knobs, trained.digest, split.digest])
 
 

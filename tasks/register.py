@@ -88,7 +88,8 @@ def lineage_of(
         "training_id": trained.training_id, "spec": public, "data_digest": split.digest, "pack_digest": pack.digest,
         "base": {"name": base.name, "digest": base.digest}, "code_revision": code_revision(),
         "rows": {"train": split.train_rows, "validation": split.validation_rows, "dropped": split.dropped},
-        "metrics": {"loss": evaluation.loss, "rouge": evaluation.rouge, "train_loss_last": trained.loss_last},
+        "metrics": {"loss": evaluation.loss, "rouge": evaluation.rouge, "train_loss_last": trained.loss_last,
+                    **({"scores": evaluation.scores} if evaluation.scores else {})},
         "steps": trained.steps,
         "made_from": [*map(folder_at, addresses), split.folder, pack.folder, trained.folder]}
 

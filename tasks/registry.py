@@ -171,7 +171,7 @@ class Registry:
         metrics = lineage["metrics"]
         for model, loss in metrics["loss"].items():
             self.client.log_metric(run, f"loss_{model}", loss)
-        for model, scores in metrics["rouge"].items():
+        for model, scores in (metrics["rouge"] or metrics.get("scores", {})).items():
             for metric, (_, mean, _) in scores.items():
                 self.client.log_metric(run, f"{metric}_{model}", mean)
         self.client.set_tag(run, DATA_TAG, lineage["data_digest"])

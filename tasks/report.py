@@ -68,13 +68,23 @@ def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
 
 
 def rouge_report(evaluation: Evaluation) -> str:
-    """The ROUGE table with intervals, the losses, and samples side by side."""
+    """The table of scores with intervals, the losses, and samples side by side."""
     lines = ["## Evaluation", "", evaluation.verdict, ""]
     if evaluation.rouge:
         lines += [f"ROUGE F-measure with 95 % intervals over {evaluation.samples} held-out rows:", "",
                   "| | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
         lines += [f"| {model} | " + " | ".join(_interval(scores[m]) for m in METRICS) + " |"
                   for model, scores in evaluation.rouge.items()]
+    if evaluation.scores:
+        names = list(evaluation.scores["tuned"])
+        lines += [f"Scores with 95 % intervals over {evaluation.samples} held-out rows:", "",
+                  "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+        lines += [f"| {model} | " + " | ".join(_interval(scores[name]) for name in names) + " |"
+                  for model, scores in evaluation.scores.items()]
+    if evaluation.confusions:
+        lines += ["", "The tuned model's most frequent mistakes:", "", "| label | answer | rows |", "|---|---|--:|"]
+        lines += [f"| {_cell(str(label))} | {_cell(str(answer)) or 'no label'} | {rows} |"
+                  for label, answer, rows in evaluation.confusions]
     lines += ["", "Held-out loss (nats per token): "
               + ", ".join(f"{model} {loss:.4f}" for model, loss in evaluation.loss.items())]
     if evaluation.validation_answer:

@@ -1,8 +1,7 @@
 """ROUGE with bootstrap confidence intervals, and the LEAD-3 baseline.
 
 ROUGE: C.-Y. Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", ACL 2004; computed
-by Google's rouge-score, with stemming. F-measures, 0..1. The interval is the 2.5 and 97.5
-percentile of the mean over resampled rows (Koehn 2004), from a fixed seed.
+by Google's rouge-score, with stemming. F-measures, 0..1. Intervals: tasks/bootstrap.py.
 """
 
 from __future__ import annotations
@@ -15,28 +14,25 @@ from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 
 from infra.records import METRICS, Scores
+from tasks.bootstrap import intervals, mean_of
 
-RESAMPLES = 1000
-LEVEL = 0.95
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 LEAD = 3
 
 
-def score_rows(references: Sequence[str], answers: Sequence[str], *, stem: bool = True) -> NDArray[np.float64]:
+def score_rows(
+    references: Sequence[str], answers: Sequence[str], metrics: Sequence[str] = METRICS, *, stem: bool = True,
+) -> NDArray[np.float64]:
     """F-measures, one row per pair, one column per metric. rougeLsum takes lines as sentences."""
-    scorer = RougeScorer(list(METRICS), use_stemmer=stem)
+    scorer = RougeScorer(list(metrics), use_stemmer=stem)
     found = [scorer.score(reference, answer) for reference, answer in zip(references, answers, strict=True)]
-    return np.array([[row[metric].fmeasure for metric in METRICS] for row in found]).reshape(-1, len(METRICS))
+    return np.array([[row[metric].fmeasure for metric in metrics] for row in found]).reshape(-1, len(metrics))
 
 
 def summarize(values: NDArray[np.float64], seed: int = 0) -> Scores:
     """Mean of each metric with its interval: (low, mean, high)."""
-    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    means = values[picks].mean(axis=1)
-    edges = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    rows = {metric: (float(edges[0, i]), float(values[:, i].mean()), float(edges[1, i]))
-            for i, metric in enumerate(METRICS)}
-    return Scores(**rows)
+    bounds = intervals(len(values), mean_of(values), seed)
+    return Scores(**{metric: tuple(row) for metric, row in zip(METRICS, bounds.tolist(), strict=True)})
 
 
 def lead(prompt: str, count: int = LEAD) -> str:

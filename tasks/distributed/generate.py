@@ -1,7 +1,8 @@
 """Answer held-out prompts with the tuned model and its base: the child process of evaluate.
 
 In:   job.json (GenerateJob): base, trained weights, held-out rows and packs
-Out:  answers-<model>-<rank>.jsonl with {"row", "text"}, loss.json; result.json last
+Out:  answers-<model>-<rank>.jsonl with {"row", "text"}; result.json with the losses last
+      with row_losses: losses-<model>-<rank>.jsonl with {"row", "nats", "tokens", "bytes"} of the labelled tokens
 Greedy, in batches, the rows shared out over the ranks. Dies half-way: run it again.
 Run alone: python -m torch.distributed.run --standalone --nproc-per-node=2 -m tasks.distributed.generate job.json
 """
@@ -16,16 +17,17 @@ if __name__ == "__main__":
 import contextlib
 import gc
 import json
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from infra.crash import crashpoint
 from infra.spec import TrainingSpec
-from tasks.distributed.data import PackedRows
+from tasks.distributed.data import Batch, PackedRows
 from tasks.distributed.decode import Sampling, answers
 from tasks.distributed.encode import read_rows
 from tasks.distributed.events import Events
@@ -56,7 +58,7 @@ def generate(job: GenerateJob) -> int:
             with adapters_off(model, name):
                 path = Path(job.out) / f"answers-{name}-{ranks.rank}.jsonl"
                 answer_all(model, codec, mine, spec.max_new_tokens, path, events)
-                losses[name] = loss_of(model, job, spec, ranks)
+                losses[name] = loss_of(model, job, spec, ranks, codec, name)
             events.emit("evaluated", model=name, loss=losses[name])
             del model
             gc.collect()
@@ -114,13 +116,24 @@ def answer_all(
             events.emit("answered", rows=start + len(batch))
 
 
-def loss_of(model: PreTrainedModel | PeftModel, job: GenerateJob, spec: TrainingSpec, ranks: Group) -> float:
-    """Held-out loss by the trainer's own function."""
+def loss_of(
+    model: PreTrainedModel | PeftModel, job: GenerateJob, spec: TrainingSpec, ranks: Group, codec: Codec, name: str,
+) -> float:
+    """Held-out loss by the trainer's own function; with row_losses row by row, each written down."""
     rows = PackedRows(Path(job.packs) / "validation")
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     dtype = dtype_of(spec.precision, ranks.device)
-    return held_out_loss(
-        PackedLoss(causal), rows, ranks, spec.validation_batch_size, lambda: precision(dtype, ranks.device))
+    size = 1 if job.row_losses else spec.validation_batch_size
+    with (Path(job.out) / f"losses-{name}-{ranks.rank}.jsonl").open("w", encoding="utf-8") as file:
+        seen = partial(write_loss, file, codec) if job.row_losses else None
+        return held_out_loss(PackedLoss(causal), rows, ranks, size, lambda: precision(dtype, ranks.device), seen)
+
+
+def write_loss(file: TextIO, codec: Codec, row: int, batch: Batch, nats: float) -> None:
+    """One row's loss, with the tokens that were to be predicted and the bytes of their text."""
+    text = codec.decode(batch.labels_N.tolist())
+    line = {"row": row, "nats": nats, "tokens": len(batch.labels_N), "bytes": len(text.encode())}
+    file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

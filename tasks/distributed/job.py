@@ -95,6 +95,8 @@ class GenerateJob(Job):
     kind: RowKind
     separator: str
     context_tokens: int
+    row_losses: bool = False
+    """Also leave the held-out loss of every row."""
 
 
 @dataclass(frozen=True, kw_only=True)

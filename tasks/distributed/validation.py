@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.distributed.data import PackedRows
+from tasks.distributed.data import Batch, PackedRows
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.parallel import Group
 
 
 def held_out_loss(
     model: PackedLoss, rows: PackedRows, ranks: Group, batch_size: int,
-    precision: Callable[[], AbstractContextManager[Any]],
+    precision: Callable[[], AbstractContextManager[Any]], seen: Callable[[int, Batch, float], None] | None = None,
 ) -> float:
-    """In nats; nan without any labelled token. Leaves the model in evaluation mode."""
+    """In nats; nan without any labelled token. Leaves the model in evaluation mode.
+
+    `seen` is told of this rank's every forward pass: its first row, the batch, the sum of its loss.
+    """
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(rows), batch_size * ranks.world):
@@ -32,6 +35,8 @@ def held_out_loss(
         batch = rows.batch(mine) if len(mine) else rows.batch(np.arange(1), labelled=False)
         with torch.no_grad(), precision():
             value = float(model(batch.to(ranks.device)))
+        if seen and len(mine):
+            seen(int(mine[0]), batch, value)
         sums += torch.tensor([value, len(batch.labels_N)], dtype=torch.float64)
     total, labels = ranks.patient_sum(sums).tolist()
     return float(total / labels) if labels else math.nan

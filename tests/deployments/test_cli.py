@@ -96,15 +96,16 @@ def test_required_options_alone_give_the_defaults() -> None:
 
 def test_options_carry_numbers_switches_and_choices() -> None:
     spec = options_of(*REQUIRED, "--lora-rank", "4", "--learning-rate", "3e-4", "--pack-sequences",
-                      "--no-deploy", "--peft-method", "full")
-    assert (spec.lora_rank, spec.learning_rate, spec.pack_sequences, spec.deploy, spec.peft_method) == (
-        4, 3e-4, True, False, "full")
+                      "--no-deploy", "--peft-method", "full", "--task-type", "chat")
+    assert (spec.lora_rank, spec.learning_rate, spec.pack_sequences, spec.deploy, spec.peft_method, spec.task_type) == (
+        4, 3e-4, True, False, "full", "chat")
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["--lora-rank", "1.5"], 'lora_rank is "1.5"; expected a value of type int'),
     (["--lora-rank", "0"], "lora_rank is 0; expected at least 1"),
     (["--learning-rate", "nan"], "learning_rate is nan; expected a finite number"),
+    (["--task-type", "poetry"], 'task_type is "poetry"; expected one of auto, summary, classification, question'),
     (["--peft-method", "dora"], 'peft_method is "dora"; expected one of lora, qlora, full'),
     (["--peft-method", "qlora", "--parallelism", "fsdp"], "expected auto or ddp with qlora"),
     (["--no-run-validation", "--keep-weights", "best"], "Leave run_validation on."),

@@ -17,12 +17,14 @@ import pytest
 from deployments import docs
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, RanksLost, Transient, UserError
+from infra.files import digest_of
 from infra.records import Finding, Pack, Split
 from infra.settings import Settings
-from infra.spec import Group, Method, TrainingSpec
+from infra.spec import Group, Method, TaskType, TrainingSpec
+from infra.store import Store
 from tasks import report
 from tasks.base import find_base
-from tasks.evaluate import judge
+from tasks.evaluate import check_task, find_evaluation, judge
 from tasks.forecast import count_parameters, devices, estimate, forecast
 from tasks.histogram import COLOURS, bars
 from tasks.policy import DELAYS_S, may_pass
@@ -34,6 +36,7 @@ LLAMA_2_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000,
               "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False}
 NOWHERE = Path("/nowhere")
 NEEDED: dict[str, Any] = {"train_data": "d", "base_model": "m", "destination": "a/b"}
+SPEC = TrainingSpec(**NEEDED)
 
 
 def table(tuned: float, base: float) -> dict[str, dict[str, list[float]]]:
@@ -43,17 +46,72 @@ def table(tuned: float, base: float) -> dict[str, dict[str, list[float]]]:
 
 @pytest.mark.parametrize(("tuned", "base", "passed"), [(0.5, 0.2, True), (0.2, 0.25, True), (0.2, 0.5, False)])
 def test_only_a_significantly_worse_version_fails_the_gate(tuned: float, base: float, passed: bool) -> None:
-    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, "not_worse_than_base", held_out=9)[0] is passed
+    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, SPEC, held_out=9)[0] is passed
+
+
+@pytest.mark.parametrize(("task", "metric", "name"), [
+    ("summary", "rougeL", "ROUGE-L"), ("classification", "accuracy", "accuracy"), ("question", "f1", "F1"),
+    ("extraction", "field_f1", "field F1"), ("chat", "rougeL", "ROUGE-L"), ("style", "loss", "held-out loss")])
+def test_each_task_type_is_judged_by_its_own_metric(task: TaskType, metric: str, name: str) -> None:
+    spec = dataclasses.replace(SPEC, task_type=task)
+    low, high = ({metric: [mean - 0.05, mean, mean + 0.05]} for mean in (0.3, 0.6))
+    losses = {"tuned": 1.0, "base": 1.0}
+    better, worse = judge({"tuned": high, "base": low}, losses, spec, held_out=9), judge(
+        {"tuned": low, "base": high}, losses, spec, held_out=9)
+    if metric == "loss":  # the lower, the better
+        better, worse = worse, better
+    assert better[0] and better[1].startswith(f"Passed: {name} 0.")
+    assert not worse[0] and worse[1].startswith(f"Significantly worse than the base: {name} 0.")
+    assert judge({"tuned": low, "base": low}, losses, spec, held_out=9)[0]
+
+
+def test_rows_without_answers_have_no_task_type_but_style(store: Store, past: Past) -> None:
+    rows = dataclasses.replace(past.split, kind="text")
+    check_task(store, dataclasses.replace(SPEC, task_type="style"), rows)
+    with pytest.raises(DataError, match="task_type is question and the rows are of the kind text"):
+        check_task(store, dataclasses.replace(SPEC, task_type="question"), rows)
+
+
+def test_an_extraction_needs_json_to_compare_with(store: Store, past: Past) -> None:
+    with store.draft() as draft:
+        lines = [{"prompt": "Who?", "completion": answer} for answer in (' {"who": "Ann"}', " Ann")]
+        (draft.path / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        draft.commit(past.split.folder, past.split.to_json())
+    spec = dataclasses.replace(SPEC, task_type="extraction")
+    with pytest.raises(DataError, match='a held-out answer is " Ann"; expected JSON'):
+        check_task(store, spec, past.split)
+    check_task(store, dataclasses.replace(spec, num_evaluation_samples=1), past.split)  # the rest is not scored
+
+
+def test_an_evaluation_made_before_there_were_task_types_is_found(store: Store, past: Past) -> None:
+    knobs = {"max_new_tokens": 128, "num_evaluation_samples": 50, "validation_prompt": ""}
+    folder = f"evaluations/{digest_of([1, knobs, past.trained.digest, past.split.digest])[:32]}"
+    record = dataclasses.replace(past.evaluation, folder=folder).to_json()
+    with store.draft() as draft:
+        (draft.path / "answers.jsonl").write_text("")
+        draft.commit(folder, {name: value for name, value in record.items() if name not in ("scores", "confusions")})
+    found = find_evaluation(store, past.spec, past.trained, past.split)
+    assert found and found.rouge == past.evaluation.rouge and not found.scores
+    assert not find_evaluation(store, dataclasses.replace(past.spec, task_type="question"), past.trained, past.split)
+
+
+def test_a_report_of_a_classification_shows_scores_and_mistakes(past: Past) -> None:
+    accuracy = {"accuracy": [0.4, 0.5, 0.6], "macro_f1": [0.1, 0.2, 0.3]}
+    text = report.rouge_report(dataclasses.replace(
+        past.evaluation, rouge={}, scores={"tuned": accuracy, "most_frequent": accuracy},
+        confusions=[["a|b", "", 3]]))
+    assert "| | accuracy | macro_f1 |" in text and "| most_frequent | **0.500** (0.400 to 0.600) |" in text
+    assert "| a&#124;b | no label | 3 |" in text and "ROUGE" not in text
 
 
 def test_text_rows_are_judged_by_their_loss() -> None:
-    assert judge({}, {"tuned": 3.0, "base": 3.5}, "not_worse_than_base", held_out=9)[0]
-    assert not judge({}, {"tuned": 3.6, "base": 3.5}, "not_worse_than_base", held_out=9)[0]
-    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, "not_worse_than_base", held_out=9)[0]
+    assert judge({}, {"tuned": 3.0, "base": 3.5}, SPEC, held_out=9)[0]
+    assert not judge({}, {"tuned": 3.6, "base": 3.5}, SPEC, held_out=9)[0]
+    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, SPEC, held_out=9)[0]
 
 
 def test_the_gate_can_be_switched_off() -> None:
-    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, "off", held_out=9)[0]
+    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, dataclasses.replace(SPEC, gate="off"), held_out=9)[0]
 
 
 def test_parameters_of_llama_2_7b_are_counted_right() -> None:
@@ -204,7 +262,7 @@ def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> Non
 
 
 def test_without_held_out_rows_nothing_is_judged() -> None:
-    assert judge({}, {"tuned": float("nan"), "base": 1.0}, "not_worse_than_base", held_out=0) == (
+    assert judge({}, {"tuned": float("nan"), "base": 1.0}, SPEC, held_out=0) == (
         True, "Not judged: there are no held-out rows.")
 
 
@@ -235,3 +293,4 @@ def test_the_form_has_every_knob_with_range_and_help() -> None:
     assert (rank["minimum"], rank["maximum"], rank["default"]) == (1, 1024, 8)
     assert rank["description"] == "Rank of the adapters. Range: 1 to 1024."
     assert schema["properties"]["peft_method"]["enum"] == ["lora", "qlora", "full"]
+    assert schema["properties"]["task_type"]["enum"][0] == schema["properties"]["task_type"]["default"] == "auto"

@@ -128,3 +128,14 @@ def test_a_registry_that_does_not_answer_may_be_retried(settings: Settings, stor
 
 def test_destinations_map_to_mlflow_names_and_back() -> None:
     assert name_of("acme/summarizer").split("--") == ["acme", "summarizer"]
+
+
+def test_the_scores_of_a_task_type_stand_on_mlflows_pages(settings: Settings, store: Store, past: Past) -> None:
+    scores = {"tuned": {"accuracy": [0.7, 0.8, 0.9]}, "base": {"accuracy": [0.0, 0.1, 0.2]}}
+    past.evaluation = dataclasses.replace(past.evaluation, rouge={}, scores=scores)
+    version = do(settings, store, past)
+    client = Registry(settings).client
+    run = client.get_model_version(name_of(version.destination), str(version.number)).run_id
+    logged = client.get_run(run).data.metrics
+    assert (logged["accuracy_tuned"], logged["accuracy_base"], logged["loss_tuned"]) == (0.8, 0.1, 3.0)
+    assert json.loads((store.fetch(version.folder) / "training.json").read_text())["metrics"]["scores"] == scores
