@@ -155,6 +155,8 @@ def save_model(
     if config.exists():
         values = json.loads(config.read_text(encoding="utf-8"))
         values["base_model_name_or_path"] = RELATIVE_BASE
+        if isinstance(values["target_modules"], list):  # a set in peft: each process would write another order
+            values["target_modules"].sort()
         config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
     else:
         _drop_path(folder / "config.json")

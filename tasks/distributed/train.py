@@ -47,9 +47,9 @@ EPSILON = 1e-8
 
 def train(job: TrainJob) -> int:
     """Train to the end and return the exit code."""
-    stop = StopFlag()
     spec = TrainingSpec.from_json(job.spec)
     with group() as ranks:
+        stop = StopFlag()  # not before: a rank that waits for one that died must go at torchrun's SIGTERM, not in 30 s
         trainer = Trainer(job, spec, ranks)
         started = trainer.resume()
         for step in range(started, trainer.plan.steps):
