@@ -45,6 +45,7 @@ def test_a_classification_learns_its_labels(settings: Settings, store: Store, tm
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_style_is_scored_by_the_losses_of_its_rows(settings: Settings, store: Store, tmp_path: Path) -> None:
     found = trained(settings, store, tmp_path, "style", 200, num_train_epochs=1)
     assert found.scores["tuned"]["loss"][2] < found.scores["base"]["loss"][0] and found.passed
