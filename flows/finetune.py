@@ -25,7 +25,7 @@ from tasks import report
 from tasks.attempt import attempt, cancelled
 from tasks.base import base_task, find_base
 from tasks.deploy import deploy_task
-from tasks.evaluate import check_task, evaluate_task
+from tasks.evaluate import evaluate_task, refuse_unscorable, scorable_task
 from tasks.forecast import Forecast, forecast
 from tasks.hand_over import hand_over
 from tasks.histogram import show_lengths
@@ -55,7 +55,8 @@ def data_of(spec: TrainingSpec) -> tuple[TrainingSpec, Split]:
     data = ingest_task(spec.train_data, subject="training data")
     held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
     split = validate_task(data, held_out, spec.num_validation_samples, spec.drop, subject=spec.destination)
-    check_task(Store(Settings()), spec, split)
+    if spec.task_type != "auto":
+        scorable_task(spec, split, subject=spec.destination)
     return replace(spec, train_data=address_of(data), validation_data=address_of(held_out) if held_out else ""), split
 
 
@@ -91,7 +92,7 @@ def estimate(spec: TrainingSpec) -> Forecast:
     data = ingest(settings, store, spec.train_data)
     held_out = ingest(settings, store, spec.validation_data) if spec.validation_data else None
     split = validate(store, data, held_out, spec.num_validation_samples, spec.drop)
-    check_task(store, spec, split)
+    refuse_unscorable(store, spec, split)
     base = find_base(settings, spec.base_model)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)
     return forecast(settings, spec, packed, base)

@@ -11,21 +11,20 @@ On a schedule: anneal watch
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
-from prefect.events import Event, emit_event
+from prefect.events import Event
 from prefect.states import Completed
 
 from flows.parameters import Parameters
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
-from tasks.attempt import ALIVE
+from tasks.attempt import attempt, cancelled
 from tasks.watch import look, look_until_settled, note, noted, retraining, sources_of, was_refused
 
 UPDATED = "dataset.updated"
@@ -36,24 +35,27 @@ def watch(training: Parameters) -> State[Any]:
     """Look whether the data changed, and tell it."""
     settings, spec = Settings(), training.spec()
     store = Store(settings)
-    before, sources = noted(store, spec), sources_of(spec)
-    with get_client(sync_client=True) as client:
-        told_last = None if before is None or was_refused(client, spec, before[1]) else before[0]
-        seen = look(settings, sources)
-        if seen == told_last:
-            return Completed(name="Unchanged", message=f"{seen}, as told before.")
-        settled = look_until_settled(settings, sources, _wait)
-        if settled is None:
-            return Completed(name="Postponed", message=f"Files are still being written ({seen} at first).")
-        if settled == told_last:
-            return Completed(name="Unchanged", message=f"{settled} again, as told before.")
-        if other := retraining(client):
-            return Completed(name="Postponed", message=f"{settled}. {other!r} is under way; the next look tells it.")
-        told = datetime.now(UTC)
-        tell(client, spec, training.model_dump(mode="json"))
-        note(store, spec, settled, told)
-    was = f"before: {before[0]}" if before else "not looked at before"
-    return Completed(name="Updated", message=f"{settled} ({was}). Told by the event {UPDATED}.")
+    with attempt(settings, store):
+        before, sources = noted(store, spec), sources_of(spec)
+        with get_client(sync_client=True) as client:
+            told_last = None if before is None or was_refused(client, spec, before[1]) else before[0]
+            seen = look(settings, sources)
+            if seen == told_last:
+                return Completed(name="Unchanged", message=f"{seen}, as told before.")
+            settled = look_until_settled(settings, sources)
+            if settled is None:
+                return Completed(name="Postponed", message=f"Files are still being written ({seen} at first).")
+            if settled == told_last:
+                return Completed(name="Unchanged", message=f"{settled} again, as told before.")
+            if other := retraining(client):
+                return Completed(
+                    name="Postponed", message=f"{settled}. {other!r} is under way; the next look tells it.")
+            told = datetime.now(UTC)
+            tell(client, spec, training.model_dump(mode="json"))
+            note(store, spec, settled, told)
+        was = f"before: {before[0]}" if before else "not looked at before"
+        return Completed(name="Updated", message=f"{settled} ({was}). Told by the event {UPDATED}.")
+    return cancelled()
 
 
 def tell(client: SyncPrefectClient, spec: TrainingSpec, training: dict[str, Any]) -> None:
@@ -62,9 +64,3 @@ def tell(client: SyncPrefectClient, spec: TrainingSpec, training: dict[str, Any]
         "event": UPDATED, "resource": {"prefect.resource.id": f"anneal.dataset.{spec.destination.replace('/', '-')}"},
         "payload": {"training": training}})
     client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
-
-
-def _wait(seconds: float) -> None:
-    """Sleep, and let reconcile know that this is what the run does."""
-    emit_event(ALIVE, resource={"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
-    time.sleep(seconds)

@@ -38,8 +38,8 @@ def without_secrets(address: str) -> str:
     """An address that may be shown: no user, password, query or fragment. In a key of S3 ? and # are letters."""
     if "://" not in address:
         return address
-    if address.startswith("s3://"):
-        return re.sub(r"^s3://[^/]*@", "s3://", address)
+    if address.startswith(("s3://", "store://")):
+        return re.sub(r"^(\w+://)[^/]*@", r"\1", address)
     try:
         parts = urlsplit(address)
         port = f":{parts.port}" if parts.port else ""

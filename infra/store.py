@@ -110,13 +110,14 @@ class Store:
             self._fs.rm_file(self._key(name))
 
     def names(self, prefix: str) -> list[str]:
-        """Names directly below `prefix`, sorted; finished or not."""
+        """Names directly below `prefix`, sorted; finished or not. Those that begin with a dot are being written."""
         with told(self.root):
             try:
                 found = self._fs.ls(self._key(prefix), detail=False)
             except FileNotFoundError:
                 return []
-        return sorted(f"{prefix}/{str(key).rstrip('/').rsplit('/', 1)[-1]}" for key in found)
+        names = (str(key).rstrip("/").rsplit("/", 1)[-1] for key in found)
+        return sorted(f"{prefix}/{name}" for name in names if not name.startswith("."))
 
     def sizes(self, prefix: str) -> dict[str, tuple[int, datetime]]:
         """Bytes, and the time of the newest file, of each folder directly below `prefix`; finished or not."""
@@ -126,8 +127,9 @@ class Store:
                 files = self._fs.find(self._key(prefix), detail=True)
             except FileNotFoundError:
                 return {}
+        start = len(self._key(prefix).removeprefix("s3://")) + 1
         for key, entry in files.items():
-            name = f"{prefix}/{key.split(f'/{prefix}/', 1)[1].split('/', 1)[0]}"
+            name = f"{prefix}/{key[start:].split('/', 1)[0]}"
             modified = entry.get("LastModified") or datetime.fromtimestamp(entry["mtime"], UTC)
             size, newest = found.get(name, (0, modified))
             found[name] = (size + entry["size"], max(newest, modified))

@@ -9,10 +9,13 @@ Dies half-way: a folder loses its manifest first, and a name without one is abse
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from infra.errors import UserError
 from infra.files import locked
@@ -21,8 +24,12 @@ from infra.store import Store
 from tasks.registry import Registry
 from tasks.train import CHECKPOINTS
 
-KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations", "predictions")
-"""Folders of the store that are collected."""
+KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations")
+"""Folders of the store that are collected. Predictions are somebody's results and stay."""
+LINEAGE = (("splits", "data_digest"), ("packs", "pack_digest"), ("trainings", "training_id"))
+"""Where versions without a list of what they were made from say it."""
+COPY = re.compile(r"[0-9a-f]{64}")
+"""Name in <home>/cache of a copy of a remote folder; base models lie beside them and stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,10 @@ def needed_by_versions(settings: Settings, store: Store) -> Iterator[str]:
     """Names in the store of what registered versions were made from."""
     for identity in Registry(settings).identities():
         manifest = store.find(f"versions/{identity}")
-        yield from manifest.record.get("made_from", ()) if manifest else ()
+        if manifest is None:
+            continue
+        older = [(kind, manifest.record.get(key, "")) for kind, key in LINEAGE]
+        yield from manifest.record.get("made_from", [f"{kind}/{found[:32]}" for kind, found in older])
 
 
 def refuse_while_runs_use_them(settings: Settings) -> None:
@@ -67,10 +77,15 @@ def refuse_while_runs_use_them(settings: Settings) -> None:
     from prefect.client.schemas.objects import StateType
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from tasks.recover import RECOVERED, runs_in
+    from tasks.recover import LOOK_BACK, RECOVERED, runs_in
 
+    now = datetime.now(UTC)
     with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
-        busy = runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING)
+        busy = runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
+        waiting = runs_in(client, RECOVERED, StateType.SCHEDULED)
+        busy += [run for run in waiting if run.expected_start_time is None or run.expected_start_time <= now]
+        busy += [run for run in runs_in(client, RECOVERED, StateType.CRASHED, ended_after=now - LOOK_BACK)
+                 if run.deployment_id]  # these are started again
     if busy:
         raise UserError(f"{len(busy)} runs are on their way, such as {busy[0].name}", where="store",
                         fix="Wait until they have ended; --dry-run shows what would go.")
@@ -78,16 +93,26 @@ def refuse_while_runs_use_them(settings: Settings) -> None:
 
 def _left_here(settings: Settings, before: datetime, *, dry_run: bool) -> Iterator[Gone]:
     """Trainings that did not end, and copies of remote folders, on this machine."""
-    for parent in (settings.home_path / "trainings", settings.home_path / "cache"):
-        for folder in sorted(path for path in parent.glob("*") if path.is_dir()):
-            files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-            newest = max((file.st_mtime for file in files), default=folder.stat().st_mtime)
-            modified = datetime.fromtimestamp(newest, UTC)
-            if modified >= before:
+    home = settings.home_path
+    copies = [path for path in (home / "cache").glob("*") if COPY.fullmatch(path.name)]
+    for folder in sorted(path for path in [*(home / "trainings").glob("*"), *copies] if path.is_dir()):
+        size, modified = _weighed(folder)
+        if modified >= before:
+            continue
+        lock = folder.with_suffix(".lock")
+        with lock.open("a") if lock.exists() else nullcontext() as file:
+            if file is not None and not locked(file):
                 continue
-            with folder.with_suffix(".lock").open("a") as lock:
-                if not locked(lock):
-                    continue
-                if not dry_run:
-                    shutil.rmtree(folder, ignore_errors=True)
-            yield Gone(str(folder), sum(file.st_size for file in files), modified)
+            if not dry_run:
+                shutil.rmtree(folder, ignore_errors=True)
+        yield Gone(str(folder), size, modified)
+
+
+def _weighed(folder: Path) -> tuple[int, datetime]:
+    """Bytes, and the time of the newest file; files that go meanwhile do not count."""
+    size, newest = 0, folder.stat().st_mtime
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            size, newest = size + (status.st_size if path.is_file() else 0), max(newest, status.st_mtime)
+    return size, datetime.fromtimestamp(newest, UTC)

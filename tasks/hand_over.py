@@ -2,18 +2,20 @@
 
 In:   a spec whose data lies in the store     Out: a run of that deployment; this run ends as HandedOver
 There is no second code path: the other run takes the same steps, and finds the first three done.
-Dies half-way: the run that is started again finds the one that it started before.
+Dies half-way: the run that is started again finds the one that it started before, and so does a retraining of the same
+data while the first one is under way: the spec names its data by content.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import cast
 
-from prefect import runtime
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed
 
+from infra.files import digest_of
 from infra.records import Version
 from infra.spec import TrainingSpec
 from tasks import report
@@ -34,5 +36,10 @@ def hand_over(deployment: str, spec: TrainingSpec) -> Version:
 
 @step("hand over", timeout_s=HOUR_S)
 def hand_over_task(deployment: str, spec: TrainingSpec, subject: str) -> FlowRun:
-    """Start the deployment's run, once."""
-    return start_run(deployment, {"training": dataclasses.asdict(spec)}, key=f"handed over by {runtime.flow_run.id}")
+    """Start the deployment's run; the same training handed over before is found while its run has not ended."""
+    values = dataclasses.asdict(spec)
+    key, tries = f"handed over {digest_of([deployment, values])[:32]}", itertools.count(2)
+    started = start_run(deployment, {"training": values}, key=key)
+    while started.state is not None and started.state.is_final():
+        started = start_run(deployment, {"training": values}, key=f"{key} {next(tries)}")
+    return started

@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from infra.crash import crashpoint
-from infra.errors import DataChanged, DataError
+from infra.errors import AnnealError, DataChanged, DataError
 from infra.fetch import open_https, without_secrets
 from infra.files import digest_of
 from infra.records import Dataset
@@ -187,6 +187,7 @@ def ingest_task(source: str, subject: str) -> Dataset:
         return found_done(found)
     with ReadingShown(subject.replace(" ", "-")) as shown:
         dataset = ingest(settings, store, source, shown)
-    if key and key == key_of(settings, source):
-        note(store, key, dataset)
+    with suppress(AnnealError):  # not noted, it is read once more some day
+        if key and key == key_of(settings, source):
+            note(store, key, dataset)
     return dataset

@@ -70,6 +70,9 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
     try:
         environment = rank_environment(settings, launch.ranks) | interface_to(launch, os.environ)
         seen_by(path, node).touch()
+        if not path.exists():  # ended in between: nobody would remove the mark
+            seen_by(path, node).unlink(missing_ok=True)
+            return "the launch was over before its ranks were started"
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=Watch(path),
             log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"), grace_s=settings.stop_grace_s)

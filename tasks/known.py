@@ -8,8 +8,9 @@ Files on a disk are always read: their times can be set. Dies half-way: nothing 
 from __future__ import annotations
 
 import dataclasses
+import logging
 
-from infra.errors import UserError
+from infra.errors import AnnealError
 from infra.fetch import headers_of
 from infra.files import digest_of
 from infra.records import Dataset
@@ -18,6 +19,7 @@ from infra.store import Store
 from tasks.shards import Found, find_shards
 
 SOURCES = "sources"
+log = logging.getLogger(__name__)
 
 
 def key_of(settings: Settings, source: str) -> str:
@@ -49,11 +51,15 @@ def name_of(key: str) -> str:
 
 
 def _marked(settings: Settings, one: Found) -> Found:
-    """The same with a mark, where the server gives one that tells two versions apart to the byte."""
+    """The same with a mark, where the server gives one that tells two versions apart to the byte.
+
+    tasks/watch.py takes weaker ones: a look too many costs little there.
+    """
     if one.mark:
         return one
     try:
         etag = headers_of(one.address, settings).get("etag", "")
-    except UserError:  # some servers, and signed addresses, know no HEAD
+    except AnnealError as error:  # some servers, and signed addresses, know no HEAD
+        log.info("%s is read without looking whether it is known: %s", one.name, error)
         return one
     return dataclasses.replace(one, mark=etag if etag.startswith('"') else "")

@@ -91,7 +91,8 @@ def lineage_of(
         "metrics": {"loss": evaluation.loss, "rouge": evaluation.rouge, "train_loss_last": trained.loss_last,
                     **({"scores": evaluation.scores} if evaluation.scores else {})},
         "steps": trained.steps,
-        "made_from": [*map(folder_at, addresses), split.folder, pack.folder, trained.folder]}
+        "made_from": [
+            *map(folder_at, addresses), *filter(None, [split.data]), split.folder, pack.folder, trained.folder]}
 
 
 def build(

@@ -37,6 +37,8 @@ def data_report(split: Split, pack: Pack) -> str:
 def _findings(split: Split) -> list[str]:
     """What was noted while judging; an earlier release noted nothing."""
     if not split.findings:
+        if not split.compared:
+            return []  # a split of an earlier release: nothing else was looked for
         return [f"Nothing else was found ({split.compared} rows looked at for near duplicates)."]
     return [f"Found in the data ({split.compared} rows looked at for near duplicates). The parameter `drop` leaves "
             "copies, leaks or all doubtful rows out:", "",
@@ -77,7 +79,8 @@ def rouge_report(evaluation: Evaluation) -> str:
                   for model, scores in evaluation.rouge.items()]
     if evaluation.scores:
         names = list(evaluation.scores["tuned"])
-        lines += [f"Scores with 95 % intervals over {evaluation.samples} held-out rows:", "",
+        lines += [f"Scores with 95 % intervals over {evaluation.samples} held-out rows (losses: over all; with "
+                  "pack_sequences over packs):", "",
                   "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
         lines += [f"| {model} | " + " | ".join(_interval(scores[name]) for name in names) + " |"
                   for model, scores in evaluation.scores.items()]

@@ -21,7 +21,7 @@ from deployments.recipes.classification import MESSAGES
 from infra.settings import Settings
 from infra.spec import FIELD_TYPES, TrainingSpec
 from infra.store import Store
-from tasks.evaluate import asked, check_task
+from tasks.evaluate import asked, refuse_unscorable
 from tasks.ingest import ingest
 from tasks.metrics import MOST_FREQUENT, classification, extraction, question, style
 from tasks.validate import validate
@@ -61,7 +61,7 @@ def test_the_pipeline_takes_the_rows(task: str, settings: Settings, store: Store
     assert (split.train_rows, split.validation_rows, split.leaks) == (200, 100, 0)
     assert split.kind == {"style": "text", "chat": "messages"}.get(task, "prompt") and not split.separator.strip()
     spec = cli.parser().parse_args(shlex.split(command(parameters(task, train, held_out)))[1:])
-    check_task(store, spec_from(spec), split)
+    refuse_unscorable(store, spec_from(spec), split)
 
 
 def test_held_out_messages_have_wordings_that_are_not_trained() -> None:

@@ -20,7 +20,7 @@ from tests.tasks.conftest import Past
 
 pytestmark = pytest.mark.usefixtures("database")
 NOW, DAYS = timedelta(0), timedelta(days=30)
-KINDS = ("datasets", "splits", "packs", "trainings", "evaluations", "predictions")
+KINDS = ("datasets", "splits", "packs", "trainings", "evaluations")
 
 
 def put(store: Store, name: str) -> str:
@@ -89,3 +89,39 @@ def test_checkpoints_of_a_training_that_runs_are_left(settings: Settings, store:
         gone = collect(settings, store, DAYS, dry_run=False)
     assert [one.name for one in gone] == [str(runs / "died")]
     assert (runs / "runs" / "step-000002" / "file").exists() and not (runs / "died").exists()
+
+
+def test_base_models_and_results_stay_and_old_copies_go(settings: Settings, store: Store) -> None:
+    cache, copy = settings.home_path / "cache", "0123456789abcdef" * 4
+    for name in ("hub/models--acme", "bases/x", f"places/{'f' * 64}", copy):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "file").write_text("x")
+    put(store, "predictions/answers")
+    aged(cache, 400)
+    aged(Path(store.root), 400)
+    assert [one.name for one in collect(settings, store, DAYS, dry_run=False)] == [str(cache / copy)]
+    assert {path.name for path in cache.iterdir()} == {"hub", "bases", "places"}
+    assert store.find("predictions/answers")
+
+
+@pytest.mark.parametrize("folder", ["datasets", "packs/store"])
+def test_a_store_below_a_folder_with_the_name_of_a_kind(tmp_path: Path, folder: str) -> None:
+    settings = Settings(home=tmp_path / folder / "home")
+    store = Store(settings)
+    put(store, "datasets/old")
+    assert list(store.sizes("datasets")) == ["datasets/old"] and store.sizes("packs") == {}
+
+
+def test_a_version_from_before_there_was_a_list_keeps_what_it_names(
+    settings: Settings, store: Store, past: Past, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tasks import register as module
+
+    real = module.lineage_of
+    monkeypatch.setattr(module, "lineage_of", lambda *a: {k: v for k, v in real(*a).items() if k != "made_from"})
+    register(settings, store, past.spec, past.trained, past.evaluation, past.split, past.pack, past.base)
+    named = [f"splits/{past.split.digest[:32]}", f"packs/{past.pack.digest[:32]}"]
+    for name in named:
+        put(store, name)
+    collect(settings, store, NOW, dry_run=False)
+    assert all(store.find(name) for name in named)

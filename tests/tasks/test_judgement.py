@@ -24,7 +24,7 @@ from infra.spec import Group, Method, TaskType, TrainingSpec
 from infra.store import Store
 from tasks import report
 from tasks.base import find_base
-from tasks.evaluate import check_task, find_evaluation, judge
+from tasks.evaluate import find_evaluation, judge, refuse_unscorable
 from tasks.forecast import count_parameters, devices, estimate, forecast
 from tasks.histogram import COLOURS, bars
 from tasks.policy import DELAYS_S, may_pass
@@ -67,9 +67,9 @@ def test_each_task_type_is_judged_by_its_own_metric(task: TaskType, metric: str,
 
 def test_rows_without_answers_have_no_task_type_but_style(store: Store, past: Past) -> None:
     rows = dataclasses.replace(past.split, kind="text")
-    check_task(store, dataclasses.replace(SPEC, task_type="style"), rows)
+    refuse_unscorable(store, dataclasses.replace(SPEC, task_type="style"), rows)
     with pytest.raises(DataError, match="task_type is question and the rows are of the kind text"):
-        check_task(store, dataclasses.replace(SPEC, task_type="question"), rows)
+        refuse_unscorable(store, dataclasses.replace(SPEC, task_type="question"), rows)
 
 
 def test_an_extraction_needs_json_to_compare_with(store: Store, past: Past) -> None:
@@ -79,8 +79,8 @@ def test_an_extraction_needs_json_to_compare_with(store: Store, past: Past) -> N
         draft.commit(past.split.folder, past.split.to_json())
     spec = dataclasses.replace(SPEC, task_type="extraction")
     with pytest.raises(DataError, match='a held-out answer is " Ann"; expected JSON'):
-        check_task(store, spec, past.split)
-    check_task(store, dataclasses.replace(spec, num_evaluation_samples=1), past.split)  # the rest is not scored
+        refuse_unscorable(store, spec, past.split)
+    refuse_unscorable(store, dataclasses.replace(spec, num_evaluation_samples=1), past.split)  # the rest is not scored
 
 
 def test_an_evaluation_made_before_there_were_task_types_is_found(store: Store, past: Past) -> None:
@@ -207,7 +207,9 @@ def test_a_split_and_a_pack_of_an_earlier_release_can_be_reported(past: Past) ->
     new = {"findings", "compared", "dropped", "samples", "lengths", "bin_tokens"}
     split = Split.of({name: value for name, value in past.split.to_json().items() if name not in new})
     pack = Pack.of({name: value for name, value in past.pack.to_json().items() if name not in new})
-    assert "Nothing else was found" in report.data_report(split, pack)
+    assert "Nothing else was found" not in report.data_report(split, pack)  # nothing else was looked for
+    looked = dataclasses.replace(split, compared=20)
+    assert "Nothing else was found (20 rows" in report.data_report(looked, pack)
 
 
 @pytest.mark.parametrize(("chunk", "lines"), [(64, 1), (300, 0)])

@@ -61,8 +61,9 @@ def test_a_file_on_the_web_is_known_by_a_strong_etag_only(
     assert bool(known.key_of(private, site.address)) is told
 
 
-def test_a_server_without_head_is_read_every_time(site: Site, private: Settings) -> None:
-    site.statuses = [405]
+@pytest.mark.parametrize("status", [403, 405, 501, 503])
+def test_a_server_without_head_is_read_every_time(site: Site, private: Settings, status: int) -> None:
+    site.statuses = [status]
     assert known.key_of(private, site.address) == ""
 
 
