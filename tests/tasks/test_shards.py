@@ -172,7 +172,8 @@ def test_every_line_is_found_in_its_file(settings: Settings, store: Store, tmp_p
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    (b"[1]", r"^b.jsonl: the file is one JSON array"), (gzip.compress(b"x" * 999)[:20], "^b.jsonl: the gzip file")])
+    (b"[1]", r"^b.jsonl: the file is one JSON array"),
+    (gzip.compress(b"x" * 999, mtime=0)[:20], "^b.jsonl: the gzip file")], ids=["array", "gzip"])
 def test_a_file_among_others_that_cannot_be_used_is_named(
     settings: Settings, store: Store, tmp_path: Path, content: bytes, words: str,
 ) -> None:
