@@ -35,6 +35,7 @@ EXIT_NON_FINITE = 5
 EXIT_OUT_OF_MEMORY = 6
 
 SHOWN_CHARACTERS = 80
+PATH_CHARACTERS = 4096
 
 
 class AnnealError(Exception):
@@ -107,10 +108,15 @@ BY_EXIT_CODE: dict[int, type[AnnealError]] = {
 }
 
 
-def shown(value: object) -> str:
-    """A value as it may stand in a message: quoted, escaped, shortened."""
+def shown(value: object, most: int = SHOWN_CHARACTERS) -> str:
+    """A value as it may stand in a message: quoted, escaped, shortened to `most` characters."""
     text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def shown_path(path: str) -> str:
+    """A path or address as it may stand in a message: its end matters most, so it is there."""
+    return shown(path, PATH_CHARACTERS)
 
 
 def from_os_error(error: OSError, where: str) -> AnnealError:

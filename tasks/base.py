@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from infra.errors import BaseModelError, Transient, shown
+from infra.errors import BaseModelError, Transient, shown_path
 from infra.files import digest_of, seal, sha256_of, verify, write_atomic
 from infra.records import Base
 from infra.settings import Settings
@@ -44,7 +44,7 @@ def find_base(settings: Settings, name: str) -> Base:
         folder = _from_hub(settings, name)
     else:
         raise BaseModelError(
-            "there is no such folder", where=f"base model {shown(name)}",
+            "there is no such folder", where=f"base model {shown_path(name)}",
             allowed="a folder in Hugging Face format, an s3:// prefix, or a hub name owner/name",
             fix="Check the path.")
     config = _check(folder, name)
@@ -65,12 +65,12 @@ def find_same(settings: Settings, name: str, digest: str, where: str, given: str
     known = place.read_text(encoding="utf-8") if place.exists() else ""
     source = given or (known if known and Path(known).is_dir() else name)
     if source == name and not given and "/" not in name:  # the last part of a path, not a hub name or address
-        raise BaseModelError(f"its base model {shown(name)} is not known on this machine", where=where,
+        raise BaseModelError(f"its base model {shown_path(name)} is not known on this machine", where=where,
                              allowed=f"a folder with digest {digest[:12]}", fix="Name the folder with --base-model.")
     base = find_base(settings, source)
     if base.digest != digest:
         raise BaseModelError(
-            f"base model {shown(source)} has digest {base.digest[:12]}", where=where,
+            f"base model {shown_path(source)} has digest {base.digest[:12]}", where=where,
             allowed=f"{digest[:12]}, the one that it was trained on ({name})",
             fix="Name the folder of that model with --base-model.")
     return base
@@ -82,7 +82,7 @@ def _place(settings: Settings, digest: str) -> Path:
 
 
 def _check(folder: Path, name: str) -> dict[str, Any]:
-    where = f"base model {shown(name)}"
+    where = f"base model {shown_path(name)}"
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -103,7 +103,7 @@ def _from_hub(settings: Settings, name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     cache = settings.home_path / "cache" / "hub"
-    where = f"base model {shown(name)}"
+    where = f"base model {shown_path(name)}"
     try:
         return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(PATTERNS)))
     except HFValidationError as error:
@@ -131,7 +131,7 @@ def _from_s3(settings: Settings, address: str) -> Path:
         listing = remote.find(prefix, detail=True)
     found = {k: v for k, v in listing.items() if any(Path(k).match(p) for p in PATTERNS)}
     if not found:
-        raise BaseModelError("there are no model files", where=f"base model {shown(address)}",
+        raise BaseModelError("there are no model files", where=f"base model {shown_path(address)}",
                              fix="Check bucket, prefix and ANNEAL_S3_ENDPOINT_URL.")
     key = digest_of({name: [entry["size"], entry.get("ETag")] for name, entry in found.items()})
     folder = settings.home_path / "cache" / "bases" / key[:32]

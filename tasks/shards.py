@@ -20,7 +20,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from infra.errors import DataError, shown
+from infra.errors import DataError, shown_path
 from infra.fetch import without_secrets
 from infra.records import Dataset, Record
 from infra.settings import Settings
@@ -113,10 +113,10 @@ def readable(source: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError("there is no such file", where=shown(source),
+        raise DataError("there is no such file", where=shown_path(source),
                         allowed="a path, an https:// or an s3:// address") from error
     except OSError as error:
-        raise DataError(f"it cannot be opened ({error.strerror})", where=shown(source),
+        raise DataError(f"it cannot be opened ({error.strerror})", where=shown_path(source),
                         fix="Check its path and its permissions.") from error
 
 
@@ -141,7 +141,7 @@ def _in_folder(files: Any, root: str, source: str, say: Callable[[str], None]) -
     names = [name for name in _visible(entries, root) if NAMED_LIKE_DATA.search(name)]
     others = sorted({_below(root, path) for path in entries}.difference(names))
     if not names:
-        raise DataError("no data is in the folder", where=shown(source), allowed=ENDINGS,
+        raise DataError("no data is in the folder", where=shown_path(source), allowed=ENDINGS,
                         fix=f"There {_listed(others)}")
     if others:
         say(f"Left out beside the data of {source}: there {_listed(others)}")
@@ -151,17 +151,18 @@ def _in_folder(files: Any, root: str, source: str, say: Callable[[str], None]) -
 def _by_pattern(files: Any, pattern: str, source: str) -> list[Found]:
     root = MAGIC.split(pattern)[0].rpartition("/")[0]
     if not root or not files.exists(root):
-        raise DataError("the pattern begins in a folder that does not exist", where=shown(source),
+        raise DataError("the pattern begins in a folder that does not exist", where=shown_path(source),
                         fix="Check bucket and folders before the first * or ?.")
     try:
         entries = files.glob(MORE.sub(r"\1**/*", pattern), detail=True, **_strictly(files))
     except ValueError as error:
-        raise DataError(f"the pattern cannot be used ({error})", where=shown(source),
+        raise DataError(f"the pattern cannot be used ({error})", where=shown_path(source),
                         fix="** stands for whole folders: write day=*/**/*.jsonl.") from error
     names = _visible(entries, root)
     if not names:
         there = sorted(_below(root, path) for path in files.ls(root, detail=False))
-        raise DataError("no file fits the pattern", where=shown(source), allowed="names without . or _ at their front",
+        raise DataError("no file fits the pattern", where=shown_path(source),
+                        allowed="names without . or _ at their front",
                         fix=f"In {root} there {_listed(there)}")
     return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name) for name in names]
 
