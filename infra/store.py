@@ -17,7 +17,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -148,6 +148,10 @@ class Store:
         """A fresh folder to fill and `commit`; thrown away if the block fails before that."""
         with told(self.root), scratch_folder(self._scratch) as path:
             yield Draft(self, path)
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty local folder, gone after the block."""
+        return scratch_folder(self._scratch)
 
     def _publish(self, name: str, path: Path, manifest: Manifest) -> None:
         if self.is_local:

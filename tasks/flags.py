@@ -19,12 +19,12 @@ RUN = re.compile(rf"(.)\1{{{RUN_SIGNS - 1}}}")
 
 def has_control_characters(texts: list[str], words: list[str], grams: list[str]) -> bool:
     """A control character other than tab, line breaks and U+0085, or U+FFFD, which stands for damaged text."""
-    return any(CONTROL.search(text) for text in texts)
+    return any(map(CONTROL.search, texts))
 
 
 def is_mostly_signs(texts: list[str], words: list[str], grams: list[str]) -> bool:
     """Fewer than 80 % of the words have a letter (J. Rae et al., Gopher, 2021, appendix A1.1)."""
-    if sum(map(str.isalpha, words)) >= LETTER_WORDS * len(words):
+    if sum([word[0].isalpha() for word in words]) >= LETTER_WORDS * len(words):
         return False
     return sum(1 for word in words if LETTER.search(word)) < LETTER_WORDS * len(words)
 
@@ -36,7 +36,7 @@ def repeats_itself(texts: list[str], words: list[str], grams: list[str]) -> bool
     """
     if len(grams) - len(set(grams)) > REPEATED_GRAMS * len(grams):
         return True
-    return any(len(word) >= RUN_SIGNS and RUN.search(word) for word in words)
+    return max(map(len, words), default=0) >= RUN_SIGNS and any(map(RUN.search, words))
 
 
 def echoes(texts: list[str], words: list[str], grams: list[str]) -> bool:

@@ -21,8 +21,8 @@ GRAM_WORDS = 5
 SIMILAR = 0.8
 VALUES, BANDS = 128, 16
 SEED = 1
-MOST_ROWS = 2_000_000
-"""Rows that are compared, the first ones: 512 MB of signatures."""
+MOST_ROWS = 1_000_000
+"""Rows that are compared, the first ones: 256 MB of signatures."""
 COMPARED_ROWS = 1 << 16
 """Pairs whose signatures are compared at a time."""
 
@@ -51,17 +51,17 @@ class Sketches:
         self._values += np.array(sketch.digest(), dtype=np.uint32).astype(np.uint16).tobytes()
         self._rows.append(row)
 
-    def repeats(self) -> dict[int, int]:
-        """{row: the first row that it nearly repeats}; rows that repeat none are not in it."""
+    def first(self, count: int) -> NDArray[np.int64]:
+        """Of each of `count` rows the first one that it nearly repeats, or itself."""
         rows = np.frombuffer(self._rows, dtype=np.int64) if len(self) else np.zeros(0, np.int64)
         values = np.frombuffer(self._values, dtype=np.uint16).reshape(-1, VALUES)
         first = np.arange(len(rows))
         for band in np.split(np.arange(VALUES), BANDS):
             _take_equal(values, np.ascontiguousarray(values[:, band]), first)
-        found: dict[int, int] = {}
         for i in np.flatnonzero(first != np.arange(len(rows))).tolist():
             first[i] = first[first[i]]  # an earlier row, which is resolved already
-            found[int(rows[i])] = int(rows[first[i]])
+        found = np.arange(count)
+        found[rows] = rows[first]
         return found
 
 

@@ -17,8 +17,8 @@ from tasks.child import CONTRACT_FILES, run_child
 from tasks.distributed.job import EncodeJob
 from tasks.policy import HOUR_S, found_done, step
 
-FORMAT = 1
-"""Raised when the same rows would be packed differently."""
+FORMAT = 2
+"""Raised when the same rows would be packed or written differently."""
 
 
 def pack(settings: Settings, store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pack:
@@ -29,7 +29,7 @@ def pack(settings: Settings, store: Store, split: Split, base: Base, spec: Train
         job = EncodeJob(
             out=str(draft.path), rows=str(rows), tokenizer=base.path, kind=split.kind, separator=split.separator,
             chunk_tokens=chunk, pack=spec.pack_sequences, wrap=spec.wrap_packed_sequences,
-            train_on_prompt=spec.train_on_prompt)
+            train_on_prompt=spec.train_on_prompt, processes=settings.threads_for(1))
         counts = run_child(settings, job, "tasks.distributed.encode")
         for name in CONTRACT_FILES:
             (draft.path / name).unlink(missing_ok=True)

@@ -7,100 +7,134 @@ are ever dropped: the validation data says what is to be measured.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infra.spec import Drop
 from tasks import rows as check
-from tasks.flags import flags_of
+from tasks.flags import RULES, flags_of
 from tasks.near import Sketches, grams_of
-from tasks.survey import Notes, Row, Survey, common_opening, text_of
+from tasks.survey import SHOWN_PLACES, Index, Notes, Row, Survey, common_opening
 
 COPY = "rows that repeat an earlier one word for word"
 NEAR = "rows that nearly repeat an earlier one"
 LEAK = "training rows whose prompt stands in the validation data"
 NEAR_LEAK = "training rows that nearly repeat one of the validation data"
 HELD_OUT_NEAR = "held-out rows that nearly repeat a training row"
-DROPS: dict[Drop, tuple[str, ...]] = {
-    "none": (), "duplicates": (COPY,), "leaks": (LEAK,), "duplicates+leaks": (COPY, LEAK), "all": ()}
-"""What is dropped by which choice; `all` is everything that a row was found guilty of."""
+REASONS = (COPY, LEAK, NEAR_LEAK, NEAR, *RULES)
+"""What a row may be found guilty of; the first that is dropped is the one that is told."""
+BITS = {reason: 1 << i for i, reason in enumerate(REASONS)}
+DROPS: dict[Drop, int] = {
+    "none": 0, "duplicates": BITS[COPY], "leaks": BITS[LEAK], "duplicates+leaks": BITS[COPY] | BITS[LEAK],
+    "all": (1 << len(REASONS)) - 1}
+"""What is dropped by which choice."""
 
 
 @dataclass
 class Review:
-    """What was found in the rows."""
+    """What was found in the rows. Arrays have one element a training row."""
 
-    notes: Notes = field(default_factory=Notes)
-    compared: int = 0
+    guilt: NDArray[np.uint16]
+    """BITS of each."""
+    drops: int
+    """BITS for which a row is dropped."""
+    first: NDArray[np.int64]
+    """Of all rows, both files': the first that says nearly the same, or the row itself."""
+    compared: int
     """Rows that were looked at for near duplicates."""
-    repeats: dict[int, int] = field(default_factory=dict)
-    """{row: the first row that it nearly repeats}"""
-    reasons: dict[int, str] = field(default_factory=dict)
-    """{training row that is dropped: why}"""
-    doubts: dict[int, list[str]] = field(default_factory=dict)
-    rows: int = 0
-    spaced: int = 0
+    rows: int
+    spaced: int
     """Rows whose prompt and completion keep a distance already."""
+    notes: Notes = field(default_factory=Notes)
+    prompts: int = 0
+    """Different ones of the training rows."""
+    leaks: int = 0
+    """Different prompts that stand in both files."""
 
-    def first_of(self, row: int) -> int:
-        """The first row that says nearly the same."""
-        return self.repeats.get(row, row)
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Which rows are not dropped."""
+        kept: NDArray[np.bool_] = (self.guilt & self.drops) == 0
+        return kept
+
+    def reason(self, row: int) -> str | None:
+        """Why a row is dropped."""
+        wanted = int(self.guilt[row]) & self.drops
+        return REASONS[(wanted & -wanted).bit_length() - 1] if wanted else None
+
+    def accuse(self, rows: NDArray[np.integer] | NDArray[np.bool_], reason: str) -> None:
+        """Flag training rows."""
+        self.guilt[rows] |= BITS[reason]
 
 
-def review(train: Survey, others: Survey | None, drop: Drop) -> Review:
-    """Look at all rows, in order."""
-    found = Review()
+def review(train: Survey, others: Survey | None, index: Index, drop: Drop) -> Review:
+    """Look at all rows, in order; the training rows are the first of the index."""
     opening = train.opening or ""
     if others:
         opening = common_opening(opening, others.opening or "")
-    _look(chain(train.rows(), others.rows() if others else ()), opening, len(train.prompts), found)
-    asked = set(others.prompts) if others else set()
-    measured = {first for row, first in found.repeats.items() if row >= len(train.prompts)}
-    seen: set[bytes] = set()
-    for row, (prompt, content) in enumerate(zip(train.prompts, train.contents, strict=True)):
-        reasons = [COPY] if content in seen else []
-        if prompt in asked:
-            reasons.append(LEAK)
-        elif measured and found.first_of(row) in measured:
-            reasons.append(NEAR_LEAK)
-        if content not in seen and row in found.repeats:
-            reasons.append(NEAR)
-        seen.add(content)
-        reasons += found.doubts.get(row, [])
-        for reason in reasons:
-            found.notes.add(reason, train.where(row))
-        wanted = reasons if drop == "all" else [reason for reason in reasons if reason in DROPS[drop]]
-        if wanted:
-            found.reasons[row] = wanted[0]
+    found = _look(chain(train.rows(), others.rows() if others else ()), opening, train.count, DROPS[drop])
+    is_train = np.arange(index.rows) < train.count
+    for groups in index.contents.groups():
+        copies = groups.repeats()
+        found.accuse(copies[copies < train.count], COPY)
+    for groups in index.prompts.groups():
+        taught, asked = groups.count(is_train), groups.count(~is_train)
+        found.prompts += int(np.count_nonzero(taught))
+        both = np.flatnonzero((taught > 0) & (asked > 0)).tolist()
+        found.leaks += len(both)
+        for number in both:
+            leaks = groups.group(number)
+            found.accuse(leaks[leaks < train.count], LEAK)
+    _accuse_near(found, train.count)
+    places = {reason: np.flatnonzero(found.guilt & bit) for reason, bit in BITS.items()}
+    for reason in sorted((reason for reason in REASONS if len(places[reason])), key=lambda one: places[one][0]):
+        found.notes.put(reason, [train.where(row) for row in places[reason][:SHOWN_PLACES].tolist()],
+                          len(places[reason]))
     return found
 
 
-def note_held_out(found: Review, train: Survey, held_out: set[bytes]) -> None:
+def note_held_out(found: Review, train: Survey, held: NDArray[np.bool_]) -> None:
     """Note rows that are split off, while rows that say nearly the same are trained on."""
-    alike = sorted(({*found.repeats, *found.repeats.values()}) - found.reasons.keys())
-    taught = {found.first_of(row) for row in alike if train.prompts[row] not in held_out}
-    for row in alike:
-        if train.prompts[row] in held_out and found.first_of(row) in taught:
-            found.notes.add(HELD_OUT_NEAR, train.where(row))
+    first = found.first[: train.count]
+    taught = first[found.kept & ~held]
+    rows = np.flatnonzero(found.kept & held & np.isin(first, taught))
+    if len(rows):
+        found.notes.put(HELD_OUT_NEAR, [train.where(row) for row in rows[:SHOWN_PLACES].tolist()], len(rows))
 
 
-def _look(rows: Iterable[Row], opening: str, end: int, found: Review) -> None:
+def _look(rows: Iterable[Row], opening: str, end: int, drops: int) -> Review:
     """What shows in the texts. Rows from `end` on are not doubted.
 
     Near duplicates are looked for behind what all rows begin with: an instruction that all share makes none alike.
     """
     shared = len(f"{opening}.".split()) - 1
-    sketches = Sketches()
+    sketches, doubts = Sketches(), array("H")
+    spaced = count = 0
     for number, row in enumerate(rows):
-        found.rows += 1
-        found.spaced += _brings_space(row)
-        words = text_of(row).lower().split()
+        count += 1
+        spaced += _brings_space(row)
+        texts = check.texts_of(row.value, row.kind)
+        words = "\n".join(texts).lower().split()
         grams = grams_of(words)
         sketches.add(number, grams[shared:])
-        if number < end and (doubts := flags_of(check.texts_of(row.value, row.kind), words, grams)):
-            found.doubts[number] = doubts
-    found.compared, found.repeats = len(sketches), sketches.repeats()
+        if number < end:
+            doubts.append(sum(BITS[doubt] for doubt in flags_of(texts, words, grams)))
+    return Review(np.array(doubts, np.uint16), drops, sketches.first(count), len(sketches), count, spaced)
+
+
+def _accuse_near(found: Review, end: int) -> None:
+    """Rows that repeat an earlier one, which is a training row, or say what a row of the validation data says."""
+    first = found.first[:end]
+    repeats = first != np.arange(end)
+    found.accuse(repeats & (found.guilt & BITS[COPY] == 0), NEAR)
+    asked = found.first[end:]
+    measured = np.unique(asked[asked < end])
+    found.accuse(np.isin(first, measured) & (found.guilt & BITS[LEAK] == 0), NEAR_LEAK)
 
 
 def _brings_space(row: Row) -> bool:

@@ -1,13 +1,14 @@
 """Judge every line of a data file: which cannot be used, and what is remembered of the others.
 
 In:   data.jsonl     Out: a Survey, or one DataError that names every bad line (the first 20 in full)
-Streams: memory grows with the number of rows (two 16-byte hashes each), not with their text.
+Streams: what is remembered of a row is on disk (tasks/hashes.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +17,23 @@ from typing import Any, NamedTuple
 from infra.errors import DataError, shown
 from infra.records import Finding, RowKind
 from tasks import rows as check
-from tasks.lines import LINE_BYTES, is_cut, numbered
+from tasks.hashes import HASH_BYTES, Hashes
+from tasks.lines import BLANK_LINES, LINE_BYTES, is_cut, numbered
 from tasks.shards import Places
 
 SHOWN_ERRORS = 20
 SHOWN_PLACES = 5
-MOST_ROWS = 10_000_000
-"""Rows of a file; each costs about 300 bytes of memory."""
+MOST_ROWS = 50_000_000
+"""Rows of a file; packing holds about 40 bytes of each."""
 UNUSED_KEYS, EMPTY_PROMPTS = "rows with keys that are not used", "rows with an empty prompt"
 
 
 class Row(NamedTuple):
-    """One clean row, where it stands, and the keys that were left out of it."""
+    """One clean row, its line, and the keys that were left out of it."""
 
     value: dict[str, Any]
     kind: RowKind
-    where: str
+    line: int
     unused: list[str]
 
 
@@ -47,6 +49,10 @@ class Notes:
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= SHOWN_PLACES:
             self.first.setdefault(what, []).append(where)
+
+    def put(self, what: str, first: list[str], count: int) -> None:
+        """Note something that was counted elsewhere, with its first places."""
+        self.counts[what], self.first[what] = count, first
 
     def findings(self) -> list[Finding]:
         """All of it, in the order in which it was met first."""
@@ -82,6 +88,23 @@ class Bad:
             f"{self.count} of {self.lines} lines cannot be used. {first}\n{others}{more}", where=self.name)
 
 
+class Index:
+    """The prompts and contents of all rows, by their hashes; files are surveyed into it one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("prompts", "contents"):
+            (folder / name).mkdir()
+        self.prompts, self.contents = Hashes(folder / "prompts"), Hashes(folder / "contents")
+        self.rows = 0
+
+    def add(self, row: Row) -> None:
+        """Take one more row."""
+        prompt, content = _hashes(row)
+        self.prompts.add(prompt, self.rows)
+        self.contents.add(content, self.rows)
+        self.rows += 1
+
+
 @dataclass
 class Survey:
     """What is remembered of a file without a bad line."""
@@ -91,12 +114,10 @@ class Survey:
     """What a line of it is called."""
     kind: RowKind
     notes: Notes
-    prompts: list[bytes] = field(default_factory=list)
-    """Hash of each row's prompt."""
-    contents: list[bytes] = field(default_factory=list)
-    """Hash of each row."""
-    numbers: array[int] = field(default_factory=lambda: array("q"))
-    """Line of each row."""
+    count: int = 0
+    """Rows."""
+    blank: array[int] = field(default_factory=lambda: array("q"))
+    """Lines without a row."""
     longest: int = 0
     """In bytes, as JSON."""
     opening: str | None = None
@@ -104,63 +125,78 @@ class Survey:
 
     def where(self, row: int) -> str:
         """The place of a row, counted from 0."""
-        return self.places.of(self.numbers[row])
+        blank = bisect_right(range(len(self.blank)), row, key=lambda i: self.blank[i] - i - 1)
+        return self.places.of(row + 1 + blank)
 
     def rows(self) -> Iterator[Row]:
         """The rows again, in order."""
         for number, line in numbered(self.path):
-            yield judge(line, self.places.of(number))
+            yield judge(line, number, self.places)
 
-    def add(self, number: int, row: Row, length: int) -> None:
+    def add(self, row: Row, length: int) -> None:
         """Take one more row. Raises DataError for more than can be held."""
-        if len(self.prompts) >= MOST_ROWS:
+        if self.count >= MOST_ROWS:
             raise DataError(f"the file has more than {MOST_ROWS} rows", where=self.places.name,
                             fix="Train on a part of it: `shuf -n 1000000` takes a million lines by chance.")
-        self.prompts.append(_hash(check.prompt_of(row.value, row.kind)))
-        self.contents.append(_hash(str(row.value)))
-        self.numbers.append(number)
+        self.count += 1
         self.longest = max(self.longest, length)
-        text = text_of(row)
-        if self.opening is None:
-            self.opening = text
-        elif not text.startswith(self.opening):
-            self.opening = common_opening(self.opening, text)
+        if self.opening != "":
+            text = text_of(row)
+            if self.opening is None:
+                self.opening = text
+            elif not text.startswith(self.opening):
+                self.opening = common_opening(self.opening, text)
         if row.unused:
-            self.notes.add(UNUSED_KEYS, f"{row.where} ({shown(', '.join(row.unused[:SHOWN_PLACES]))})")
+            where = self.places.of(row.line)
+            self.notes.add(UNUSED_KEYS, f"{where} ({shown(', '.join(row.unused[:SHOWN_PLACES]))})")
         if row.kind == "prompt" and not row.value["prompt"].strip():
-            self.notes.add(EMPTY_PROMPTS, row.where)
+            self.notes.add(EMPTY_PROMPTS, self.places.of(row.line))
 
 
-def survey(path: Path, places: Places) -> Survey:
-    """Judge every line. Raises DataError for bad lines, and for a file without rows."""
+def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
+    """Judge every line, and put the rows into the index. Raises DataError for bad lines, and for a file without rows.
+
+    A file with a bad line is read to its end, but nothing more goes into the index.
+    """
     bad, notes, found = Bad(places.name), Notes(), None
-    for number, line in numbered(path, lambda what, number: notes.add(what, places.of(number))):
+    blank = array("q")
+
+    def left_out(what: str, number: int) -> None:
+        notes.add(what, places.of(number))
+        if what == BLANK_LINES:
+            blank.append(number)
+
+    for number, line in numbered(path, left_out):
         bad.lines = number
-        where = places.of(number)
         try:
-            row = judge(line, where)
+            row = judge(line, number, places)
             if found is None:
-                found = Survey(path, places, row.kind, notes)
+                found = Survey(path, places, row.kind, notes, blank=blank)
             _check_kind(row, found)
         except DataError as error:
             bad.add(error)
             continue
-        found.add(number, row, len(line))
+        found.add(row, len(line))
+        if index is not None and not bad.count:
+            index.add(row)
     bad.raise_if_any()
     if found is None:
         raise DataError("there is no row in it", where=places.name, allowed="JSONL, one object per line")
     return found
 
 
-def judge(line: bytes, where: str) -> Row:
+def judge(line: bytes, number: int, places: Places) -> Row:
     """One line as a clean row. Raises DataError."""
+    if not is_cut(line) and (quick := check.quick(line)):
+        return Row(*quick, number, [])
+    where = places.of(number)
     if is_cut(line):
         raise DataError(f"the line is longer than {LINE_BYTES} bytes", where=where,
                         fix="Split the text over several rows, or end every row with a line feed.")
     raw = check.parse(line, where)
     kind = check.kind_of(raw, where)
     value = check.clean(raw, kind, where)
-    return Row(value, kind, where, check.unused_keys(raw, kind))
+    return Row(value, kind, number, check.unused_keys(raw, kind))
 
 
 def text_of(row: Row) -> str:
@@ -176,10 +212,17 @@ def common_opening(one: str, other: str) -> str:
 
 def _check_kind(row: Row, found: Survey) -> None:
     if row.kind != found.kind:
-        first = f"as in {found.where(0)}" if found.numbers else "as in the lines before"
-        raise DataError(f"the row is of the kind {row.kind}", where=row.where, allowed=f"{found.kind}, {first}",
-                        fix="Put each kind into a file of its own.")
+        first = f"as in {found.where(0)}" if found.count else "as in the lines before"
+        raise DataError(f"the row is of the kind {row.kind}", where=found.places.of(row.line),
+                        allowed=f"{found.kind}, {first}", fix="Put each kind into a file of its own.")
 
 
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _hashes(row: Row) -> tuple[bytes, bytes]:
+    """Of the prompt, and of all of it."""
+    prompt = hashlib.blake2b(check.prompt_of(row.value, row.kind).encode(), digest_size=HASH_BYTES)
+    if row.kind == "text":
+        return prompt.digest(), prompt.digest()
+    whole = prompt.copy()
+    last = row.value["messages"][-1]["content"] if row.kind == "messages" else row.value["completion"]
+    whole.update(b"\0" + last.encode())  # no text has a zero character, and the last message is always an answer
+    return prompt.digest(), whole.digest()

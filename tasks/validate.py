@@ -3,8 +3,8 @@
 In:   datasets/<sha>/data.jsonl (and the validation data's)
 Out:  splits/<key>/train.jsonl, validation.jsonl with only the keys of their kind; *.places with the line that each
       row came from; dropped.jsonl with what `drop` left out, and why
-Three passes over the file: tasks/survey.py, tasks/review.py, and the writing. Memory grows with the number of rows
-(about 600 bytes each), not with their text.
+Three passes over the file: tasks/survey.py, tasks/review.py, and the writing. What is remembered of a row is on disk,
+but for about 20 bytes.
 Dies half-way: nothing is in the store; the same input gives the same split.
 """
 
@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
 from prefect.logging import get_run_logger
 
 from infra.crash import crashpoint
@@ -25,16 +27,18 @@ from infra.records import Dataset, Finding, Split
 from infra.settings import Settings
 from infra.spec import Drop
 from infra.store import Store
+from tasks.hashes import Hashes
 from tasks.ingest import FILE
 from tasks.policy import HOUR_S, found_done, step
 from tasks.review import Review, note_held_out, review
 from tasks.shards import places_of
-from tasks.survey import Row, Survey, survey
+from tasks.survey import Index, Row, Survey, survey
 
 RULES = 1
 """Raised when the same rows would be split differently."""
 HELD_OUT_SHARE = 10
 """At most one row in this many is held out."""
+JSON = json.JSONEncoder(ensure_ascii=False)
 ONE_ROW = "no held-out rows: the data has one prompt"
 DROPPED = "dropped.jsonl"
 
@@ -46,32 +50,34 @@ def validate(
     split = find_split(store, data, validation, num_validation, drop)
     if split is not None:
         return split
-    train = surveyed(store, data)
-    others = surveyed(store, validation) if validation else None
-    if others and others.kind != train.kind:
-        raise DataError(f"its rows are of the kind {others.kind}", where=others.places.name,
-                        allowed=f"{train.kind}, as in the training data")
-    found = review(train, others, drop)
-    kept = [prompt for row, prompt in enumerate(train.prompts) if row not in found.reasons]
-    if not kept:
-        raise DataError(f"drop is {drop}, and no row is left", where=train.places.name, fix="Set drop to none.")
-    held_out = set() if others else hold_out(kept, num_validation)
-    if held_out:
+    with store.scratch() as scratch:
+        index = Index(scratch)
+        train = surveyed(store, data, index)
+        others = surveyed(store, validation, index) if validation else None
+        if others and others.kind != train.kind:
+            raise DataError(f"its rows are of the kind {others.kind}", where=others.places.name,
+                            allowed=f"{train.kind}, as in the training data")
+        found = review(train, others, index, drop)
+        kept = found.kept
+        if not kept.any():
+            raise DataError(f"drop is {drop}, and no row is left", where=train.places.name, fix="Set drop to none.")
+        held_out = np.zeros_like(kept) if others else hold_out(index.prompts, kept, num_validation)
+    if held_out.any():
         note_held_out(found, train, held_out)
     with store.draft() as draft:
-        with Files(draft.path, bool(found.reasons)) as files:
+        with Files(draft.path, not kept.all()) as files:
             for number, row in enumerate(train.rows()):
-                side = "validation" if train.prompts[number] in held_out else "train"
-                files.write(row, side, found.reasons.get(number))
-            for row in islice(others.rows(), num_validation) if others else ():
-                files.write(row, "validation")
+                side = "validation" if held_out[number] else "train"
+                files.write(row, train.places.of(row.line), side, found.reason(number))
+            if others:
+                for row in islice(others.rows(), num_validation):
+                    files.write(row, others.places.of(row.line), "validation")
         key = _key(data, validation, num_validation, drop)
         split = Split(
             folder=split_folder(key), digest=key, kind=train.kind, data=data.folder,
             separator="" if found.spaced * 2 > found.rows else "\n",
             train_rows=files.rows["train"], validation_rows=files.rows["validation"], dropped=files.rows["dropped"],
-            duplicates=len(train.prompts) - len(set(train.prompts)),
-            leaks=len(set(train.prompts) & set(others.prompts)) if others else 0, longest_characters=train.longest,
+            duplicates=train.count - found.prompts, leaks=found.leaks, longest_characters=train.longest,
             findings=_findings(train, others, found, files.rows["validation"]), compared=found.compared)
         crashpoint("validate.before_commit")
         draft.commit(split.folder, split.to_json())
@@ -91,31 +97,36 @@ def split_folder(digest: str) -> str:
     return f"splits/{digest[:32]}"
 
 
-def surveyed(store: Store, data: Dataset) -> Survey:
+def surveyed(store: Store, data: Dataset, index: Index | None = None) -> Survey:
     """Fetch a data set and judge its lines; they are called by the files that they came from."""
     folder = store.fetch(data.folder)
-    return survey(folder / FILE, places_of(folder, data))
+    return survey(folder / FILE, places_of(folder, data), index)
 
 
-def hold_out(prompts: list[bytes], wanted: int) -> set[bytes]:
-    """The prompts that are held out: those with the smallest hashes, every copy of a prompt together.
+def hold_out(prompts: Hashes, kept: NDArray[np.bool_], wanted: int) -> NDArray[np.bool_]:
+    """Which rows are held out: the prompts with the smallest hashes, every copy of a prompt together.
 
-    At most a tenth of the rows, never all; the rarest prompt if every one has more copies than that.
+    At most a tenth of the rows that are kept, never all; the rarest prompt if every one has more copies than that.
     """
-    copies: dict[bytes, int] = {}
-    for prompt in prompts:
-        copies[prompt] = copies.get(prompt, 0) + 1
-    if len(copies) < 2:
-        return set()
-    room = min(wanted, max(1, len(prompts) // HELD_OUT_SHARE))
-    chosen: set[bytes] = set()
-    for prompt in sorted(copies):
-        if copies[prompt] <= room:
-            chosen.add(prompt)
-            room -= copies[prompt]
-        if room == 0:
-            break
-    return chosen or {min(copies, key=lambda prompt: (copies[prompt], prompt))}
+    held = np.zeros_like(kept)
+    room = min(wanted, max(1, np.count_nonzero(kept) // HELD_OUT_SHARE))
+    seen, rarest = 0, (len(kept) + 1, np.zeros(0, np.int64))
+    for groups in prompts.groups():
+        copies = groups.count(kept)
+        for number in np.flatnonzero(copies).tolist():
+            seen += 1
+            if copies[number] <= room:
+                held[groups.group(number)] = True
+                room -= copies[number]
+            elif copies[number] < rarest[0]:
+                rarest = (copies[number], groups.group(number))
+            if room == 0 and seen > 1 and held.any():
+                return held
+    if seen < 2:
+        return np.zeros_like(kept)
+    if not held.any():
+        held[rarest[1]] = True
+    return held
 
 
 class Files:
@@ -133,16 +144,16 @@ class Files:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def write(self, row: Row, name: str, reason: str | None = None) -> None:
-        """Put a row into a split, or among the dropped ones if there is a reason."""
+    def write(self, row: Row, where: str, name: str, reason: str | None = None) -> None:
+        """Put a row and its place into a split, or among the dropped ones if there is a reason."""
         if reason is None:
             self._put(name, row.value)
-            self._places[name].write(row.where + "\n")
+            self._places[name].write(where + "\n")
         else:
-            self._put("dropped", {"where": row.where, "reason": reason, "row": row.value})
+            self._put("dropped", {"where": where, "reason": reason, "row": row.value})
 
     def _put(self, name: str, value: dict[str, Any]) -> None:
-        self._rows[name].write(json.dumps(value, ensure_ascii=False) + "\n")
+        self._rows[name].write(JSON.encode(value) + "\n")
         self.rows[name] += 1
         crashpoint("validate.mid_file")
 

@@ -1,9 +1,5 @@
-"""Packed rows on disk, read by memory map, and the order in which training takes them.
+"""Batches of packed rows, and the order in which training takes them.
 
-On disk, per split:   tokens.npy  int32 (tokens)      the tokens of all rows, row after row
-                      labels.npy  bool  (tokens)      True: predicted from the token before it
-                      segments.npy int64 (segments+1) where each isolated segment starts
-                      rows.npy    int64 (rows+1)      where each row starts, counted in segments
 The rows of a step are a function of (seed, step) only, so a resumed run, or one on another
 number of ranks, takes the same rows at the same step. Shapes: T tokens, S segments, N labels.
 """
@@ -15,15 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FILES = ("tokens", "labels", "segments", "rows")
+from tasks.distributed.packs import PackedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,46 +57,28 @@ class Filled:
     """Of a row."""
 
 
-class PackedRows:
-    """The rows of one split."""
+def batch_of(
+    packs: PackedRows, rows: NDArray[np.int64], *, labelled: bool = True, filled: Filled | None = None,
+) -> Batch:
+    """The given rows flattened into one. `labelled=False` keeps the shape but learns nothing.
 
-    def __init__(self, folder: Path) -> None:
-        self.tokens, self.labels, self.segments, self.rows = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES)
-        starts = self.segments[self.rows]
-        self.tokens_in: NDArray[np.int64] = np.diff(starts)
-        """Tokens of each row."""
-        sums = np.concatenate([[0], np.cumsum(self.labels, dtype=np.int64)])
-        self.labels_in: NDArray[np.int64] = np.diff(sums[starts])
-        """Labelled tokens of each row."""
-
-    def __len__(self) -> int:
-        return len(self.rows) - 1
-
-    def batch(self, rows: NDArray[np.int64], *, labelled: bool = True, filled: Filled | None = None) -> Batch:
-        """The given rows flattened into one. `labelled=False` keeps the shape but learns nothing.
-
-        `filled`: unlabelled segments fill it up to so many rows of so many tokens, for code that is compiled.
-        """
-        pieces = [self._spans(row) for row in rows]
-        ids = np.concatenate([self.tokens[a:b] for spans in pieces for a, b in spans])
-        marks = np.concatenate([self.labels[a:b] for spans in pieces for a, b in spans])
-        lengths = np.array([b - a for spans in pieces for a, b in spans])
-        if filled:
-            missing = filled.rows * filled.tokens - len(ids)
-            lengths = np.concatenate([lengths, np.diff([*range(0, missing, filled.tokens), missing])])
-            ids, marks = np.pad(ids, (0, missing)), np.pad(marks, (0, missing))
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
-        targets = np.flatnonzero(marks) if labelled else np.zeros(0, dtype=np.int64)
-        return Batch(
-            torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(positions),
-            torch.from_numpy(bounds.astype(np.int32)), filled.tokens if filled else int(lengths.max()),
-            torch.from_numpy(targets - 1), torch.from_numpy(ids[targets].astype(np.int64)))
-
-    def _spans(self, row: int) -> list[tuple[int, int]]:
-        bounds = self.segments[self.rows[row] : self.rows[row + 1] + 1].tolist()
-        return list(pairwise(bounds))
+    `filled`: unlabelled segments fill it up to so many rows of so many tokens, for code that is compiled.
+    """
+    segments = [segment for row in rows.tolist() for segment in packs.row(row)]
+    ids = np.concatenate([ids for ids, _ in segments])
+    marks = np.concatenate([marks for _, marks in segments])
+    lengths = np.array([len(ids) for ids, _ in segments])
+    if filled:
+        missing = filled.rows * filled.tokens - len(ids)
+        lengths = np.concatenate([lengths, np.diff([*range(0, missing, filled.tokens), missing])])
+        ids, marks = np.pad(ids, (0, missing)), np.pad(marks, (0, missing))
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
+    targets = np.flatnonzero(marks) if labelled else np.zeros(0, dtype=np.int64)
+    return Batch(
+        torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(positions),
+        torch.from_numpy(bounds.astype(np.int32)), filled.tokens if filled else int(lengths.max()),
+        torch.from_numpy(targets - 1), torch.from_numpy(ids[targets].astype(np.int64)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,5 +163,5 @@ class Feed(Iterator[Batch]):
         return None if following is None else self._maker.submit(self._make, *following)
 
     def _make(self, rows: NDArray[np.int64], labelled: bool) -> Batch:
-        batch = self._rows.batch(rows, labelled=labelled, filled=self._filled)
+        batch = batch_of(self._rows, rows, labelled=labelled, filled=self._filled)
         return batch.pinned() if self._device.type == "cuda" else batch

@@ -27,13 +27,14 @@ from transformers import PreTrainedModel
 
 from infra.crash import crashpoint
 from infra.spec import TrainingSpec
-from tasks.distributed.data import Batch, PackedRows
+from tasks.distributed.data import Batch
 from tasks.distributed.decode import Sampling, answers
-from tasks.distributed.encode import read_rows
 from tasks.distributed.events import Events
+from tasks.distributed.examples import read_rows
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob, main_of
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, precision
+from tasks.distributed.packs import PackedRows
 from tasks.distributed.parallel import Group, group
 from tasks.distributed.text import Codec
 from tasks.distributed.validation import held_out_loss

@@ -64,6 +64,8 @@ class EncodeJob(Job):
     pack: bool
     wrap: bool
     train_on_prompt: bool
+    processes: int = 1
+    """How many tokenise at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

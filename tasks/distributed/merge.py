@@ -28,7 +28,7 @@ from infra.crash import crashpoint
 from infra.errors import Broken, UserError
 from infra.spec import Precision
 from tasks.distributed.checkpoint import write_error
-from tasks.distributed.encode import flatten, read_rows
+from tasks.distributed.examples import flatten, read_rows
 from tasks.distributed.job import MergeJob, main_of
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, save_model
 from tasks.distributed.text import Codec

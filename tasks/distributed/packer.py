@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ Group = tuple[int, Pattern]
 class Rows:
     """Row i holds the examples `order[starts[i]:starts[i + 1]]`."""
 
-    order: NDArray[np.int64]
+    order: NDArray[np.integer]
+    """int32, or int64 where there are more examples than that can count."""
     starts: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -37,7 +39,7 @@ class Rows:
 
 def one_each(count: int) -> Rows:
     """Every example in a row of its own."""
-    return Rows(np.arange(count, dtype=np.int64), np.arange(count + 1, dtype=np.int64))
+    return Rows(np.arange(count, dtype=_index(count)), np.arange(count + 1, dtype=np.int64))
 
 
 def best_fit(lengths: NDArray[np.integer], capacity: int) -> Rows:
@@ -131,9 +133,9 @@ def _next_lengths(left: NDArray[np.integer], space: int, *, first: bool) -> tupl
 def _expand(groups: list[Group], lengths: NDArray[np.integer]) -> Rows:
     """Hand the examples out, those of one length in their own order."""
     small = lengths.astype(np.min_scalar_type(int(lengths.max())))  # numpy's stable sort is linear for 16 bits
-    by_length = np.argsort(small, kind="stable").astype(np.int64)
+    by_length = np.argsort(small, kind="stable").astype(_index(len(lengths)))
     next_of = np.concatenate([[0], np.cumsum(np.bincount(lengths))])
-    order: list[NDArray[np.int64]] = []
+    order: list[NDArray[np.integer]] = []
     widths: list[NDArray[np.int64]] = []
     for rows, pattern in groups:
         columns = []
@@ -145,3 +147,7 @@ def _expand(groups: list[Group], lengths: NDArray[np.integer]) -> Rows:
         order.append(block.ravel())
         widths.append(np.full(rows, block.shape[1], dtype=np.int64))
     return Rows(np.concatenate(order), np.concatenate([[0], np.cumsum(np.concatenate(widths))]))
+
+
+def _index(count: int) -> type[np.signedinteger[Any]]:
+    return np.int32 if count <= np.iinfo(np.int32).max else np.int64

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from jinja2 import TemplateError
@@ -40,6 +42,10 @@ class Codec:
         start = list(tokenizer("")["input_ids"])
         self.bos: list[int] = [i for i in start if i != self.eos][:1]
         self._special = frozenset(tokenizer.all_special_ids)
+        self._never = self._special - {tokenizer.unk_token_id}
+        if tokenizer.is_fast:  # some are published with a length to cut to
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -53,34 +59,60 @@ class Codec:
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a prompt, as both training and the predictor see it: begin token, then text."""
-        return self.bos + self._plain(text)
+        return self.prompts([text])[0]
+
+    def prompts(self, texts: list[str]) -> list[list[int]]:
+        """The same of many at once."""
+        return [self.bos + ids for ids in self._plain(texts)]
 
     def continuation(self, text: str) -> list[int]:
-        """Ids of text that follows other text.
+        """Ids of text that follows other text."""
+        return self.continuations([text])[0]
+
+    def continuations(self, texts: list[str]) -> list[list[int]]:
+        """The same of many at once.
 
         SentencePiece puts a space in front of what it encodes; an anchor takes that space and is
         cut off again. The first anchor whose ids survive in front of the text is used.
         """
+        found: dict[int, list[int]] = {}
+        left = list(range(len(texts)))
         for anchor in ANCHORS:
-            start, whole = self._plain(anchor), self._plain(anchor + text)
-            if whole[: len(start)] == start:
-                return whole[len(start):]
-        return self._plain(text)
+            start, *wholes = self._plain([anchor, *(anchor + texts[i] for i in left)])
+            found |= {i: ids[len(start):] for i, ids in zip(left, wholes, strict=True) if ids[: len(start)] == start}
+            left = [i for i in left if i not in found]
+            if not left:
+                break
+        found |= dict(zip(left, self._plain([texts[i] for i in left]), strict=True))
+        return [found[i] for i in range(len(texts))]
+
+    def rows(
+        self, kind: RowKind, rows: list[dict[str, Any]], separator: str, *, train_on_prompt: bool,
+    ) -> list[list[Segment]]:
+        """Training rows as segments; the last one of a row ends with the end token and is labelled.
+
+        Raises DataError for a conversation that the chat template cannot show.
+        """
+        if kind == "text":
+            return [[Segment([*ids, self.eos], True)] for ids in self.prompts([row["text"] for row in rows])]
+        if kind == "prompt":
+            asked = self.prompts([row["prompt"] + separator for row in rows])
+            answers = self.continuations([row["completion"] for row in rows])
+            return [[Segment(ids, train_on_prompt), Segment([*answer, self.eos], True)]
+                    for ids, answer in zip(asked, answers, strict=True)]
+        contents = iter(self.continuations([m["content"] for row in rows for m in row["messages"]]))
+        return [self._turns(row["messages"], list(islice(contents, len(row["messages"]))),
+                            train_on_prompt=train_on_prompt) for row in rows]
 
     def row(self, kind: RowKind, row: dict[str, Any], separator: str, *, train_on_prompt: bool) -> list[Segment]:
-        """A training row as segments; the last one ends with the end token and is labelled."""
-        if kind == "text":
-            return [Segment([*self.prompt(row["text"]), self.eos], True)]
-        if kind == "prompt":
-            answer = [*self.continuation(row["completion"]), self.eos]
-            return [Segment(self.prompt(row["prompt"] + separator), train_on_prompt), Segment(answer, True)]
-        return self._turns(row["messages"], train_on_prompt=train_on_prompt)
+        """One training row as segments."""
+        return self.rows(kind, [row], separator, train_on_prompt=train_on_prompt)[0]
 
     def question(self, kind: RowKind, row: dict[str, Any], separator: str) -> tuple[list[int], str]:
         """Ids of the prompt of a held-out row, and the reference answer."""
         if kind == "prompt":
             return self.prompt(row["prompt"] + separator), row["completion"]
-        segments = self._turns(row["messages"], train_on_prompt=False)
+        segments = self.row(kind, row, separator, train_on_prompt=False)
         last = max(i for i, segment in enumerate(segments) if segment.labelled)
         ids = [i for segment in segments[:last] for i in segment.ids]
         answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
@@ -97,13 +129,14 @@ class Codec:
         return str(self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _turns(self, messages: list[dict[str, str]], *, train_on_prompt: bool) -> list[Segment]:
+    def _turns(
+        self, messages: list[dict[str, str]], contents: list[list[int]], *, train_on_prompt: bool,
+    ) -> list[Segment]:
         """Segments of a conversation: what the assistant says, and its end, is labelled."""
         pieces = self._template(messages)
         segments = [Segment([*self.bos, *self._markup(pieces[0])], False)] if self.bos or pieces[0] else []
-        for message, after in zip(messages, pieces[1:], strict=True):
+        for message, ids, after in zip(messages, contents, pieces[1:], strict=True):
             answer = message["role"] == "assistant"
-            ids = self.continuation(message["content"])
             markup = self._markup(after)
             end = next((i + 1 for i, token in enumerate(markup) if token in self._special), 0)
             if answer and not end:
@@ -151,15 +184,20 @@ class Codec:
         """Ids of the template's own text, special tokens included."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
-    def _plain(self, text: str) -> list[int]:
-        """Ids of user text. Raises Broken if a special token comes out all the same."""
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        ids = list(encoded["input_ids"])
-        unknown = self.tokenizer.unk_token_id
-        if any(i in self._special and i != unknown for i in ids):
+    def _plain(self, texts: list[str]) -> list[list[int]]:
+        """Ids of user texts. Raises Broken if a special token comes out all the same."""
+        if self.tokenizer.is_fast:
+            backend = self.tokenizer.backend_tokenizer
+            if not backend.encode_special_tokens:  # transformers sets it for each of its own calls
+                backend.encode_special_tokens = True
+            found = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        else:
+            ask = partial(self.tokenizer, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            found = [list(ask(text)["input_ids"]) for text in texts]
+        if not all(self._never.isdisjoint(ids) for ids in found):
             raise Broken("the base model's tokenizer turns plain text into special tokens",
                          fix="Report the tokenizer's class and this row.")
-        return ids
+        return found
 
 
 def _only_id(value: Any) -> int:

@@ -33,9 +33,10 @@ from infra.errors import EXIT_DONE, EXIT_PREEMPTED, Diverged, OutOfMemory, Preem
 from infra.spec import TrainingSpec
 from tasks.distributed.build import build, flops_of, save_trained
 from tasks.distributed.checkpoint import Checkpoints
-from tasks.distributed.data import Feed, PackedRows, Plan
+from tasks.distributed.data import Feed, Plan
 from tasks.distributed.events import Events
 from tasks.distributed.job import TrainJob, main_of
+from tasks.distributed.packs import PackedRows
 from tasks.distributed.parallel import Group, Later, StopFlag, group
 from tasks.distributed.preflight import check_isolation
 from tasks.distributed.schedule import learning_rate, seed_of

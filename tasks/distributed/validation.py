@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.distributed.data import Batch, PackedRows
+from tasks.distributed.data import Batch, batch_of
 from tasks.distributed.loss import PackedLoss
+from tasks.distributed.packs import PackedRows
 from tasks.distributed.parallel import Group
 
 
@@ -32,7 +33,7 @@ def held_out_loss(
     for start in range(0, len(rows), batch_size * ranks.world):
         place = start + ranks.rank * batch_size
         mine = np.arange(place, min(place + batch_size, len(rows)))  # empty for a rank that has no more rows
-        batch = rows.batch(mine) if len(mine) else rows.batch(np.arange(1), labelled=False)
+        batch = batch_of(rows, mine) if len(mine) else batch_of(rows, np.arange(1), labelled=False)
         with torch.no_grad(), precision():
             value = float(model(batch.to(ranks.device)))
         if seen and len(mine):

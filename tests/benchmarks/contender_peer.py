@@ -11,7 +11,6 @@ import json
 import sys
 import tempfile
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from infra.spec import TrainingSpec
-from tasks.distributed.data import PackedRows
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import adapter_config, device_of, dtype_of
+from tasks.distributed.packs import PackedRows
 from tests.benchmarks.data import validation_loss
 from tests.benchmarks.windows import Windows
 
@@ -104,10 +103,10 @@ def main() -> None:
 
 def examples_of(packs: PackedRows) -> Dataset:
     """Token ids and labels of each example."""
-    spans = list(pairwise(packs.segments.tolist()))
-    labels = np.where(packs.labels, packs.tokens, -100)
+    segments = [packs.segment(number) for number in range(packs.segments)]
     return Dataset.from_dict({
-        "input_ids": [packs.tokens[a:b] for a, b in spans], "labels": [labels[a:b] for a, b in spans]})
+        "input_ids": [ids.astype(np.int64) for ids, _ in segments],
+        "labels": [np.where(marks, ids.astype(np.int64), -100) for ids, marks in segments]})
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from tasks.distributed.data import PackedRows
+from tasks.distributed.data import batch_of
 from tasks.distributed.encode import encode
 from tasks.distributed.job import EncodeJob
 from tasks.distributed.loss import PackedLoss
+from tasks.distributed.packs import PackedRows
 from tests.conftest import SHARED
 
 STORIES = SHARED / "models" / "stories260K" / "hf"
@@ -87,7 +88,7 @@ def validation_loss(loss: PackedLoss, packs: Path) -> float:
     loss.eval()
     with torch.no_grad():
         for row in range(len(rows)):
-            batch = rows.batch(np.arange(row, row + 1)).to(device)
+            batch = batch_of(rows, np.arange(row, row + 1)).to(device)
             total, labels = total + float(loss(batch)), labels + len(batch.labels_N)
     return total / labels
 

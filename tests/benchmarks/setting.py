@@ -10,7 +10,7 @@ import torch
 
 from infra.spec import TrainingSpec
 from tasks.distributed.build import flops_of
-from tasks.distributed.data import PackedRows
+from tasks.distributed.packs import PackedRows
 from tasks.distributed.sharding import empty_base
 from tests.benchmarks.windows import Contender
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from infra.spec import TrainingSpec
-from tasks.distributed.encode import Encoded, write_rows
 from tasks.distributed.job import TrainJob
 from tasks.distributed.packer import best_fit, one_each
+from tasks.distributed.packs import write_index, write_part
 
 CHUNK = 64
 MakeJob = Callable[..., TrainJob]
@@ -29,7 +29,8 @@ def write_pack(
         ids = [draw.integers(5, vocabulary, draw.integers(*lengths)).astype(np.int32) for _ in range(examples)]
         labels = [np.arange(len(x)) >= len(x) // 2 for x in ids]
         rows = best_fit(np.array([len(x) for x in ids]), CHUNK) if packed else one_each(examples)
-        write_rows(folder / split, Encoded(ids, labels), rows)
+        (folder / split).mkdir(parents=True)
+        write_index(folder / split, [write_part(folder / split, 0, ids, labels, vocabulary=vocabulary)], rows)
     return folder
 
 

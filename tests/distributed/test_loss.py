@@ -14,10 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tasks.distributed import head as head_module
 from tasks.distributed.attention import packed_attention
-from tasks.distributed.data import Batch, Filled, PackedRows, Plan, micro_batches
+from tasks.distributed.data import Batch, Filled, Plan, batch_of, micro_batches
 from tasks.distributed.head import LinearCrossEntropy, head_loss
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import load_base
+from tasks.distributed.packs import PackedRows
 from tests.distributed.conftest import CHUNK, write_pack
 
 
@@ -46,7 +47,7 @@ def test_packed_loss_and_gradient_equal_single_examples(
     monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
     cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
     plain, packed = load_base(stories, **cpu), PackedLoss(load_base(stories, **cpu))
-    batch = rows.batch(np.arange(3))
+    batch = batch_of(rows, np.arange(3))
     expected, found = reference(plain, batch), packed(batch)
     expected.backward()
     found.backward()
@@ -63,7 +64,7 @@ def test_packed_and_padded_gradients_agree_to_one_in_a_million(
     cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
     plain, packed = load_base(stories, **cpu), PackedLoss(load_base(stories, **cpu))
     plain.set_attn_implementation(attention)
-    batch = rows.batch(np.arange(len(rows)))
+    batch = batch_of(rows, np.arange(len(rows)))
     learnt = torch.full_like(batch.ids_T, -100)
     learnt[batch.predicts_N + 1] = batch.labels_N
     sizes = np.diff(batch.bounds_S1).tolist()
@@ -136,7 +137,7 @@ def test_a_label_that_the_model_finds_impossible_has_a_finite_loss() -> None:
 
 def test_a_change_in_one_segment_does_not_reach_another(rows: PackedRows, stories: Path) -> None:
     model = PackedLoss(load_base(stories, dtype=torch.float32, device=torch.device("cpu"))).model
-    batch = rows.batch(np.arange(1))
+    batch = batch_of(rows, np.arange(1))
 
     def hidden(ids: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -182,7 +183,7 @@ def test_a_sliding_window_hides_what_is_too_far() -> None:
 
 
 def test_batches_restart_positions_and_keep_every_label(rows: PackedRows) -> None:
-    everything = rows.batch(np.arange(len(rows)))
+    everything = batch_of(rows, np.arange(len(rows)))
     assert len(everything.ids_T) == rows.tokens_in.sum()
     assert len(everything.labels_N) == rows.labels_in.sum()
     assert (everything.positions_T[everything.bounds_S1[:-1].long()] == 0).all()
@@ -192,7 +193,7 @@ def test_batches_restart_positions_and_keep_every_label(rows: PackedRows) -> Non
 def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, stories: Path) -> None:
     model = PackedLoss(load_base(stories, dtype=torch.float32, device=torch.device("cpu")))
     taken = np.arange(len(rows) - 3, len(rows))
-    plain, filled = rows.batch(taken), rows.batch(taken, filled=Filled(4, CHUNK))
+    plain, filled = batch_of(rows, taken), batch_of(rows, taken, filled=Filled(4, CHUNK))
     assert len(plain.ids_T) < len(filled.ids_T) == 4 * CHUNK == int(filled.bounds_S1[-1])
     assert int(np.diff(filled.bounds_S1).max()) <= filled.longest == CHUNK and int(filled.positions_T.max()) < CHUNK
     assert torch.equal(plain.labels_N, filled.labels_N)
@@ -203,11 +204,11 @@ def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, s
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-6
     assert rows.tokens_in[0] == CHUNK
-    assert torch.equal(*(rows.batch(np.arange(1), filled=filled).bounds_S1 for filled in (None, Filled(1, CHUNK))))
+    assert torch.equal(*(batch_of(rows, np.arange(1), filled=filled).bounds_S1 for filled in (None, Filled(1, CHUNK))))
 
 
 def test_an_unlabelled_batch_learns_nothing(rows: PackedRows) -> None:
-    assert len(rows.batch(np.arange(2), labelled=False).labels_N) == 0
+    assert len(batch_of(rows, np.arange(2), labelled=False).labels_N) == 0
 
 
 def test_every_row_is_taken_once_an_epoch_in_a_fresh_order() -> None:

@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from infra.errors import EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
 from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
-from tasks.distributed.data import PackedRows
 from tasks.distributed.job import TrainJob
+from tasks.distributed.packs import PackedRows
 from tests import ranks
 from tests.conftest import free_port, rank_variables
 from tests.distributed.conftest import MakeJob, events_of, losses

@@ -31,7 +31,7 @@ from tasks.shards import Places
 from tasks.survey import survey
 before = getrusage(RUSAGE_SELF).ru_maxrss
 try:
-    print(len(survey(Path(sys.argv[1]), Places("data.jsonl")).prompts), "rows")
+    print(survey(Path(sys.argv[1]), Places("data.jsonl")).count, "rows")
 except DataError as error:
     print(error)
 print((getrusage(RUSAGE_SELF).ru_maxrss - before) // 1024)
@@ -104,7 +104,7 @@ def test_a_file_may_have_as_many_rows_as_the_limit(
 ) -> None:
     monkeypatch.setattr("tasks.survey.MOST_ROWS", limit)
     if passes:
-        assert len(of_lines(tmp_path, [ROW] * 3).prompts) == 3
+        assert of_lines(tmp_path, [ROW] * 3).count == 3
     else:
         with pytest.raises(DataError, match="more than 2 rows"):
             of_lines(tmp_path, [ROW] * 3)

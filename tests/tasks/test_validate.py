@@ -8,14 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infra.errors import DataError
 from infra.records import Dataset, Split
 from infra.settings import Settings
 from infra.store import Store
+from tasks.hashes import Hashes
 from tasks.ingest import ingest
-from tasks.rows import clean, json_value, kind_of, unused_keys
+from tasks.rows import clean, json_value, kind_of, parse, quick, unused_keys
 from tasks.shards import Places
 from tasks.survey import judge as judged
 from tasks.survey import survey
@@ -115,7 +117,7 @@ def test_valid_json_that_is_no_row_is_refused_for_that_alone(shared: Path) -> No
     for name, document in published_cases(shared).items():
         if name.startswith("y_"):
             with pytest.raises(DataError) as caught:
-                judged(document, "here")
+                judged(document, 1, Places("here"))
             assert "not JSON" not in str(caught.value), name
 
 
@@ -145,14 +147,37 @@ def test_copies_of_a_prompt_stay_on_one_side(settings: Settings, store: Store, t
     assert not sides[0] & sides[1] and split.duplicates == 90
 
 
-def test_a_prompt_with_very_many_copies_is_not_held_out() -> None:
+def held(folder: Path, prompts: list[bytes], wanted: int, dropped: tuple[int, ...] = ()) -> set[bytes]:
+    """The prompts that are held out of rows with these hashes."""
+    hashes = Hashes(folder)
+    for row, prompt in enumerate(prompts):
+        hashes.add(prompt, row)
+    kept = ~np.isin(np.arange(len(prompts)), dropped)
+    rows = hold_out(hashes, kept, wanted)
+    assert not {prompts[row] for row in np.flatnonzero(rows)} & {prompts[row] for row in np.flatnonzero(~rows)}
+    return {prompts[row] for row in np.flatnonzero(rows)}
+
+
+def test_a_prompt_with_very_many_copies_is_not_held_out(tmp_path: Path) -> None:
     prompts = [bytes([1]) * 16] * 900 + [bytes([i // 256, i % 256]) * 8 for i in range(1000, 1100)]
-    assert bytes([1]) * 16 not in hold_out(prompts, 50) and len(hold_out(prompts, 50)) == 50
+    assert bytes([1]) * 16 not in held(tmp_path, prompts, 50) and len(held(tmp_path, prompts, 50)) == 50
 
 
-def test_the_split_does_not_depend_on_the_order_of_lines() -> None:
+def test_the_split_does_not_depend_on_the_order_of_lines(tmp_path: Path) -> None:
     prompts = [bytes([i]) * 16 for i in range(200)]
-    assert hold_out(prompts, 10) == hold_out(prompts[::-1], 10)
+    assert held(tmp_path, prompts, 10) == held(tmp_path, prompts[::-1], 10) == set(prompts[:10])
+
+
+@pytest.mark.parametrize(("copies", "wanted", "dropped", "found"), [
+    ([5], 3, (), ""), ([1, 1], 3, (), "a"), ([3, 2], 3, (), "b"), ([2, 2], 3, (), "a"), ([5, 1], 1, (), "b"),
+    ([15, 5], 3, (), "b"), ([1, 1], 3, (0,), ""), ([3, 3], 1, (3, 4), "b"), ([1] * 20, 9, (), "ab"),
+    ([1] * 20, 9, (0,), "b"), ([30, 1, 1, 1], 3, (), "bcd")])
+def test_never_all_prompts_are_held_out_and_no_copy_stays(
+    tmp_path: Path, copies: list[int], wanted: int, dropped: tuple[int, ...], found: str,
+) -> None:
+    """Prompt number i has the i-th smallest hash and so many copies."""
+    prompts = [bytes([10 * i]) * 16 for i, count in enumerate(copies) for _ in range(count)]
+    assert held(tmp_path, prompts, wanted, dropped) == {bytes([10 * (ord(name) - ord("a"))]) * 16 for name in found}
 
 
 def test_validation_data_is_cut_to_its_first_rows(settings: Settings, store: Store, tmp_path: Path) -> None:
@@ -216,3 +241,48 @@ def test_conversations_in_order_are_accepted(messages: list[Any]) -> None:
 def test_keys_that_are_not_used_are_known_in_messages_too() -> None:
     row = {"messages": [U, {**A, "weight": 0}], "id": 1}
     assert unused_keys(row, "messages") == ["id", "weight"]
+
+
+TURNS = [{"role": "user", "content": "role"}, {"role": "assistant", "content": "a \\ \" \u00e9 \U0001f600"}]
+LINES = [
+    {"prompt": "p", "completion": "c"}, {"completion": "c", "prompt": ""}, {"text": "prompt"},
+    {"text": "\u0001 \u007f"}, {"prompt": "p", "text": "t"},
+    {"messages": TURNS}, {"messages": TURNS[:1]}, {"messages": [{**TURNS[0], "name": "n"}, TURNS[1]]}, {"messages": []},
+    {"text": "t", "id": 1}, {"text": 1}, {"text": ""}, {"text": "\0"}, {"prompt": "p"}, ["text"], ["messages"], "text",
+    {"messages": "role"}, {"messages": [1]}, {"messages": [{"role": ["user"], "content": "x"}]}]
+RAW = [
+    b'{"text": "a", "text": "b"}', b'{"text": "a", "\\u0074ext": "b"}', b'{"\\u0074ext": "b"}', b'{"text": "\\ud800"}',
+    b'{"text": "\xed\xa0\x80"}', b'{"text": "\xff"}', b'{"text": "a\tb"}', b'{"text": "a"} ', b'\x0b{"text": "a"}',
+    b'{"text": "a"}{"text": "b"}', b'{"text": "\\u0000"}', b'{"text": NaN}', b'{"text": "a",}', b"{'text': 'a'}",
+    b'{"messages": [{"role": "user", "role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]}',
+    b'{"messages": [{"role": "user", "content": "x", "\\u0072ole": "system"}, {"role": "assistant", "content": "y"}]}',
+    b'{"messages": [{"role": "user", "content": "x", "n": 1e400}, {"role": "assistant", "content": "y"}]}']
+
+
+def closely(line: bytes) -> tuple[dict[str, Any], str] | None:
+    """What the whole of the rules says of a line; None: it is refused."""
+    try:
+        row = parse(line, "")
+        kind = kind_of(row, "")
+        return clean(row, kind, ""), kind
+    except DataError:
+        return None
+
+
+@pytest.mark.parametrize("line", [json.dumps(row, ensure_ascii=one).encode() for row in LINES for one in (0, 1)] + RAW)
+def test_what_is_judged_quickly_is_judged_alike(line: bytes) -> None:
+    found, wanted = quick(line), closely(line)
+    assert found is None or found == wanted
+    assert found is None or json.dumps(found[0]) == json.dumps(wanted and wanted[0])  # in the same order
+
+
+def test_common_rows_are_judged_quickly() -> None:
+    turns = [{"role": "user", "content": "x"}, TURNS[1]]
+    rows = [*LINES[:3], {"messages": [*turns, *turns]}]
+    assert [quick(json.dumps(row).encode()) is None for row in rows] == [False] * 4
+
+
+def test_published_json_cases_are_judged_alike(shared: Path) -> None:
+    for name, document in published_cases(shared).items():
+        for line in (document, b'{"text": ' + document + b"}", b'{"text": "t", "x": ' + document + b"}"):
+            assert quick(line) in (None, closely(line)), name

@@ -1,0 +1,159 @@
+"""Rows into examples: batches of a file's rows, their token ids and labels, cut or split to the length of a row.
+
+In:   a clean JSONL file     Out: Encoded; nothing is dropped that is not counted
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.errors import DataError
+from tasks.distributed.job import EncodeJob
+from tasks.distributed.text import Codec, Segment
+
+BATCH_BYTES = 1 << 19
+"""Of JSON, encoded at once."""
+
+
+
+@dataclass
+class Encoded:
+    """The examples of a part as isolated segments, and what cutting did to them."""
+
+    ids: list[NDArray[np.int32]] = field(default_factory=list)
+    labels: list[NDArray[np.bool_]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of every example before it was cut or split."""
+    truncated: int = 0
+    lost: int = 0
+    split: int = 0
+
+
+def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[int, dict[str, Any]]) -> None:
+    """Tokenise {place in the file: row}; cut or split rows longer than `chunk_tokens`."""
+    encode_rows = partial(codec.rows, job.kind, separator=job.separator, train_on_prompt=job.train_on_prompt)
+    try:
+        all_segments = encode_rows(list(batch.values()))
+    except DataError:
+        for at, row in batch.items():
+            with told_where(path, at):
+                encode_rows([row])
+        raise
+    for at, segments in zip(batch, all_segments, strict=True):
+        ids, labels = flatten(segments)
+        encoded.lengths.append(len(ids))
+        if len(ids) <= job.chunk_tokens:
+            pieces = [(ids, labels)]
+        elif job.wrap:
+            pieces = list(wrap(ids, labels, job.chunk_tokens))
+            encoded.split += 1
+        else:
+            read = 0 if job.kind == "text" else len(segments[0].ids)
+            pieces = [cut(ids, labels, job.chunk_tokens, begin=len(codec.bos), prompt=read)]
+            encoded.truncated += 1
+            encoded.lost += len(ids) - job.chunk_tokens
+        if not any(marks.any() for _, marks in pieces):
+            with told_where(path, at):
+                raise DataError(
+                    f"nothing of it is left to learn in {job.chunk_tokens} tokens: it has {len(ids)}, and what it "
+                    "teaches comes too late",
+                    fix="Raise chunk_size, shorten what stands before the answer, or leave the row out.")
+        for piece_ids, piece_labels in pieces:
+            encoded.ids.append(piece_ids)
+            encoded.labels.append(piece_labels)
+
+
+def batches_of(path: Path, start: int, size: int) -> Iterator[dict[int, dict[str, Any]]]:
+    """The rows of a clean JSONL file that begin in `size` bytes from `start`, some at a time: {place in bytes: row}."""
+    with path.open("rb") as file:
+        at = start
+        if start:
+            file.seek(start - 1)
+            at += len(file.readline()) - 1
+        rows: dict[int, dict[str, Any]] = {}
+        held = 0
+        while at < start + size and (line := file.readline()):  # split at line feeds only
+            rows[at] = json.loads(line)
+            at += len(line)
+            held += len(line)
+            if held >= BATCH_BYTES:
+                yield rows
+                rows, held = {}, 0
+        if rows:
+            yield rows
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """All rows of a clean JSONL file."""
+    for batch in batches_of(path, 0, path.stat().st_size):
+        yield from batch.values()
+
+
+@contextmanager
+def told_where(path: Path, at: int) -> Iterator[None]:
+    """Say of a DataError where the row that begins at byte `at` stood in the user's file."""
+    try:
+        yield
+    except DataError as error:
+        with path.open("rb") as file:
+            number = 1 + sum(chunk.count(b"\n") for chunk in _chunks(file, at))
+        raise DataError(error.found, where=place_of(path, number), fix=error.fix) from error
+
+
+def place_of(path: Path, number: int) -> str:
+    """Where the row with this number stood in the user's file; a split of an earlier release does not know."""
+    places = path.with_suffix(".places")
+    if not places.exists():
+        return f"{path.stem} row {number}"
+    with places.open(encoding="utf-8", newline="\n") as lines:
+        return next(islice(lines, number - 1, None)).rstrip("\n")
+
+
+def flatten(segments: list[Segment]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Token ids and labels of one example; its first token has nothing to be predicted from."""
+    ids = np.fromiter(chain.from_iterable(s.ids for s in segments), dtype=np.int32)
+    labels = np.repeat([s.labelled for s in segments], [len(s.ids) for s in segments])
+    labels[:1] = False
+    return ids, labels
+
+
+def cut(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, begin: int, prompt: int
+        ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Shorten to `size` tokens: the first `prompt` tokens on their left, after `begin` of them, then the end.
+
+    A completion cut on the right ends without the end token, so the model does not learn to stop there.
+    """
+    excess = len(ids) - size
+    left = min(excess, max(0, prompt - max(1, begin)))
+    keep = np.concatenate([np.arange(begin), np.arange(begin + left, len(ids))])[:size]
+    return ids[keep], labels[keep]
+
+
+def wrap(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int
+         ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    """Split into pieces of at most `size` tokens; each goes on from the last token of the one before.
+
+    That token is read again, not learned again, so every label is learned exactly once. A piece
+    without labels is left out.
+    """
+    for start in range(0, len(ids) - 1, size - 1):
+        piece = labels[start : start + size].copy()
+        piece[0] = False
+        if piece.any():
+            yield ids[start : start + size], piece
+
+
+def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (chunk := file.read(min(size, BATCH_BYTES))):
+        size -= len(chunk)
+        yield chunk

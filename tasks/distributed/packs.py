@@ -1,0 +1,108 @@
+"""Packed rows on disk: written part by part, read by memory map.
+
+On disk, per split:   tokens-00000.npy  uint16 or int32  the tokens of the first part's segments, one after the other
+                      labels-00000.npy  bool             True: predicted from the token before it
+                      parts.npy     int64 (parts+1)      the first segment of each part
+                      segments.npy  int64 (segments+1)   where each isolated segment starts, in tokens of all parts
+                      order.npy     int32 or int64 (segments)  the segments, row after row
+                      rows.npy      int64 (rows+1)       where each row starts in `order`
+                      row_tokens.npy, row_labels.npy  int64 (rows)  tokens and labelled tokens of each row
+Tokens stay in the order of the data, and a row only names its segments: packing moves none of them, parts are written
+by many processes at once, and ranks of a machine share the pages that they read. The bytes depend on the data, the
+tokenizer and the options, not on how many processes wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.crash import crashpoint
+from tasks.distributed.packer import Rows
+
+Ids = NDArray[np.integer]
+Marks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is remembered of a part that is on disk, per segment: int32 counts."""
+
+    tokens: NDArray[np.int32]
+    labelled: NDArray[np.int32]
+
+
+def write_part(folder: Path, number: int, ids: Sequence[Ids], labels: Sequence[Marks], *, vocabulary: int) -> Part:
+    """Write the segments of one part. Token ids are below `vocabulary`."""
+    kind = np.uint16 if vocabulary <= 1 << 16 else np.int32
+    np.save(folder / f"tokens-{number:05}.npy", np.concatenate([np.zeros(0, kind), *ids]).astype(kind, copy=False))
+    crashpoint("pack.mid_file")
+    np.save(folder / f"labels-{number:05}.npy", np.concatenate([np.zeros(0, bool), *labels]))
+    return Part(np.array([len(one) for one in ids], np.int32), np.array([one.sum() for one in labels], np.int32))
+
+
+def write_index(folder: Path, parts: Sequence[Part], rows: Rows) -> None:
+    """Write what leads from rows to the segments of all parts."""
+    tokens, labelled = joined([part.tokens for part in parts]), joined([part.labelled for part in parts])
+    np.save(folder / "parts.npy", _starts(np.array([len(part.tokens) for part in parts], np.int64)))
+    np.save(folder / "segments.npy", _starts(tokens))
+    np.save(folder / "order.npy", rows.order)
+    np.save(folder / "rows.npy", rows.starts)
+    for name, counts in (("row_tokens", tokens), ("row_labels", labelled)):
+        sums = np.add.reduceat(counts[rows.order], rows.starts[:-1], dtype=np.int64) if len(rows) else rows.order
+        np.save(folder / f"{name}.npy", sums.astype(np.int64))
+
+
+def joined(counts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """The same counts of all parts in one array."""
+    return np.concatenate([np.zeros(0, np.int32), *counts])
+
+
+class PackedRows:
+    """The rows of one split."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts = np.load(folder / "parts.npy")
+        self._segments, self._order, self._rows = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("segments", "order", "rows"))
+        self._open: dict[int, tuple[Ids, Marks]] = {}
+        self.tokens_in: NDArray[np.int64] = np.load(folder / "row_tokens.npy", mmap_mode="r")
+        """Tokens of each row."""
+        self.labels_in: NDArray[np.int64] = np.load(folder / "row_labels.npy", mmap_mode="r")
+        """Labelled tokens of each row."""
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    @property
+    def segments(self) -> int:
+        """How many segments there are in all rows."""
+        return len(self._order)
+
+    def segment(self, number: int) -> tuple[Ids, Marks]:
+        """Token ids and labels of one segment, counted in the order of the data: views of what is on disk."""
+        part = int(np.searchsorted(self._parts, number, side="right")) - 1
+        ids, labels = self._of_part(part)
+        first = self._segments[self._parts[part]]
+        span = slice(self._segments[number] - first, self._segments[number + 1] - first)
+        return ids[span], labels[span]
+
+    def row(self, number: int) -> list[tuple[Ids, Marks]]:
+        """The segments of one row, in their order."""
+        return [self.segment(int(one)) for one in self._order[self._rows[number] : self._rows[number + 1]]]
+
+    def _of_part(self, part: int) -> tuple[Ids, Marks]:
+        if part not in self._open:
+            ids, labels = (np.load(self._folder / f"{name}-{part:05}.npy", mmap_mode="r")
+                           for name in ("tokens", "labels"))
+            self._open[part] = ids, labels
+        return self._open[part]
+
+
+def _starts(counts: NDArray[np.integer]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

@@ -1,0 +1,200 @@
+"""`make bench-data`: how fast data is brought in, judged and packed, and in how much memory.
+
+Ratios are of medians over interleaved rounds on one part of the rows, each contender in a process of its own: ingest
+against `s3fs.open().read()` of the same object, validate against `orjson.loads` of the same lines (both on one core),
+tokenise and pack against the tokenizer's `encode_batch` with as many threads, validate and pack together against what
+datasets and TRL do to prepare the same file. Memory is the largest sum of proportional set sizes (PSS) of a step's
+processes, at several sizes of data, of which no two rows are alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.settings import Settings
+from tests.benchmarks.data import needs_shared, random_llama, rows_of
+from tests.benchmarks.report import finish, interleaved, medians, say
+from tests.conftest import BUCKET, S3_KEY, S3_SECRET, S3Server
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "max_position_embeddings": 1024}
+LENGTH = 1024
+MEMORY_MIB = 1024
+FLAT = 1.25
+"""Memory at the largest size over memory at half of it."""
+POLL_S = 0.1
+STEPS = ("ingest", "validate", "pack")
+
+
+def main() -> None:
+    """Make the data, measure, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=float, nargs="+", default=[0.5, 1, 2], help="gigabytes at which memory is read")
+    parser.add_argument("--part", type=float, default=0.2, help="gigabytes on which speeds are compared")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plot", type=Path, help="where to draw memory over size (SVG)")
+    options = parser.parse_args()
+    needs_shared()
+    with tempfile.TemporaryDirectory(prefix="anneal-bench-") as temporary:
+        folder = Path(temporary)
+        random_llama(folder / "tiny", TINY)
+        speeds = compare(folder, options.part, options.rounds)
+        memory = {size: peaks(folder, size) for size in sorted(options.sizes)}
+    if options.plot:
+        draw(memory, options.plot)
+    largest = {step: max(peak[step] for peak in memory.values()) for step in STEPS}
+    half, last = list(memory.values())[-2:] if len(memory) > 1 else [*memory.values()] * 2
+    goals = {
+        f"ingest is at least 0.8 x s3fs (is {speeds['ratio_s3fs']:.2f})": speeds["ratio_s3fs"] >= 0.8,
+        f"validate is at least 0.5 x orjson (is {speeds['ratio_orjson']:.3f})": speeds["ratio_orjson"] >= 0.5,
+        f"pack is at least 0.8 x encode_batch (is {speeds['ratio_encode_batch']:.2f})":
+            speeds["ratio_encode_batch"] >= 0.8,
+        f"faster than datasets + TRL (is {speeds['ratio_trl']:.1f})": speeds["ratio_trl"] > 1,
+        f"with less memory than they (is {speeds['ratio_trl_memory']:.2f})": speeds["ratio_trl_memory"] < 1,
+        f"with less disk than they (is {speeds['ratio_trl_disk']:.2f})": speeds["ratio_trl_disk"] < 1,
+        f"every step stays below {MEMORY_MIB} MiB (is {max(largest.values()):.0f})": max(largest.values()) < MEMORY_MIB,
+        f"memory is flat: at most {FLAT} x of that at half the size (is {last} after {half})":
+            all(last[step] <= FLAT * half[step] for step in STEPS)}
+    finish({**speeds, "peak_mib": {str(size): peak for size, peak in memory.items()}}, goals,
+           ("trl", "datasets", "tokenizers", "orjson", "s3fs"))
+
+
+def rows(gigabytes: float) -> Iterator[bytes]:
+    """SAMSum's rows over and over, each with a number of its own in front of its dialogue."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = (rows_of(Path(folder), train="train") / "train.jsonl").read_bytes().splitlines(keepends=True)
+    left = int(gigabytes * 1e9)
+    for number, line in enumerate(cycle(lines)):
+        row = line.replace(b"\\n\\n", b"\\n\\n%d " % number, 1)
+        yield row
+        left -= len(row)
+        if left <= 0:
+            return
+
+
+def compare(folder: Path, gigabytes: float, rounds: int) -> dict[str, Any]:
+    """All speeds, and the ratios of ours to the peers'."""
+    server_folder = folder / "s3"
+    server_folder.mkdir()
+    server = S3Server(server_folder)
+    path = server_folder / BUCKET / "rows.jsonl"
+    try:
+        with path.open("wb") as file:
+            file.writelines(rows(gigabytes))
+        say(f"{path.stat().st_size / 1e6:.0f} MB of rows")
+        threads = Settings().threads_for(1)
+        tokenizer, local = str(folder / "tiny"), str(path)
+        environment = {"ANNEAL_S3_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": S3_KEY,
+                       "AWS_SECRET_ACCESS_KEY": S3_SECRET, "RAYON_NUM_THREADS": str(threads)}
+        peak: dict[str, float] = {}
+        disk: dict[str, float] = {}
+
+        def run(name: str, **arguments: Any) -> float:
+            home = folder / "run"
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir()
+            parallel = {"TOKENIZERS_PARALLELISM": str(name == "encode_batch").lower(), "ANNEAL_HOME": str(home)}
+            arguments |= {"out": str(home)} if name in ("pack", "trl") else {}
+            arguments |= {"length": LENGTH, "processes": threads} if name in ("pack", "trl") else {}
+            seconds, peak[name] = measured(name, arguments, {**environment, **parallel})
+            disk[name] = sum(file.stat().st_size for file in home.rglob("*") if not file.is_symlink()) / 1e6
+            return seconds
+
+        source = f"s3://{BUCKET}/rows.jsonl"
+        times = medians(interleaved({
+            "ingest": lambda: run("ingest", source=source), "s3fs": lambda: run("s3fs", source=source),
+            "judge": lambda: run("judge", rows=local), "validate": lambda: run("validate", rows=local),
+            "orjson": lambda: run("orjson", rows=local),
+            "pack": lambda: run("pack", rows=local, tokenizer=tokenizer),
+            "encode_batch": lambda: run("encode_batch", rows=local, tokenizer=tokenizer),
+            "trl": lambda: run("trl", rows=local, model=tokenizer)}, rounds))
+    finally:
+        server.kill()
+    size = path.stat().st_size / 1e6
+    ours_disk = disk["validate"] - size + disk["pack"]  # without the data itself
+    return {
+        "mb": size, "processes": threads, "mb_per_s": {name: size / seconds for name, seconds in times.items()},
+        "peak_mib_of_part": peak, "disk_mb": {"anneal": ours_disk, "trl": disk["trl"]},
+        "ratio_s3fs": times["s3fs"] / times["ingest"], "ratio_orjson": times["orjson"] / times["validate"],
+        "ratio_orjson_judging": times["orjson"] / times["judge"],
+        "ratio_encode_batch": times["encode_batch"] / times["pack"],
+        "ratio_trl": times["trl"] / (times["validate"] + times["pack"]),
+        "ratio_trl_memory": max(peak["validate"], peak["pack"]) / peak["trl"],
+        "ratio_trl_disk": ours_disk / disk["trl"]}
+
+
+def peaks(folder: Path, gigabytes: float) -> dict[str, float]:
+    """MiB that each step takes with so many gigabytes of rows."""
+    path, home = folder / "rows.jsonl", folder / "home"
+    with path.open("wb") as file:
+        file.writelines(rows(gigabytes))
+    found = {}
+    arguments: dict[str, dict[str, Any]] = {
+        "ingest": {"source": str(path)}, "validate": {"rows": str(path)},
+        "pack": {"rows": str(path), "tokenizer": str(folder / "tiny"), "out": str(home), "length": LENGTH,
+                 "processes": Settings().threads_for(1)}}
+    for step in STEPS:
+        home.mkdir()
+        seconds, found[step] = measured(step, arguments[step], {
+            "ANNEAL_HOME": str(home), "TOKENIZERS_PARALLELISM": "false"})
+        shutil.rmtree(home)
+        say(f"  {gigabytes} GB  {step:<10} {found[step]:.0f} MiB at most, {seconds:.0f} s")
+    path.unlink()
+    return found
+
+
+def measured(step: str, arguments: dict[str, Any], environment: dict[str, str]) -> tuple[float, float]:
+    """Seconds of the work, and the peak of the memory of all its processes in MiB."""
+    command = [sys.executable, "-m", "tests.benchmarks.one_step", step, json.dumps(arguments)]
+    with tempfile.TemporaryFile() as errors:
+        child = psutil.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **environment}, text=True)
+        peak = 0.0
+        while child.poll() is None:
+            peak = max(peak, memory_mib(child))
+            time.sleep(POLL_S)
+        if child.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{step} ended with exit code {child.returncode}:\n{errors.read().decode()[-3000:]}")
+        return json.loads(child.stdout.read().splitlines()[-1])["seconds"], peak
+
+
+def memory_mib(process: psutil.Process) -> float:
+    """Proportional set sizes of a process and its children."""
+    total = 0
+    for one in [process, *islice(process.children(recursive=True), 100)]:
+        try:
+            total += one.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total / (1 << 20)
+
+
+def draw(memory: dict[float, dict[str, float]], path: Path) -> None:
+    """Memory over size, a line a step."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots()
+    for step in STEPS:
+        axes.plot(list(memory), [peak[step] for peak in memory.values()], marker="o", label=step)
+    axes.axhline(MEMORY_MIB, color="grey", linestyle="--")
+    axes.set(xlabel="GB of rows", ylabel="peak memory in MiB (PSS of all processes)", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""tasks/distributed/{encode,examples,packs}.py: a file is tokenised in parts, by any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.errors import DataError, Transient
+from tasks.distributed import encode as encoding
+from tasks.distributed.encode import encode
+from tasks.distributed.examples import batches_of, flatten
+from tasks.distributed.job import EncodeJob
+from tasks.distributed.model import load_tokenizer
+from tasks.distributed.packer import best_fit
+from tasks.distributed.packs import PackedRows, write_index, write_part
+from tasks.distributed.text import Codec
+
+ROWS = [{"prompt": f"Question {i}: caf\u00e9 \u2028 {'so ' * (i % 7)}", "completion": f" answer {i}" * (i % 4 + 1)}
+        for i in range(200)]
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a few rows, batches of fewer."""
+    monkeypatch.setattr(encoding, "LEAST_PART_BYTES", 1000)
+    monkeypatch.setattr(encoding, "MOST_PART_BYTES", 1000)
+    monkeypatch.setattr("tasks.distributed.examples.BATCH_BYTES", 300)
+
+
+def job_of(folder: Path, tokenizer: Path, rows: list[dict[str, Any]] = ROWS, **values: Any) -> EncodeJob:
+    """A job over the rows, the same for both splits."""
+    source, out = folder / "rows", folder / "out"
+    source.mkdir(parents=True)
+    for split in ("train", "validation"):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (source / f"{split}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+        (source / f"{split}.places").write_text("".join(f"d.jsonl line {3 * i}\n" for i in range(len(rows))))
+    values = {"kind": "prompt", "separator": "", "chunk_tokens": 256, "pack": True, "wrap": False,
+              "train_on_prompt": False, **values}
+    return EncodeJob(out=str(out), rows=str(source), tokenizer=str(tokenizer), **values)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """{file: content}"""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, stories: Path) -> None:
+    found = []
+    for processes in (1, 2, 5):
+        job = job_of(tmp_path / str(processes), stories, processes=processes)
+        assert encode(job) == 0
+        found.append(bytes_of(Path(job.out)))
+    assert found[0] == found[1] == found[2]
+    assert sum("tokens-" in name for name in found[0]) > 30
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_hold_every_example_once_in_the_order_of_the_data(tmp_path: Path, stories: Path) -> None:
+    job = job_of(tmp_path, stories, processes=2)
+    encode(job)
+    packs, codec = PackedRows(Path(job.out) / "train"), Codec(load_tokenizer(stories))
+    wanted = [flatten(codec.row("prompt", row, "", train_on_prompt=False)) for row in ROWS]
+    assert packs.segments == len(ROWS)
+    for number, (ids, labels) in enumerate(wanted):
+        assert [part.tolist() for part in packs.segment(number)] == [ids.tolist(), labels.tolist()]
+    rows = [packs.row(number) for number in range(len(packs))]
+    assert sorted(ids.tolist() for row in rows for ids, _ in row) == sorted(ids.tolist() for ids, _ in wanted)
+    assert packs.tokens_in.tolist() == [sum(len(ids) for ids, _ in row) for row in rows]
+    assert packs.labels_in.tolist() == [int(sum(marks.sum() for _, marks in row)) for row in rows]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 10, 16, 17, 1000])
+def test_a_line_belongs_to_the_part_in_which_it_begins(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a":1}\n{"b":22}\n{"c":3}\n{"d":"\xe2\x80\xa8"}')
+    parts = [batch for start in range(0, path.stat().st_size, size) for batch in batches_of(path, start, size)]
+    assert [(at, row) for batch in parts for at, row in batch.items()] == [
+        (0, {"a": 1}), (8, {"b": 22}), (17, {"c": 3}), (25, {"d": "\u2028"})]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("processes", [1, 3])
+def test_the_first_bad_row_is_named_by_its_line(tmp_path: Path, stories: Path, processes: int) -> None:
+    late = {"messages": [{"role": "user", "content": "a long story " * 20}, {"role": "assistant", "content": "yo"}]}
+    short = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    rows = [late if i in (133, 171) else short for i in range(200)]
+    job = job_of(tmp_path, stories, rows, kind="messages", chunk_tokens=20, processes=processes)
+    with pytest.raises(DataError, match=r"^d.jsonl line 399: nothing of it is left to learn in 20 tokens"):
+        encode(job)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_killed_process_is_no_fault_of_the_data(
+    tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ourselves = os.getpid()
+
+    def die(*_: object, **__: object) -> None:
+        assert os.getpid() != ourselves
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(encoding, "write_part", die)
+    with pytest.raises(Transient, match=r"train: a process that tokenised was killed"):
+        encode(job_of(tmp_path, stories, processes=2))
+
+
+@pytest.mark.parametrize(("vocabulary", "kind"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.int32)])
+def test_token_ids_take_as_many_bytes_as_the_vocabulary_needs(tmp_path: Path, vocabulary: int, kind: type) -> None:
+    ids = [np.array([vocabulary - 1, 3], np.int32), np.array([0], np.int32)]
+    labels = [np.array([False, True]), np.array([True])]
+    write_index(tmp_path, [write_part(tmp_path, 0, ids, labels, vocabulary=vocabulary)], best_fit(np.array([2, 1]), 3))
+    packs = PackedRows(tmp_path)
+    assert np.load(tmp_path / "tokens-00000.npy").dtype == kind
+    assert [(part.tolist(), marks.tolist()) for part, marks in packs.row(0)] == [
+        ([vocabulary - 1, 3], [False, True]), ([0], [True])]
+
+
+def test_no_rows_are_no_parts(tmp_path: Path, stories: Path) -> None:
+    job = job_of(tmp_path, stories)
+    (Path(job.rows) / "validation.jsonl").write_bytes(b"")
+    encode(job)
+    packs = PackedRows(Path(job.out) / "validation")
+    assert (len(packs), packs.segments, len(packs.tokens_in)) == (0, 0, 0)
