@@ -180,7 +180,8 @@ def test_a_killed_predictor(
 @cases(lambda case: case.step == "merge")
 def test_a_killed_merge(case: Case, lora: Clean, run: Run, tmp_path: Path) -> None:
     clean, folder = tmp_path / "clean", tmp_path / "merged"
-    command = ["merge", "matrix/lora", "--json", "--dtype", "bf16" if case.second else "fp32"]
+    command = ["merge", "matrix/lora", "--json", "--dtype", "bf16" if case.second else "fp32",
+               "--base-model", str(lora.parameters["base_model"])]
     well(run([*command, str(clean)]))
     code, done = run([*command, str(folder)], **case.wish(tmp_path))
     assert (tmp_path / "fired").exists() and code == 1, done.stderr
