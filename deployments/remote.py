@@ -35,6 +35,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.runs import page_of, start_run
 from tasks.shards import MAGIC
+from tasks.tables import form_of
 
 DEPLOYMENT = "finetune/gpu"
 POLL_S = 2.0
@@ -73,9 +74,12 @@ def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
 
 def from_anywhere(spec: TrainingSpec) -> TrainingSpec:
     """Relative paths and patterns that lead somewhere from here made absolute: the worker runs elsewhere."""
-    paths: dict[str, Any] = {name: str(Path(value).expanduser().absolute())
-             for name in ("train_data", "validation_data", "base_model")
-             if (value := getattr(spec, name)) and _is_here(value)}
+    paths: dict[str, Any] = {}
+    for name in ("train_data", "validation_data", "base_model"):
+        value = getattr(spec, name)
+        place = form_of(value)[1]
+        if place and _is_here(place):
+            paths[name] = value.removesuffix(place) + str(Path(place).expanduser().absolute())
     return dataclasses.replace(spec, **paths)
 
 

@@ -38,6 +38,9 @@ def without_secrets(address: str) -> str:
     """An address that may be shown: no user, password, query or fragment. In a key of S3 ? and # are letters."""
     if "://" not in address:
         return address
+    form, _, rest = address.partition(":")
+    if not rest.startswith("//"):  # csv:https://...
+        return f"{form}:{without_secrets(rest)}"
     if address.startswith(("s3://", "store://")):
         return re.sub(r"^(\w+://)[^/]*@", r"\1", address)
     try:

@@ -54,6 +54,8 @@ class Dataset(Record):
     """Where it came from, without credentials."""
     shards: int = 1
     """Files that it was joined of; shards.json says where each begins."""
+    unit: str = "line"
+    """What its lines were there: records of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)

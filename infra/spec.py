@@ -45,7 +45,8 @@ class TrainingSpec:
     train_data: str = knob(
         "Required", "Training data: a JSONL file of {prompt, completion}, {text} or {messages} rows. "
         "A path, https:// or s3:// address; or shards: a folder, or a pattern such as "
-        "`s3://bucket/day=*/**/*.jsonl`, joined in the order of their names. .gz and .zst are unpacked.")
+        "`s3://bucket/day=*/**/*.jsonl`, joined in the order of their names. .gz and .zst are unpacked. "
+        "csv: or parquet: in front of the address reads tables whose columns are named like the keys.")
     base_model: str = knob(
         "Required", "Base model: a folder in Hugging Face format (path or s3://) or a hub name owner/name.")
     destination: str = knob(

@@ -1,6 +1,7 @@
 """Bring the training data into the store, unchanged but for unpacking and joining.
 
-In:   a path, https:// or s3:// address of a file, a folder or a pattern (tasks/shards.py), plain, gzip or zstandard
+In:   a path, https:// or s3:// address of a file, a folder or a pattern (tasks/shards.py), plain, gzip or zstandard;
+      with csv: or parquet: in front, tables of such records (tasks/tables.py)
       or store://datasets/<hash>/<name>, which is there already
 Out:  datasets/<hash>/data.jsonl; shards.json beside it if it was joined of several files
 The bytes are hashed while they stream; files that are plainly not JSONL are refused by their first bytes. One file
@@ -32,7 +33,7 @@ from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import ReadingShown
 from tasks.reading import Meter, Teller
 from tasks.shards import Found, Shard, find_shards, readable
-from tasks.unpack import unpacked
+from tasks.tables import form_of, jsonl_of
 
 FILE = "data.jsonl"
 IN_STORE = "store://"
@@ -143,15 +144,17 @@ class Joined:
 
 
 def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> Dataset:
-    name, found = without_secrets(source), find_shards(settings, source, teller.say)
+    form, address = form_of(source)
+    name, found = without_secrets(address), find_shards(settings, source, teller.say)
     meter = Meter(found, teller)
-    with store.draft() as draft:
+    with store.draft() as draft, store.scratch() as scratch:
         with (draft.path / FILE).open("wb") as target:
             joined = Joined(target, settings.max_data_bytes, name)
             for one in found:
                 with opened(settings, one.address) as raw:
                     crashpoint("ingest.opened")
-                    chunks = meter.lines_of(unpacked(meter.counted(raw, one.name), one.name))
+                    rows = jsonl_of(form, meter.counted(raw, one.name), one.name, scratch, settings.max_data_bytes)
+                    chunks = meter.lines_of(rows)
                     if len(found) == 1:
                         joined.add(chunks)
                     else:
@@ -159,22 +162,22 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
         if joined.bytes == 0:
             raise DataError("the file is empty" if len(found) == 1 else f"all {len(found)} files are empty", where=name,
                             allowed="JSONL, one object per line", fix="Check that it was written and copied whole.")
-        dataset = _described(draft.path, joined, found, name)
+        dataset = _described(draft.path, joined, found, name, "line" if form == "jsonl" else "record")
         if store.find(dataset.folder) is None:
             crashpoint("ingest.before_commit")
             draft.commit(dataset.folder, dataset.to_json())
     return dataset
 
 
-def _described(folder: Path, joined: Joined, found: list[Found], name: str) -> Dataset:
+def _described(folder: Path, joined: Joined, found: list[Found], name: str, unit: str) -> Dataset:
     """The record of a draft's data; several files are listed beside it."""
     if len(found) == 1:
         return Dataset(folder=folder_of(joined.sha256), sha256=joined.sha256, bytes=joined.bytes,
-                       source=without_secrets(found[0].address))
+                       source=without_secrets(found[0].address), unit=unit)
     listed = [shard.to_json() for shard in joined.shards]
     (folder / shards.FILE).write_text(json.dumps(listed, indent=1), encoding="utf-8")
     return Dataset(folder=folder_of(digest_of([joined.sha256, listed])), sha256=joined.sha256, bytes=joined.bytes,
-                   source=name, shards=len(found))
+                   source=name, shards=len(found), unit=unit)
 
 
 @step("ingest", timeout_s=6 * HOUR_S)

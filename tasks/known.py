@@ -17,6 +17,7 @@ from infra.records import Dataset
 from infra.settings import Settings
 from infra.store import Store
 from tasks.shards import Found, find_shards
+from tasks.tables import form_of
 
 SOURCES = "sources"
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def key_of(settings: Settings, source: str) -> str:
     """What stands for the content that the source has now; empty where that cannot be told from outside."""
-    if not source.startswith(("s3://", "https://", "http://")):
+    if not form_of(source)[1].startswith(("s3://", "https://", "http://")):
         return ""
     found = [_marked(settings, one) for one in find_shards(settings, source)]
     if not all(one.mark for one in found):

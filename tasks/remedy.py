@@ -35,7 +35,8 @@ def remedy(text: str, shapes: str) -> str:
     if YAML.match(text):
         return "It looks like YAML; write each record as one JSON object on one line."
     if "{" not in text and "," in text:
-        return "It looks like CSV; write each record as one JSON object."
+        return ("It looks like CSV: put csv: in front of the address, if its columns are named like the keys of a row; "
+                "or write each record as one JSON object.")
     if BARE_KEY.match(text):
         return "Put keys into double quotes."
     if COMMENT.match(text):

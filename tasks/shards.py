@@ -25,10 +25,16 @@ from infra.fetch import without_secrets
 from infra.records import Dataset, Record
 from infra.settings import Settings
 from infra.store import Store, existing, filesystem, told
+from tasks.tables import Form, form_of
 
 FILE = "shards.json"
-ENDINGS = "names that end in .jsonl, .ndjson or .json, each also with .gz or .zst"
-NAMED_LIKE_DATA = re.compile(r"\.(jsonl|ndjson|json)(\.(gz|zst))?$", re.IGNORECASE)
+ENDINGS: dict[Form, str] = {
+    "jsonl": "names that end in .jsonl, .ndjson or .json, each also with .gz or .zst",
+    "csv": "names that end in .csv, also with .gz or .zst", "parquet": "names that end in .parquet"}
+NAMED_LIKE_DATA: dict[Form, re.Pattern[str]] = {
+    "jsonl": re.compile(r"\.(jsonl|ndjson|json)(\.(gz|zst))?$", re.IGNORECASE),
+    "csv": re.compile(r"\.csv(\.(gz|zst))?$", re.IGNORECASE),
+    "parquet": re.compile(r"\.parquet$", re.IGNORECASE)}
 MAGIC = re.compile(r"[*?[]")
 MORE = re.compile(r"(^|/)\*\*(?=[^/])")
 """**.jsonl, which fsspec does not take; **/*.jsonl is meant."""
@@ -70,13 +76,14 @@ class Places:
     name: str
     """Of all of it."""
     shards: tuple[Shard, ...] = ()
+    unit: str = "line"
 
     def of(self, number: int) -> str:
         """The place of a line, as people look for it."""
         if not self.shards:
-            return f"{self.name} line {number}"
+            return f"{self.name} {self.unit} {number}"
         shard = self.shards[bisect_right(self.shards, number, key=lambda shard: shard.line) - 1]
-        return f"{shard.name} line {number - shard.line + 1}"
+        return f"{shard.name} {self.unit} {number - shard.line + 1}"
 
 
 def find_shards(settings: Settings, source: str, say: Callable[[str], None] = lambda _: None) -> list[Found]:
@@ -84,22 +91,23 @@ def find_shards(settings: Settings, source: str, say: Callable[[str], None] = la
 
     Raises DataError for none, UserError or Transient when the store does not answer.
     """
+    form, source = form_of(source)
     is_remote = source.startswith("s3://")
     if "://" in source and not is_remote:
         return [Found(source, without_secrets(source))]
     files = filesystem(source, settings)
     if is_remote:
         with told(source), existing(source):
-            return _find(files, source.removeprefix("s3://"), source, say)
+            return _find(files, source.removeprefix("s3://"), source, form, say)
     with readable(source):
-        return _find(files, os.path.abspath(Path(source).expanduser()), source, say)
+        return _find(files, os.path.abspath(Path(source).expanduser()), source, form, say)
 
 
 def places_of(folder: Path, data: Dataset) -> Places:
     """Where the lines of a data set came from; `folder` is its local one."""
     if data.shards == 1:
-        return Places(Path(data.source).name)
-    return Places(data.source, tuple(_read((folder / FILE).read_text(encoding="utf-8"))))
+        return Places(Path(data.source).name, unit=data.unit)
+    return Places(data.source, tuple(_read((folder / FILE).read_text(encoding="utf-8"))), data.unit)
 
 
 def shards_in(store: Store, folder: str) -> list[Shard]:
@@ -124,7 +132,7 @@ def _read(text: str) -> list[Shard]:
     return [Shard.of(values) for values in json.loads(text)]
 
 
-def _find(files: Any, path: str, source: str, say: Callable[[str], None]) -> list[Found]:
+def _find(files: Any, path: str, source: str, form: Form, say: Callable[[str], None]) -> list[Found]:
     try:
         about = files.info(path)
     except FileNotFoundError:
@@ -132,16 +140,16 @@ def _find(files: Any, path: str, source: str, say: Callable[[str], None]) -> lis
             raise
         return _by_pattern(files, path, source)
     if about["type"] == "directory" or path.endswith("/"):
-        return _in_folder(files, path.rstrip("/"), source, say)
+        return _in_folder(files, path.rstrip("/"), source, form, say)
     return [replace(_found(path, about, without_secrets(source)), address=source)]
 
 
-def _in_folder(files: Any, root: str, source: str, say: Callable[[str], None]) -> list[Found]:
+def _in_folder(files: Any, root: str, source: str, form: Form, say: Callable[[str], None]) -> list[Found]:
     entries = files.find(root, detail=True, **_strictly(files))
-    names = [name for name in _visible(entries, root) if NAMED_LIKE_DATA.search(name)]
+    names = [name for name in _visible(entries, root) if NAMED_LIKE_DATA[form].search(name)]
     others = sorted({_below(root, path) for path in entries}.difference(names))
     if not names:
-        raise DataError("no data is in the folder", where=shown_path(source), allowed=ENDINGS,
+        raise DataError("no data is in the folder", where=shown_path(source), allowed=ENDINGS[form],
                         fix=f"There {_listed(others)}")
     if others:
         say(f"Left out beside the data of {source}: there {_listed(others)}")

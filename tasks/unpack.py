@@ -24,7 +24,8 @@ SNIFFED_BYTES = 512
 
 NOT_JSONL = (
     (b"PK\x03\x04", "a zip archive", "Unpack it and give the JSONL file inside."),
-    (b"PAR1", "a Parquet file", "Export it with pandas: to_json(..., orient='records', lines=True)."),
+    (b"PAR1", "a Parquet file", "Put parquet: in front of its address, if its columns are named like the keys "
+     "of a row; or export it with pandas: to_json(..., orient='records', lines=True)."),
     (b"%PDF", "a PDF document", "Extract the text into {\"text\"} rows."),
     (b"\xff\xfe", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
     (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
