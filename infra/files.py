@@ -113,11 +113,16 @@ def locked(file: IO[Any]) -> bool:
     return True
 
 
-def seal(folder: Path, record: Mapping[str, Any]) -> Manifest:
-    """Hash and fsync every file below `folder`, then write its manifest last. Raises OSError, ValueError."""
-    files = {
-        path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256_of(path))
-        for path in flushed(folder) if path != folder / MANIFEST}
+def seal(folder: Path, record: Mapping[str, Any], hashed: Mapping[str, str] | None = None) -> Manifest:
+    """Hash and fsync every file below `folder`, then write its manifest last. Raises OSError, ValueError.
+
+    `hashed`: the sha256 (hex) of files that were hashed while they were written.
+    """
+    files = {}
+    for path in flushed(folder):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST:
+            files[name] = FileEntry(path.stat().st_size, (hashed or {}).get(name) or sha256_of(path))
     manifest = Manifest(files, record)
     write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest

@@ -29,6 +29,8 @@ from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
 from infra.settings import Settings
 
+AHEAD_BYTES = 1 << 23
+"""Of an object, asked for at once while it is read from its beginning to its end."""
 BUCKET = re.compile(r"[A-Za-z0-9._-]{0,63}")
 """What botocore takes for a bucket's name, and not for an access point somewhere else; empty: the server itself."""
 
@@ -39,9 +41,9 @@ class Draft:
     def __init__(self, store: Store, path: Path) -> None:
         self._store, self.path = store, path
 
-    def commit(self, name: str, record: Mapping[str, Any]) -> Manifest:
-        """Seal the folder and put it into the store under `name`."""
-        manifest = seal(self.path, record)
+    def commit(self, name: str, record: Mapping[str, Any], hashed: Mapping[str, str] | None = None) -> Manifest:
+        """Seal the folder and put it into the store under `name`. `hashed`: as for `seal`."""
+        manifest = seal(self.path, record, hashed)
         self._store._publish(name, self.path, manifest)
         return manifest
 
@@ -206,7 +208,7 @@ def filesystem(address: str, settings: Settings) -> Any:
 def open_remote(address: str, settings: Settings) -> BinaryIO:
     """Open one s3:// object for reading. Raises UserError when it is not there or not ours to read."""
     with told(address), existing(address):
-        return filesystem(address, settings).open(address, "rb")  # type: ignore[no-any-return]
+        return filesystem(address, settings).open(address, "rb", block_size=AHEAD_BYTES)  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from tasks.known import key_of, known, note
 from tasks.lines import BOM
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import ReadingShown
-from tasks.reading import Meter, Teller
+from tasks.reading import Ahead, Meter, Teller
 from tasks.shards import Found, Shard, find_shards, readable
 from tasks.tables import form_of, jsonl_of
 
@@ -151,9 +151,9 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
         with (draft.path / FILE).open("wb") as target:
             joined = Joined(target, settings.max_data_bytes, name)
             for one in found:
-                with opened(settings, one.address) as raw:
+                with opened(settings, one.address) as raw, Ahead(raw) as stream:
                     crashpoint("ingest.opened")
-                    rows = jsonl_of(form, meter.counted(raw, one.name), one.name, scratch, settings.max_data_bytes)
+                    rows = jsonl_of(form, meter.counted(stream, one.name), one.name, scratch, settings.max_data_bytes)
                     chunks = meter.lines_of(rows)
                     if len(found) == 1:
                         joined.add(chunks)
@@ -165,7 +165,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
         dataset = _described(draft.path, joined, found, name, "line" if form == "jsonl" else "record")
         if store.find(dataset.folder) is None:
             crashpoint("ingest.before_commit")
-            draft.commit(dataset.folder, dataset.to_json())
+            draft.commit(dataset.folder, dataset.to_json(), {FILE: joined.sha256})
     return dataset
 
 

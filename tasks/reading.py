@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from infra.errors import DataChanged
 from tasks.shards import Found
+from tasks.unpack import Readable
 
 TELL_EVERY_S = 5.0
 MEGABYTE = 1_000_000
+BLOCK_BYTES = 1 << 22
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ class Meter:
         self._started = self._told = time.monotonic()
         self._lines = self._bytes = self._file = 0
 
-    def counted(self, raw: BinaryIO, name: str) -> Counted:
+    def counted(self, raw: Readable, name: str) -> Counted:
         """A file that is read from here on."""
         self._file += 1
         return Counted(self, raw, name)
@@ -90,7 +92,7 @@ class Meter:
 class Counted:
     """A stream that a meter counts. Raises DataChanged when another version took the place of what is read."""
 
-    def __init__(self, meter: Meter, raw: BinaryIO, name: str) -> None:
+    def __init__(self, meter: Meter, raw: Readable, name: str) -> None:
         self._meter, self._raw, self._name = meter, raw, name
 
     def read(self, size: int = -1, /) -> bytes:
@@ -104,3 +106,32 @@ class Counted:
                               fix="Start again when it is written, or write new data into new files.") from error
         self._meter.add(len(chunk))
         return chunk
+
+
+class Ahead:
+    """A stream that a thread reads a block ahead, so that waiting and working overlap. Used as a context."""
+
+    def __init__(self, raw: Readable) -> None:
+        self._raw, self._block, self._taken = raw, b"", 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._coming = self._ask()
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, or what is left of a block; none at the end."""
+        if self._taken == len(self._block):
+            self._block, self._taken = self._coming.result(), 0
+            if self._block:
+                self._coming = self._ask()
+        end = len(self._block) if size < 0 else self._taken + size
+        chunk = self._block[self._taken:end]
+        self._taken += len(chunk)
+        return chunk
+
+    def _ask(self) -> Future[bytes]:
+        return self._thread.submit(self._raw.read, BLOCK_BYTES)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import threading
+import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -11,14 +15,14 @@ import pytest
 from infra.errors import DataError
 from infra.files import READ_BYTES
 from infra.settings import Settings
-from infra.store import Store, filesystem
+from infra.store import AHEAD_BYTES, Store, filesystem
 from tasks import reading
 from tasks.ingest import FILE, ingest
-from tasks.reading import Standing, Teller
+from tasks.reading import BLOCK_BYTES, Ahead, Standing, Teller
 from tests.conftest import BUCKET
 
-TWO_REQUESTS_BYTES = 52 << 20
-"""s3fs asks for 50 MiB at a time, beside what is read; only a longer object can change between two requests."""
+MANY_REQUESTS_BYTES = 4 * (AHEAD_BYTES + BLOCK_BYTES)
+"""A shorter object may have been read whole when it changes."""
 
 
 def row(text: str) -> bytes:
@@ -45,7 +49,7 @@ def test_an_object_that_changes_while_it_is_read_is_read_once_more(
         filesystem(prefix, settings).pipe_file(f"{prefix}/{name}", content)
 
     put("a.jsonl", row("first"))
-    put("b.jsonl", row("new 9") * (TWO_REQUESTS_BYTES // len(row("new 9"))))
+    put("b.jsonl", row("new 9") * (MANY_REQUESTS_BYTES // len(row("new 9"))))
     monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
 
     class Changing(Teller):
@@ -53,7 +57,7 @@ def test_an_object_that_changes_while_it_is_read_is_read_once_more(
             nonlocal left
             if left and standing.bytes == len(row("first")) + READ_BYTES:  # once an attempt
                 left -= 1
-                put("b.jsonl", row(f"new {left}") * (TWO_REQUESTS_BYTES // len(row("new 0"))))
+                put("b.jsonl", row(f"new {left}") * (MANY_REQUESTS_BYTES // len(row("new 0"))))
 
     if changes == 2:
         with pytest.raises(DataError, match=r"b.jsonl: it changes while it is read"):
@@ -98,3 +102,42 @@ def test_a_reading_that_is_interrupted_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         ingest(settings, store, str(folder), Impatient())
     assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("sizes", [[1], [BLOCK_BYTES], [BLOCK_BYTES - 1, 7], [-1], [BLOCK_BYTES * 3]])
+def test_what_is_read_ahead_is_what_is_there(sizes: list[int]) -> None:
+    content = bytes(range(256)) * 40_000 if max(sizes) != 1 else b"short"
+    with Ahead(io.BytesIO(content)) as stream:
+        read = []
+        for size in cycle(sizes):
+            chunk = stream.read(size)
+            assert size < 0 or len(chunk) <= size
+            if not chunk:
+                break
+            read.append(chunk)
+        assert b"".join(read) == content and stream.read(1) == b""
+
+
+def test_what_breaks_ahead_is_raised_where_it_is_needed() -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise OSError("gone")
+            return super().read(5)
+
+    with Ahead(Broken(b"0123456789")) as stream:
+        assert stream.read(3) + stream.read(3) == b"01234"
+        with pytest.raises(OSError, match="gone"):
+            stream.read(1)
+
+
+def test_nothing_is_read_after_the_end_of_the_context() -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            time.sleep(0.2)
+            assert not self.closed
+            return super().read(5)
+
+    with Slow(b"0123456789" * 100) as raw, Ahead(raw) as stream:
+        assert stream.read(5) == b"01234"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
