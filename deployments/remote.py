@@ -31,11 +31,11 @@ from prefect.exceptions import PrefectException
 from deployments.console import Answer, links_of, table
 from flows.parameters import Parameters
 from infra.errors import Broken, UserError
+from infra.forms import form_of
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.runs import page_of, start_run
 from tasks.shards import MAGIC
-from tasks.tables import form_of
 
 DEPLOYMENT = "finetune/gpu"
 POLL_S = 2.0

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from infra.addresses import parsed, reachable
 from infra.errors import DataChanged, DataError, Interrupted, Transient, shown
+from infra.forms import form_of
 from infra.settings import Settings
 from infra.wire import Answer, Patience, ask
 
@@ -38,9 +39,13 @@ def without_secrets(address: str) -> str:
     """An address that may be shown: no user, password, query or fragment. In a key of S3 ? and # are letters."""
     if "://" not in address:
         return address
-    form, _, rest = address.partition(":")
-    if not rest.startswith("//"):  # csv:https://...
-        return f"{form}:{without_secrets(rest)}"
+    place = address
+    while place != (place := form_of(place)[1]):
+        pass
+    return address.removesuffix(place) + _without_secrets(place)
+
+
+def _without_secrets(address: str) -> str:
     if address.startswith(("s3://", "store://")):
         return re.sub(r"^(\w+://)[^/]*@", r"\1", address)
     try:

@@ -1,7 +1,8 @@
 """Which rows share a hash: kept on disk, so that memory does not grow with the rows.
 
 In:   (hash, row number), rows ascending     Out: the rows of every hash, in the order of the hashes
-Hashes that begin alike are a partition, which is sorted by itself. A few rows stay in memory altogether.
+Hashes that begin alike are a partition, which is sorted by itself, in about 70 bytes of memory a row; very many rows of
+one hash are in one. A few rows stay in memory altogether.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 HASH_BYTES = 16
 BITS = 6
-"""Of a hash's first byte, which choose the partition: 64 of them, 1/64 of the rows each."""
+"""Of a hash's first byte, which choose one of 64 partitions."""
 SPILL_BYTES = 1 << 18
 """A partition keeps fewer in memory."""
 RECORD = np.dtype([("high", ">u8"), ("low", ">u8"), ("row", ">i8")])
@@ -53,10 +54,10 @@ class Hashes:
         self._folder = folder
         self._parts = [bytearray() for _ in range(1 << BITS)]
 
-    def add(self, hash: bytes, row: int) -> None:
+    def add(self, digest: bytes, row: int) -> None:
         """Take the hash (16 bytes) of a row."""
-        part = self._parts[number := hash[0] >> 8 - BITS]
-        part += hash
+        part = self._parts[number := digest[0] >> 8 - BITS]
+        part += digest
         part += row.to_bytes(8, "big")
         if len(part) >= SPILL_BYTES:
             with self._file(number).open("ab") as file:
@@ -67,7 +68,9 @@ class Hashes:
         """All rows, by ascending hashes."""
         for number, part in enumerate(self._parts):
             file = self._file(number)
-            records = np.frombuffer((file.read_bytes() if file.exists() else b"") + part, RECORD)
+            records = np.frombuffer(part, RECORD)
+            if file.exists():
+                records = np.concatenate([np.fromfile(file, RECORD), records])
             if len(records):
                 yield _grouped(records)
 

@@ -23,6 +23,7 @@ from infra.crash import crashpoint
 from infra.errors import AnnealError, DataChanged, DataError
 from infra.fetch import open_https, without_secrets
 from infra.files import digest_of
+from infra.forms import form_of
 from infra.records import Dataset
 from infra.settings import Settings
 from infra.store import Store, open_remote
@@ -33,7 +34,8 @@ from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import ReadingShown
 from tasks.reading import Ahead, Meter, Teller
 from tasks.shards import Found, Shard, find_shards, readable
-from tasks.tables import form_of, jsonl_of
+from tasks.tables import jsonl_of
+from tasks.unpack import JSONL
 
 FILE = "data.jsonl"
 IN_STORE = "store://"
@@ -161,7 +163,8 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
                         joined.add_shard(one.name, chunks)
         if joined.bytes == 0:
             raise DataError("the file is empty" if len(found) == 1 else f"all {len(found)} files are empty", where=name,
-                            allowed="JSONL, one object per line", fix="Check that it was written and copied whole.")
+                            allowed=JSONL if form == "jsonl" else "records",
+                            fix="Check that it was written and copied whole.")
         dataset = _described(draft.path, joined, found, name, "line" if form == "jsonl" else "record")
         if store.find(dataset.folder) is None:
             crashpoint("ingest.before_commit")

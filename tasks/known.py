@@ -13,11 +13,11 @@ import logging
 from infra.errors import AnnealError
 from infra.fetch import headers_of
 from infra.files import digest_of
+from infra.forms import form_of
 from infra.records import Dataset
 from infra.settings import Settings
 from infra.store import Store
 from tasks.shards import Found, find_shards
-from tasks.tables import form_of
 
 SOURCES = "sources"
 log = logging.getLogger(__name__)

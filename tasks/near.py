@@ -21,8 +21,8 @@ GRAM_WORDS = 5
 SIMILAR = 0.8
 VALUES, BANDS = 128, 16
 SEED = 1
-MOST_ROWS = 1_000_000
-"""Rows that are compared, the first ones: 256 MB of signatures."""
+MOST_ROWS = 2_000_000
+"""Rows that are compared, the first ones: 512 MB of signatures."""
 COMPARED_ROWS = 1 << 16
 """Pairs whose signatures are compared at a time."""
 

@@ -17,8 +17,9 @@ from tasks.child import CONTRACT_FILES, run_child
 from tasks.distributed.job import EncodeJob
 from tasks.policy import HOUR_S, found_done, step
 
-FORMAT = 2
-"""Raised when the same rows would be packed or written differently."""
+FORMAT, LAYOUT = 1, 2
+"""FORMAT is raised when the same rows would be packed differently: their models are trained again. LAYOUT is when they
+would be written differently: they are only packed again."""
 
 
 def pack(settings: Settings, store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pack:
@@ -34,7 +35,7 @@ def pack(settings: Settings, store: Store, split: Split, base: Base, spec: Train
         for name in CONTRACT_FILES:
             (draft.path / name).unlink(missing_ok=True)
         key = _key(split, base, spec)
-        packed = Pack.of({"folder": f"packs/{key[:32]}", "digest": key, "chunk_tokens": chunk, **counts})
+        packed = Pack.of({"folder": _folder(key), "digest": key, "chunk_tokens": chunk, **counts})
         crashpoint("pack.before_commit")
         draft.commit(packed.folder, packed.to_json())
     return packed
@@ -42,13 +43,17 @@ def pack(settings: Settings, store: Store, split: Split, base: Base, spec: Train
 
 def find_pack(store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pack | None:
     """The pack made earlier from the same rows, if it still verifies."""
-    manifest = store.find(f"packs/{_key(split, base, spec)[:32]}")
+    manifest = store.find(_folder(_key(split, base, spec)))
     return Pack.of(dict(manifest.record)) if manifest else None
 
 
 def _key(split: Split, base: Base, spec: TrainingSpec) -> str:
     knobs = [spec.chunk_size, spec.pack_sequences, spec.wrap_packed_sequences, spec.train_on_prompt]
     return digest_of([FORMAT, split.digest, base.digest, *knobs])
+
+
+def _folder(key: str) -> str:
+    return f"packs/{digest_of([LAYOUT, key])[:32]}"
 
 
 @step("pack", timeout_s=6 * HOUR_S)

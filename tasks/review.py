@@ -8,18 +8,19 @@ are ever dropped: the validation data says what is to be measured.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.records import Finding
 from infra.spec import Drop
 from tasks import rows as check
 from tasks.flags import RULES, flags_of
 from tasks.near import Sketches, grams_of
-from tasks.survey import SHOWN_PLACES, Index, Notes, Row, Survey, common_opening
+from tasks.survey import SHOWN_PLACES, Index, Row, Survey, common_opening
 
 COPY = "rows that repeat an earlier one word for word"
 NEAR = "rows that nearly repeat an earlier one"
@@ -50,7 +51,8 @@ class Review:
     rows: int
     spaced: int
     """Rows whose prompt and completion keep a distance already."""
-    notes: Notes = field(default_factory=Notes)
+    noted: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+    """{what: (how many training rows, the first few of them)}, in the order in which they were met first."""
     prompts: int = 0
     """Different ones of the training rows."""
     leaks: int = 0
@@ -66,6 +68,16 @@ class Review:
         """Why a row is dropped."""
         wanted = int(self.guilt[row]) & self.drops
         return REASONS[(wanted & -wanted).bit_length() - 1] if wanted else None
+
+    def note(self, what: str, rows: NDArray[np.bool_]) -> None:
+        """Count the rows, if there are any, and keep the first few."""
+        if rows.any():
+            self.noted[what] = int(np.count_nonzero(rows)), np.flatnonzero(rows)[:SHOWN_PLACES].tolist()
+
+    def findings(self, places: Mapping[int, str]) -> list[Finding]:
+        """All that was noted, by the places of the rows in `noted`."""
+        return [Finding(what=what, count=count, first=[places[row] for row in rows])
+                for what, (count, rows) in self.noted.items()]
 
     def accuse(self, rows: NDArray[np.integer] | NDArray[np.bool_], reason: str) -> None:
         """Flag training rows."""
@@ -91,20 +103,16 @@ def review(train: Survey, others: Survey | None, index: Index, drop: Drop) -> Re
             leaks = groups.group(number)
             found.accuse(leaks[leaks < train.count], LEAK)
     _accuse_near(found, train.count)
-    places = {reason: np.flatnonzero(found.guilt & bit) for reason, bit in BITS.items()}
-    for reason in sorted((reason for reason in REASONS if len(places[reason])), key=lambda one: places[one][0]):
-        found.notes.put(reason, [train.where(row) for row in places[reason][:SHOWN_PLACES].tolist()],
-                          len(places[reason]))
+    for reason, bit in BITS.items():
+        found.note(reason, (found.guilt & bit) > 0)
+    found.noted = dict(sorted(found.noted.items(), key=lambda one: one[1][1][0]))
     return found
 
 
-def note_held_out(found: Review, train: Survey, held: NDArray[np.bool_]) -> None:
+def note_held_out(found: Review, held: NDArray[np.bool_]) -> None:
     """Note rows that are split off, while rows that say nearly the same are trained on."""
-    first = found.first[: train.count]
-    taught = first[found.kept & ~held]
-    rows = np.flatnonzero(found.kept & held & np.isin(first, taught))
-    if len(rows):
-        found.notes.put(HELD_OUT_NEAR, [train.where(row) for row in rows[:SHOWN_PLACES].tolist()], len(rows))
+    first = found.first[: len(held)]
+    found.note(HELD_OUT_NEAR, found.kept & held & np.isin(first, first[found.kept & ~held]))
 
 
 def _look(rows: Iterable[Row], opening: str, end: int, drops: int) -> Review:

@@ -29,7 +29,9 @@ MAY_FOLLOW = {
 """Which roles may stand behind which; "" is the beginning."""
 QUICK: dict[tuple[str, ...], RowKind] = {
     **{keys: kind for kind, keys in KEYS.items()}, ("completion", "prompt"): "prompt"}
+"""The keys of a common row, in the orders in which people write them."""
 QUOTED = {kind: [f'"{key}"'.encode() for key in keys] for kind, keys in KEYS.items()}
+"""As they stand in a line."""
 ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 """A letter of a key may be written so."""
 SHAPES = '{"prompt", "completion"}, {"text"} or {"messages"}'
@@ -105,7 +107,7 @@ def kind_of(row: dict[str, Any], where: str) -> RowKind:
         names = ", ".join(list(row)[:20]) or "none"
         found = f"the keys are {shown(names)}" if not kinds else f"the row mixes {' and '.join(kinds)}"
         usual = "Rename the fields: the input is the prompt, the answer the completion."
-        raise DataError(found, where=where, allowed=SHAPES, fix=_respelled(row) or usual)
+        raise DataError(found, where=where, allowed=SHAPES, fix=respelled(row) or usual)
     return kinds[0]
 
 
@@ -146,7 +148,7 @@ def kind_name(value: object) -> str:
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     if key not in row:
         raise DataError(f'"{key}" is missing', where=where, allowed=SHAPES if key in KNOWN else "",
-                        fix=_respelled(row))
+                        fix=respelled(row))
     value = row[key]
     if not isinstance(value, str):
         fix = "Quote it." if isinstance(value, (int, float)) else ""
@@ -198,7 +200,7 @@ def _check_turn(before: str, role: str, where: str) -> None:
                     fix=fix)
 
 
-def _respelled(row: dict[str, Any]) -> str:
+def respelled(row: Iterable[str]) -> str:
     """What to do about keys such as "Prompt" or "text "."""
     wrong = {key: known for key in row for known in KNOWN if key != known and key.strip().casefold() == known}
     return " ".join(f"Write {shown(known)} instead of {shown(key)}." for key, known in wrong.items())

@@ -22,10 +22,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from infra.errors import DataError, shown_path
 from infra.fetch import without_secrets
+from infra.forms import Form, form_of
 from infra.records import Dataset, Record
 from infra.settings import Settings
 from infra.store import Store, existing, filesystem, told
-from tasks.tables import Form, form_of
 
 FILE = "shards.json"
 ENDINGS: dict[Form, str] = {
@@ -92,6 +92,9 @@ def find_shards(settings: Settings, source: str, say: Callable[[str], None] = la
     Raises DataError for none, UserError or Transient when the store does not answer.
     """
     form, source = form_of(source)
+    if not source:
+        raise DataError(f"there is no address behind {form}:", where="data source",
+                        fix="Write the path or address of the file behind it.")
     is_remote = source.startswith("s3://")
     if "://" in source and not is_remote:
         return [Found(source, without_secrets(source))]

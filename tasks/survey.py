@@ -7,8 +7,6 @@ Streams: what is remembered of a row is on disk (tasks/hashes.py).
 from __future__ import annotations
 
 import hashlib
-from array import array
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +16,13 @@ from infra.errors import DataError, shown
 from infra.records import Finding, RowKind
 from tasks import rows as check
 from tasks.hashes import HASH_BYTES, Hashes
-from tasks.lines import BLANK_LINES, LINE_BYTES, is_cut, numbered
+from tasks.lines import LINE_BYTES, is_cut, numbered
 from tasks.shards import Places
 
 SHOWN_ERRORS = 20
 SHOWN_PLACES = 5
 MOST_ROWS = 50_000_000
-"""Rows of a file; packing holds about 40 bytes of each."""
+"""Rows of a file; packing holds about 50 bytes of each."""
 UNUSED_KEYS, EMPTY_PROMPTS = "rows with keys that are not used", "rows with an empty prompt"
 
 
@@ -49,10 +47,6 @@ class Notes:
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= SHOWN_PLACES:
             self.first.setdefault(what, []).append(where)
-
-    def put(self, what: str, first: list[str], count: int) -> None:
-        """Note something that was counted elsewhere, with its first places."""
-        self.counts[what], self.first[what] = count, first
 
     def findings(self) -> list[Finding]:
         """All of it, in the order in which it was met first."""
@@ -114,19 +108,14 @@ class Survey:
     """What a line of it is called."""
     kind: RowKind
     notes: Notes
+    first: str
+    """The place of the first row."""
     count: int = 0
     """Rows."""
-    blank: array[int] = field(default_factory=lambda: array("q"))
-    """Lines without a row."""
     longest: int = 0
     """In bytes, as JSON."""
     opening: str | None = None
     """What the texts of all rows begin with."""
-
-    def where(self, row: int) -> str:
-        """The place of a row, counted from 0."""
-        blank = bisect_right(range(len(self.blank)), row, key=lambda i: self.blank[i] - i - 1)
-        return self.places.of(row + 1 + blank)
 
     def rows(self) -> Iterator[Row]:
         """The rows again, in order."""
@@ -159,19 +148,12 @@ def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
     A file with a bad line is read to its end, but nothing more goes into the index.
     """
     bad, notes, found = Bad(places.name), Notes(), None
-    blank = array("q")
-
-    def left_out(what: str, number: int) -> None:
-        notes.add(what, places.of(number))
-        if what == BLANK_LINES:
-            blank.append(number)
-
-    for number, line in numbered(path, left_out):
+    for number, line in numbered(path, lambda what, number: notes.add(what, places.of(number))):
         bad.lines = number
         try:
             row = judge(line, number, places)
             if found is None:
-                found = Survey(path, places, row.kind, notes, blank=blank)
+                found = Survey(path, places, row.kind, notes, places.of(number))
             _check_kind(row, found)
         except DataError as error:
             bad.add(error)
@@ -187,8 +169,8 @@ def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
 
 def judge(line: bytes, number: int, places: Places) -> Row:
     """One line as a clean row. Raises DataError."""
-    if not is_cut(line) and (quick := check.quick(line)):
-        return Row(*quick, number, [])
+    if not is_cut(line) and (common := check.quick(line)):
+        return Row(*common, number, [])
     where = places.of(number)
     if is_cut(line):
         raise DataError(f"the line is longer than {LINE_BYTES} bytes", where=where,
@@ -212,9 +194,8 @@ def common_opening(one: str, other: str) -> str:
 
 def _check_kind(row: Row, found: Survey) -> None:
     if row.kind != found.kind:
-        first = f"as in {found.where(0)}" if found.count else "as in the lines before"
         raise DataError(f"the row is of the kind {row.kind}", where=found.places.of(row.line),
-                        allowed=f"{found.kind}, {first}", fix="Put each kind into a file of its own.")
+                        allowed=f"{found.kind}, as in {found.first}", fix="Put each kind into a file of its own.")
 
 
 def _hashes(row: Row) -> tuple[bytes, bytes]:

@@ -1,37 +1,34 @@
 """Tables as JSONL: CSV and Parquet, where the source says so: csv:ADDRESS, parquet:ADDRESS.
 
 In:   the bytes of a table     Out: JSONL, an object a record, with the columns that rows are made of and no others
-Nothing is guessed of values: an empty field, a null or a number is judged later like that of any row. Streams; Parquet
-is read from its end, so it is first copied to a file.
+Nothing is guessed of values: an empty field, a null or a number is judged later like that of any row, and what JSON has
+no word for is refused. Streams; Parquet is read from its end, so it is first copied to a file.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-from infra.errors import DataError
+from infra.errors import DataError, shown
 from infra.files import READ_BYTES
+from infra.forms import Form
+from infra.records import RowKind
 from tasks.lines import LINE_BYTES
-from tasks.rows import KEYS
+from tasks.rows import KEYS, respelled
 from tasks.unpack import Readable, unpacked
 
-Form = Literal["jsonl", "csv", "parquet"]
 DELIMITERS = ",;\t"
-RECORDS = 500
-"""Read from Parquet at a time."""
-
-
-def form_of(source: str) -> tuple[Form, str]:
-    """What a source is written in, and its address without the word for it."""
-    word, colon, address = source.partition(":")
-    forms: dict[str, Form] = {"csv": "csv", "parquet": "parquet"}
-    return (forms[word], address) if colon and word in forms else ("jsonl", source)
+RECORDS = 32
+"""Unfolded from Parquet at a time: a few bytes of it may stand for a value of LINE_BYTES in each of them."""
+SHOWN_COLUMNS = 500
+RECORDS_OF_CSV = "CSV with a first line of column names"
+QUOTE = "Put fields with commas, quotes or line breaks into double quotes."
 
 
 def jsonl_of(form: Form, raw: Readable, name: str, folder: Path, limit_bytes: int) -> Iterator[bytes]:
@@ -40,7 +37,7 @@ def jsonl_of(form: Form, raw: Readable, name: str, folder: Path, limit_bytes: in
     Raises DataError for a file that is not what the source says, lacks the columns of a row, or is damaged.
     """
     if form == "csv":
-        return _of_csv(unpacked(raw, name), name)
+        return _of_csv(unpacked(raw, name, RECORDS_OF_CSV), name)
     return _of_parquet(raw, name, folder, limit_bytes) if form == "parquet" else unpacked(raw, name)
 
 
@@ -48,22 +45,24 @@ def _of_csv(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     text = io.TextIOWrapper(io.BufferedReader(_Stream(chunks)), encoding="utf-8-sig", newline="")
     csv.field_size_limit(LINE_BYTES)
     lines = _lines(text, name)
+    line = 1
     try:
         first = next(lines, "")
         delimiter = next((sign for sign in DELIMITERS if _columns(_record(first, sign))), ",")
         header = _record(first, delimiter)
         wanted = _named(header, ("prompt", "text"), name)
         records = csv.reader(lines, delimiter=delimiter, strict=True)
+        line = 2
         for record in records:
             if len(record) not in (0, len(header)):
-                raise DataError(f"the record has {len(record)} fields", where=f"{name} line {records.line_num + 1}",
-                                allowed=f"{len(header)}, as in the first line",
-                                fix="Put fields with commas, quotes or line breaks into double quotes.")
+                raise DataError(f"the record has {len(record)} fields", where=f"{name} line {line}",
+                                allowed=f"{len(header)}, as in the first line", fix=QUOTE)
             row = dict(zip(header, record, strict=False))
-            yield orjson.dumps({key: row[key] for key in wanted}) + b"\n" if record else b""
+            yield orjson.dumps({key: row[key] for key in wanted}) + b"\n" if record else b"\n"
+            line = records.line_num + 2
     except csv.Error as error:
-        raise DataError(f"not CSV: {error}", where=f"{name} line {records.line_num + 1}",
-                        fix="Put fields with commas, quotes or line breaks into double quotes.") from error
+        raise DataError(f"not CSV: {error}, in the record that begins there", where=f"{name} line {line}",
+                        fix=QUOTE) from error
     except UnicodeDecodeError as error:
         raise DataError("it is not UTF-8", where=name, fix="Save the file as UTF-8.") from error
 
@@ -80,37 +79,51 @@ def _of_parquet(raw: Readable, name: str, folder: Path, limit_bytes: int) -> Ite
                 raise DataError(f"more than {limit_bytes} bytes", where=name,
                                 fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
     try:
-        with ParquetFile(path) as table:
+        with ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as table:
             wanted = _named(table.schema_arrow.names, ("prompt", "text", "messages"), name)
+            for key in wanted:
+                _check_type(table.schema_arrow.field(key).type, key, name)
             for batch in table.iter_batches(RECORDS, columns=list(wanted)):
-                yield b"".join(orjson.dumps(row) + b"\n" for row in _plain(batch.to_pylist(), name))
+                for row in batch.to_pylist():
+                    yield orjson.dumps(row) + b"\n"
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"the Parquet file cannot be read ({error})", where=name,
                         fix="Check that it was written and copied whole.") from error
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
-def _plain(rows: list[dict[str, Any]], name: str) -> Iterable[dict[str, Any]]:
-    """The rows, if all their values can be written as JSON."""
-    for row in rows:
-        if any(isinstance(value, bytes) for value in row.values()):
-            raise DataError("a column holds bytes", where=name, allowed="strings",
-                            fix="Write the columns of the rows as UTF-8 strings.")
-    return rows
+def _check_type(kind: Any, column: str, name: str) -> None:
+    """Raise DataError for a type that JSON has no word for; whether a number may stand there is judged later."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_list(kind) or types.is_large_list(kind):
+        _check_type(kind.value_type, column, name)
+    elif types.is_struct(kind):
+        for field in kind:
+            _check_type(field.type, column, name)
+    elif not any(fits(kind) for fits in (types.is_string, types.is_large_string, types.is_string_view, types.is_null,
+                                         types.is_integer, types.is_floating, types.is_boolean)):
+        raise DataError(f'the column "{column}" is of the type {kind}', where=name, allowed="strings",
+                        fix="Write it as UTF-8 strings.")
 
 
-def _named(names: list[str], kinds: tuple[str, ...], name: str) -> tuple[str, ...]:
+def _named(names: list[str], kinds: tuple[RowKind, ...], name: str) -> tuple[str, ...]:
     """The columns of a row. Raises DataError if there are none, or those of several kinds of row."""
     if found := _columns(names, kinds):
         return found
-    allowed = " or ".join(" and ".join(KEYS[kind]) for kind in KEYS if kind in kinds)
-    raise DataError(f"the columns are {', '.join(names)[:500] or 'none'}", where=name,
-                    allowed=f"those of one kind of row: {allowed}; others are left out",
-                    fix="Rename them: the input is the prompt, the answer the completion.")
+    allowed = " or ".join(" and ".join(KEYS[kind]) for kind in kinds)
+    usual = "Rename them: the input is the prompt, the answer the completion."
+    if names and names[0].startswith("{"):
+        usual = "It looks like JSONL: leave the word in front of the address out."
+    raise DataError(f"the columns are {shown(', '.join(names), SHOWN_COLUMNS)}" if names else "there are no columns",
+                    where=name, allowed=f"those of one kind of row: {allowed}; others are left out",
+                    fix=respelled(names) or usual)
 
 
-def _columns(names: list[str], kinds: tuple[str, ...] = ("prompt", "text")) -> tuple[str, ...]:
+def _columns(names: list[str], kinds: tuple[RowKind, ...] = ("prompt", "text")) -> tuple[str, ...]:
     found = [keys for kind, keys in KEYS.items() if kind in kinds and set(keys) <= set(names)]
     return found[0] if len(found) == 1 and len(set(names)) == len(names) else ()
 

@@ -22,15 +22,16 @@ ZSTD_BYTES = 1024
 """Fed at a time. Four bytes can stand for a block of 128 KiB, so these for 32 MiB."""
 SNIFFED_BYTES = 512
 
-NOT_JSONL = (
-    (b"PK\x03\x04", "a zip archive", "Unpack it and give the JSONL file inside."),
+JSONL = "JSONL, one object per line"
+OTHERS = (
+    (b"PK\x03\x04", "a zip archive", "Unpack it and give the file inside."),
     (b"PAR1", "a Parquet file", "Put parquet: in front of its address, if its columns are named like the keys "
      "of a row; or export it with pandas: to_json(..., orient='records', lines=True)."),
     (b"%PDF", "a PDF document", "Extract the text into {\"text\"} rows."),
     (b"\xff\xfe", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
     (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
-    (b"[", "one JSON array", "Write one object per line: jq -c '.[]' data.json > data.jsonl."),
 )
+ARRAY = (b"[", "one JSON array", "Write one object per line: jq -c '.[]' data.json > data.jsonl.")
 
 
 class Readable(Protocol):
@@ -41,27 +42,27 @@ class Readable(Protocol):
         ...
 
 
-def unpacked(raw: Readable, name: str) -> Iterator[bytes]:
-    """Chunks of the content. Raises DataError for a damaged file, and for one that is plainly not JSONL."""
+def unpacked(raw: Readable, name: str, wanted: str = JSONL) -> Iterator[bytes]:
+    """Chunks of the content. Raises DataError for a damaged file, and for one that is plainly not what is wanted."""
     chunks = _chunks(raw, name)
     head = b""
     for chunk in chunks:
         head += chunk
         if len(head) >= SNIFFED_BYTES:
             break
-    refuse_other_formats(head[:SNIFFED_BYTES], name)
+    refuse_other_formats(head[:SNIFFED_BYTES], name, wanted)
     yield head
     yield from chunks
 
 
-def refuse_other_formats(head: bytes, name: str) -> None:
+def refuse_other_formats(head: bytes, name: str, wanted: str = JSONL) -> None:
     """Raise DataError for content that is recognisably something else."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for magic, found, fix in NOT_JSONL:
+    for magic, found, fix in (*OTHERS, ARRAY) if wanted == JSONL else OTHERS:
         if text.startswith(magic):
-            raise DataError(f"the file is {found}", where=name, allowed="JSONL, one object per line", fix=fix)
+            raise DataError(f"the file is {found}", where=name, allowed=wanted, fix=fix)
     if text[:1] == b"<":
-        raise DataError("the file is a web page", where=name, allowed="JSONL, one object per line",
+        raise DataError("the file is a web page", where=name, allowed=wanted,
                         fix="Use the address of the file itself (the 'raw' or 'download' link).")
 
 

@@ -4,7 +4,7 @@ In:   datasets/<sha>/data.jsonl (and the validation data's)
 Out:  splits/<key>/train.jsonl, validation.jsonl with only the keys of their kind; *.places with the line that each
       row came from; dropped.jsonl with what `drop` left out, and why
 Three passes over the file: tasks/survey.py, tasks/review.py, and the writing. What is remembered of a row is on disk,
-but for about 20 bytes.
+but for a few numbers.
 Dies half-way: nothing is in the store; the same input gives the same split.
 """
 
@@ -30,7 +30,7 @@ from infra.store import Store
 from tasks.hashes import Hashes
 from tasks.ingest import FILE
 from tasks.policy import HOUR_S, found_done, step
-from tasks.review import Review, note_held_out, review
+from tasks.review import note_held_out, review
 from tasks.shards import places_of
 from tasks.survey import Index, Row, Survey, survey
 
@@ -63,12 +63,16 @@ def validate(
             raise DataError(f"drop is {drop}, and no row is left", where=train.places.name, fix="Set drop to none.")
         held_out = np.zeros_like(kept) if others else hold_out(index.prompts, kept, num_validation)
     if held_out.any():
-        note_held_out(found, train, held_out)
+        note_held_out(found, held_out)
+    shown = {row for _, rows in found.noted.values() for row in rows}
+    places: dict[int, str] = {}
     with store.draft() as draft:
         with Files(draft.path, not kept.all()) as files:
             for number, row in enumerate(train.rows()):
-                side = "validation" if held_out[number] else "train"
-                files.write(row, train.places.of(row.line), side, found.reason(number))
+                side, where = "validation" if held_out[number] else "train", train.places.of(row.line)
+                files.write(row, where, side, found.reason(number))
+                if number in shown:
+                    places[number] = where
             if others:
                 for row in islice(others.rows(), num_validation):
                     files.write(row, others.places.of(row.line), "validation")
@@ -78,7 +82,8 @@ def validate(
             separator="" if found.spaced * 2 > found.rows else "\n",
             train_rows=files.rows["train"], validation_rows=files.rows["validation"], dropped=files.rows["dropped"],
             duplicates=train.count - found.prompts, leaks=found.leaks, longest_characters=train.longest,
-            findings=_findings(train, others, found, files.rows["validation"]), compared=found.compared)
+            findings=_findings(train, others, files.rows["validation"]) + found.findings(places),
+            compared=found.compared)
         crashpoint("validate.before_commit")
         draft.commit(split.folder, split.to_json())
     return split
@@ -161,12 +166,12 @@ class Files:
         return self._stack.enter_context((self._folder / name).open("w", encoding="utf-8", newline="\n"))
 
 
-def _findings(train: Survey, others: Survey | None, found: Review, held: int) -> list[Finding]:
-    """All that was noted, of the files first."""
+def _findings(train: Survey, others: Survey | None, held: int) -> list[Finding]:
+    """What was noted of the files."""
     findings = train.notes.findings() + (others.notes.findings() if others else [])
     if held == 0:
-        findings.append(Finding(what=ONE_ROW, count=1, first=[train.where(0)]))
-    return findings + found.notes.findings()
+        findings.append(Finding(what=ONE_ROW, count=1, first=[train.first]))
+    return findings
 
 
 def _key(data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop) -> str:

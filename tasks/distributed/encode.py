@@ -4,7 +4,7 @@ In:   job.json (EncodeJob): train.jsonl, validation.jsonl, the base model's toke
 Out:  train/*.npy and validation/*.npy (tasks/distributed/packs.py), result.json with counts, samples and the
       histogram of lengths
 A file is tokenised in parts of fixed size, by several processes; only lengths come back, over which the packing is made
-at once. Memory: the tokens of one part a process, and about 30 bytes a row.
+at once. Memory: the tokens of one part a process, and about 50 bytes a row.
 Dies half-way: the folder has no manifest and is thrown away.
 Run alone: python -m tasks.distributed.encode job.json
 """
@@ -12,6 +12,7 @@ Run alone: python -m tasks.distributed.encode job.json
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -88,7 +89,7 @@ def write_parts(codec: Codec, job: EncodeJob, path: Path, folder: Path) -> list[
     processes = min(job.processes, len(numbers))
     if processes < 2:
         return list(map(work, numbers))
-    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work, os.getpid())) as pool:
         try:
             return list(pool.map(_one, numbers))
         except BrokenProcessPool as error:
@@ -101,7 +102,7 @@ def write_one(codec: Codec, job: EncodeJob, path: Path, folder: Path, part: int,
     encoded = Encoded()
     for batch in batches_of(path, number * part, part):
         add(encoded, codec, job, path, batch)
-    written = write_part(folder, number, encoded.ids, encoded.labels, vocabulary=len(codec.tokenizer))
+    written = write_part(folder, number, encoded.ids, encoded.labels, vocabulary=codec.vocabulary)
     return Written(written.tokens, written.labelled, np.array(encoded.lengths, np.int32), encoded.truncated,
                    encoded.lost, encoded.split)
 
@@ -128,7 +129,7 @@ def bins(lengths: dict[str, NDArray[np.int32]]) -> tuple[int, dict[str, list[int
 def show_samples(codec: Codec, packs: PackedRows) -> list[dict[str, Any]]:
     """The first example and others taken by chance, as the model sees them: runs of text, read or learned."""
     count = packs.segments
-    others = np.random.default_rng(count).choice(np.arange(1, count), min(SAMPLES, count) - 1, replace=False)
+    others = 1 + np.random.default_rng(count).choice(count - 1, min(SAMPLES, count) - 1, replace=False)
     return [show(codec, *packs.segment(i)) for i in [0, *sorted(others.tolist())]]
 
 
@@ -150,9 +151,9 @@ _work: Callable[[int], Written]
 """What a process of the pool does; its own copy of the parent's memory holds it."""
 
 
-def _begin(work: Callable[[int], Written]) -> None:
+def _begin(work: Callable[[int], Written], parent: int) -> None:
     global _work
-    die_with_parent()
+    die_with_parent(parent)
     _work = work
 
 

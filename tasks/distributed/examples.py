@@ -25,7 +25,6 @@ BATCH_BYTES = 1 << 19
 """Of JSON, encoded at once."""
 
 
-
 @dataclass
 class Encoded:
     """The examples of a part as isolated segments, and what cutting did to them."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from infra.crash import crashpoint
 from tasks.distributed.packer import Rows
 
+OPEN_PARTS = 256
+"""Each is two files; 1024 is a usual limit for a process."""
 Ids = NDArray[np.integer]
 Marks = NDArray[np.bool_]
 
@@ -39,7 +42,10 @@ class Part:
 def write_part(folder: Path, number: int, ids: Sequence[Ids], labels: Sequence[Marks], *, vocabulary: int) -> Part:
     """Write the segments of one part. Token ids are below `vocabulary`."""
     kind = np.uint16 if vocabulary <= 1 << 16 else np.int32
-    np.save(folder / f"tokens-{number:05}.npy", np.concatenate([np.zeros(0, kind), *ids]).astype(kind, copy=False))
+    tokens = np.concatenate([np.zeros(0, np.int32), *ids])
+    if tokens.max(initial=0) >= vocabulary:
+        raise ValueError(f"token id {tokens.max()} of a vocabulary of {vocabulary}")
+    np.save(folder / f"tokens-{number:05}.npy", tokens.astype(kind, copy=False))
     crashpoint("pack.mid_file")
     np.save(folder / f"labels-{number:05}.npy", np.concatenate([np.zeros(0, bool), *labels]))
     return Part(np.array([len(one) for one in ids], np.int32), np.array([one.sum() for one in labels], np.int32))
@@ -70,7 +76,7 @@ class PackedRows:
         self._parts = np.load(folder / "parts.npy")
         self._segments, self._order, self._rows = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("segments", "order", "rows"))
-        self._open: dict[int, tuple[Ids, Marks]] = {}
+        self._part = lru_cache(OPEN_PARTS)(self._opened)
         self.tokens_in: NDArray[np.int64] = np.load(folder / "row_tokens.npy", mmap_mode="r")
         """Tokens of each row."""
         self.labels_in: NDArray[np.int64] = np.load(folder / "row_labels.npy", mmap_mode="r")
@@ -87,7 +93,7 @@ class PackedRows:
     def segment(self, number: int) -> tuple[Ids, Marks]:
         """Token ids and labels of one segment, counted in the order of the data: views of what is on disk."""
         part = int(np.searchsorted(self._parts, number, side="right")) - 1
-        ids, labels = self._of_part(part)
+        ids, labels = self._part(part)
         first = self._segments[self._parts[part]]
         span = slice(self._segments[number] - first, self._segments[number + 1] - first)
         return ids[span], labels[span]
@@ -96,12 +102,9 @@ class PackedRows:
         """The segments of one row, in their order."""
         return [self.segment(int(one)) for one in self._order[self._rows[number] : self._rows[number + 1]]]
 
-    def _of_part(self, part: int) -> tuple[Ids, Marks]:
-        if part not in self._open:
-            ids, labels = (np.load(self._folder / f"{name}-{part:05}.npy", mmap_mode="r")
-                           for name in ("tokens", "labels"))
-            self._open[part] = ids, labels
-        return self._open[part]
+    def _opened(self, part: int) -> tuple[Ids, Marks]:
+        ids, labels = (np.load(self._folder / f"{name}-{part:05}.npy", mmap_mode="r") for name in ("tokens", "labels"))
+        return ids, labels
 
 
 def _starts(counts: NDArray[np.integer]) -> NDArray[np.int64]:

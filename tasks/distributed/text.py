@@ -41,6 +41,8 @@ class Codec:
         self.eos: int = _only_id(tokenizer.eos_token_id)
         start = list(tokenizer("")["input_ids"])
         self.bos: list[int] = [i for i in start if i != self.eos][:1]
+        self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
+        """More than any token id: ids may have gaps."""
         self._special = frozenset(tokenizer.all_special_ids)
         self._never = self._special - {tokenizer.unk_token_id}
         if tokenizer.is_fast:  # some are published with a length to cut to
@@ -196,7 +198,7 @@ class Codec:
             found = [list(ask(text)["input_ids"]) for text in texts]
         if not all(self._never.isdisjoint(ids) for ids in found):
             raise Broken("the base model's tokenizer turns plain text into special tokens",
-                         fix="Report the tokenizer's class and this row.")
+                         fix="Report the tokenizer's class.")
         return found
 
 

@@ -1,7 +1,7 @@
 """One way to bring in, judge or pack a file, in a process of its own; the last line says how long it took.
 
 Run by tests/benchmarks/preparing.py: python -m tests.benchmarks.one_step NAME '{"rows": ..., ...}'
-Seconds are those of the work itself, without imports and without loading the tokenizer.
+Seconds are those of the work itself, without imports.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def ingest(source: str) -> Work:
 
 
 def s3fs(source: str) -> Work:
-    """`s3fs.open().read()` in pieces of 8 MiB, which are thrown away."""
+    """`s3fs.open().read()`."""
     from infra.settings import Settings
     from infra.store import filesystem
 
@@ -38,8 +38,7 @@ def s3fs(source: str) -> Work:
 
     def read() -> None:
         with files.open(source.removeprefix("s3://"), "rb") as file:
-            while file.read(1 << 23):
-                pass
+            file.read()
 
     return read
 

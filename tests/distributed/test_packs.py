@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from infra.errors import DataError, Transient
 from tasks.distributed import encode as encoding
+from tasks.distributed import packs
 from tasks.distributed.encode import encode
 from tasks.distributed.examples import batches_of, flatten
 from tasks.distributed.job import EncodeJob
@@ -117,10 +119,43 @@ def test_token_ids_take_as_many_bytes_as_the_vocabulary_needs(tmp_path: Path, vo
     ids = [np.array([vocabulary - 1, 3], np.int32), np.array([0], np.int32)]
     labels = [np.array([False, True]), np.array([True])]
     write_index(tmp_path, [write_part(tmp_path, 0, ids, labels, vocabulary=vocabulary)], best_fit(np.array([2, 1]), 3))
-    packs = PackedRows(tmp_path)
+    found = PackedRows(tmp_path)
     assert np.load(tmp_path / "tokens-00000.npy").dtype == kind
-    assert [(part.tolist(), marks.tolist()) for part, marks in packs.row(0)] == [
+    assert [(part.tolist(), marks.tolist()) for part, marks in found.row(0)] == [
         ([vocabulary - 1, 3], [False, True]), ([0], [True])]
+
+
+def test_a_token_that_the_vocabulary_does_not_know_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="token id 70000 of a vocabulary of 500"):
+        write_part(tmp_path, 0, [np.array([70_000], np.int32)], [np.array([True])], vocabulary=500)
+
+
+def test_the_vocabulary_counts_gaps_between_ids(stories: Path) -> None:
+    tokenizer = load_tokenizer(stories)
+    vocabulary = Codec(tokenizer).vocabulary
+    tokenizer.get_vocab = lambda: {"a": 1, "b": 70_000}
+    assert vocabulary == 512 and Codec(tokenizer).vocabulary == 70_001
+
+
+def test_more_parts_than_a_process_may_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    monkeypatch.setattr(packs, "OPEN_PARTS", 20)
+    parts = [write_part(tmp_path, i, [np.array([i], np.int32)], [np.array([True])], vocabulary=500) for i in range(400)]
+    write_index(tmp_path, parts, best_fit(np.ones(400, np.int64), 1))
+    try:
+        setrlimit(RLIMIT_NOFILE, (200, hard))
+        rows = PackedRows(tmp_path)
+        assert [int(ids[0]) for number in range(400) for ids, _ in rows.row(number)] == list(range(400))
+    finally:
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_tokenizer_that_was_published_with_a_length_cuts_nothing(stories: Path) -> None:
+    tokenizer = load_tokenizer(stories)
+    wanted = Codec(tokenizer).prompt("a long story about a fox")
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=99)
+    assert Codec(tokenizer).prompt("a long story about a fox") == wanted and len(wanted) > 5
 
 
 def test_no_rows_are_no_parts(tmp_path: Path, stories: Path) -> None:

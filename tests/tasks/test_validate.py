@@ -17,11 +17,12 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks.hashes import Hashes
 from tasks.ingest import ingest
-from tasks.rows import clean, json_value, kind_of, parse, quick, unused_keys
+from tasks.rows import clean, json_value, kind_of, quick, unused_keys
 from tasks.shards import Places
 from tasks.survey import judge as judged
 from tasks.survey import survey
 from tasks.validate import hold_out, validate
+from tests.tasks.test_rows import closely
 
 
 def line(prompt: str = "p", completion: Any = "c") -> str:
@@ -243,43 +244,17 @@ def test_keys_that_are_not_used_are_known_in_messages_too() -> None:
     assert unused_keys(row, "messages") == ["id", "weight"]
 
 
-TURNS = [{"role": "user", "content": "role"}, {"role": "assistant", "content": "a \\ \" \u00e9 \U0001f600"}]
-LINES = [
-    {"prompt": "p", "completion": "c"}, {"completion": "c", "prompt": ""}, {"text": "prompt"},
-    {"text": "\u0001 \u007f"}, {"prompt": "p", "text": "t"},
-    {"messages": TURNS}, {"messages": TURNS[:1]}, {"messages": [{**TURNS[0], "name": "n"}, TURNS[1]]}, {"messages": []},
-    {"text": "t", "id": 1}, {"text": 1}, {"text": ""}, {"text": "\0"}, {"prompt": "p"}, ["text"], ["messages"], "text",
-    {"messages": "role"}, {"messages": [1]}, {"messages": [{"role": ["user"], "content": "x"}]}]
-RAW = [
-    b'{"text": "a", "text": "b"}', b'{"text": "a", "\\u0074ext": "b"}', b'{"\\u0074ext": "b"}', b'{"text": "\\ud800"}',
-    b'{"text": "\xed\xa0\x80"}', b'{"text": "\xff"}', b'{"text": "a\tb"}', b'{"text": "a"} ', b'\x0b{"text": "a"}',
-    b'{"text": "a"}{"text": "b"}', b'{"text": "\\u0000"}', b'{"text": NaN}', b'{"text": "a",}', b"{'text': 'a'}",
-    b'{"messages": [{"role": "user", "role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]}',
-    b'{"messages": [{"role": "user", "content": "x", "\\u0072ole": "system"}, {"role": "assistant", "content": "y"}]}',
-    b'{"messages": [{"role": "user", "content": "x", "n": 1e400}, {"role": "assistant", "content": "y"}]}']
+def test_the_first_good_row_is_named_when_another_is_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "d").write_text('{"text"\n\n{"text": "t"}\n{"prompt": "p", "completion": "c"}\n')
+    with pytest.raises(DataError, match=r"d line 4: the row is of the kind prompt; expected text, as in d line 3"):
+        survey(tmp_path / "d", Places("d"))
 
 
-def closely(line: bytes) -> tuple[dict[str, Any], str] | None:
-    """What the whole of the rules says of a line; None: it is refused."""
-    try:
-        row = parse(line, "")
-        kind = kind_of(row, "")
-        return clean(row, kind, ""), kind
-    except DataError:
-        return None
-
-
-@pytest.mark.parametrize("line", [json.dumps(row, ensure_ascii=one).encode() for row in LINES for one in (0, 1)] + RAW)
-def test_what_is_judged_quickly_is_judged_alike(line: bytes) -> None:
-    found, wanted = quick(line), closely(line)
-    assert found is None or found == wanted
-    assert found is None or json.dumps(found[0]) == json.dumps(wanted and wanted[0])  # in the same order
-
-
-def test_common_rows_are_judged_quickly() -> None:
-    turns = [{"role": "user", "content": "x"}, TURNS[1]]
-    rows = [*LINES[:3], {"messages": [*turns, *turns]}]
-    assert [quick(json.dumps(row).encode()) is None for row in rows] == [False] * 4
+def test_places_are_right_behind_blank_lines(settings: Settings, store: Store, tmp_path: Path) -> None:
+    lines = ["", line("a"), "", "", line("b"), line("a"), "", line("b"), line("b"), *(line(f"{i}") for i in range(9))]
+    split = judge(settings, store, tmp_path, "\n".join(lines))
+    found = {finding.what: finding.first for finding in split.findings}
+    assert found["rows that repeat an earlier one word for word"] == [f"data.jsonl line {n}" for n in (6, 8, 9)]
 
 
 def test_published_json_cases_are_judged_alike(shared: Path) -> None:
