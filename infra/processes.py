@@ -8,6 +8,7 @@ Dies half-way: a service that was started but not yet noted is found by its mark
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -94,6 +95,16 @@ def left_over(home: Path) -> set[psutil.Process]:
     for process in set(psutil.process_iter()) - ourselves:
         with suppress(psutil.Error, OSError):
             if process.environ().get(MARK) == str(home):
+                found.add(process)
+    return found
+
+
+def remains_of(service: Service, home: Path) -> set[psutil.Process]:
+    """Processes of the stack in the session of a service whose first process died: they hold its port."""
+    found = set()
+    for process in left_over(home):
+        with suppress(ProcessLookupError):
+            if os.getsid(process.pid) == service.pid:
                 found.add(process)
     return found
 

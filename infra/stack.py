@@ -25,7 +25,7 @@ from infra import services
 from infra.errors import Broken, UserError
 from infra.files import write_atomic
 from infra.launch import tail
-from infra.processes import Service, kill, left_over, process_of, start, stop_all
+from infra.processes import Service, kill, left_over, process_of, remains_of, start, stop_all
 from infra.services import Plan
 from infra.settings import Settings
 
@@ -54,6 +54,9 @@ def up(
     """
     with _locked(settings):
         before = _alive(settings)
+        for name, service in read(settings).items():
+            if name in only and name not in before and name != "worker":  # its runs go on
+                kill(remains_of(service, settings.home_path))
         _write(settings, before)
         try:
             plans = [plan for plan in services.servers(settings) if plan.name in only]

@@ -138,13 +138,15 @@ def test_registering_waits_for_a_registry_that_was_killed(
     try:
         stopped = psutil.Process(process.pid)
         wait_for(lambda: fired.exists() and stopped.status() == psutil.STATUS_STOPPED, "it does not register")
-        killed([psutil.Process(running.read(stack.settings)["mlflow"].pid)])
+        killed([psutil.Process(registry := running.read(stack.settings)["mlflow"].pid)])
         stopped.resume()
         _, stderr = process.communicate(timeout=RECOVERY_S)
     finally:
         process.kill()
     assert process.returncode == 0, stderr
     assert len(stack.versions("acme/registry-away")) == 1
+    wait_for(lambda: running.status(stack.settings)["mlflow"] == "running", "the keeper does not start it again", 120)
+    assert running.read(stack.settings)["mlflow"].pid != registry
 
 
 def test_a_frozen_run_is_taken_over_and_its_process_goes(stack: Stack, parameters: dict[str, Any]) -> None:

@@ -120,6 +120,23 @@ def test_up_starts_again_what_was_killed(settings: Settings, monkeypatch: pytest
 
 
 @pytest.mark.slow
+def test_a_child_that_holds_the_port_of_a_killed_service_goes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with MLflow, whose server is a child; the child of a worker is a run, and stays."""
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SERVER!r}, sys.argv[1]])"
+    fake(settings, monkeypatch, server=parent)
+    before = stack.up(settings)
+    (run,) = psutil.Process(before["worker"].pid).children()
+    kill(before["mlflow"])
+    kill(before["worker"])
+    after = stack.up(settings)
+    assert after["mlflow"].pid != before["mlflow"].pid and stack.answers(after["mlflow"].url)
+    assert run.is_running()
+    assert stack.down(settings)[-1] == "1 left-over processes"
+
+
+@pytest.mark.slow
 def test_the_keeper_starts_what_died_and_its_end_leaves_that_alone(
     settings: Settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
