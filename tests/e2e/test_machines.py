@@ -23,7 +23,7 @@ from infra.store import Store
 from tests.conftest import Cable, free_port, training_processes, wait_for
 from tests.e2e.conftest import KNOBS, LONG, options
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 WAIT_S = 400
 MARK = "PREFECT__FLOW_RUN_ID"
