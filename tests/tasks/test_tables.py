@@ -49,7 +49,7 @@ COLUMNS = {"id": [1, 2], **{key: [row[key] for row in ROWS] for key in ("prompt"
 
 @pytest.mark.parametrize(("form", "content"), [
     ("csv", CSV), ("csv", "\ufeff" + CSV), ("csv", CSV.replace("\n\n", "\n").replace("\n2", "\r\n2")),
-    ("csv", gzip.compress(CSV.encode())), ("csv", CSV.rstrip("\n")),
+    ("csv", gzip.compress(CSV.encode(), mtime=0)), ("csv", CSV.rstrip("\n")),
     ("csv", 'completion;prompt\ncaf\u00e9 \U0001f600;"a, ""b""\nc\u2028"\n"x;y\tz";\n'),
     ("csv", 'completion\tprompt\ncaf\u00e9 \U0001f600\t"a, ""b""\nc\u2028"\n"x;y\tz"\t\n'),
     ("parquet", COLUMNS)])
@@ -85,7 +85,7 @@ def test_texts_and_messages_are_rows_too(settings: Settings, store: Store, tmp_p
     ("parquet", {"question": ["a"]}, 'the columns are "question"; .*or text or messages'),
     ("parquet", {"text": [b"bytes"]}, 'the column "text" is of the type binary; expected strings'),
     ("parquet", {"text": [Decimal(1)]}, "is of the type decimal"),
-    ("parquet", {"text": [datetime.now(UTC)]}, "timestamp"),
+    ("parquet", {"text": [datetime(2026, 1, 1, tzinfo=UTC)]}, "timestamp"),
     ("parquet", {"messages": [[{"role": "user", "content": b"x"}]]}, 'the column "messages" is of the type binary')])
 def test_a_table_that_is_none_is_named(
     settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str,
