@@ -114,8 +114,8 @@ class TrainingSpec:
         "Hardware", "Micro-batches that a GPU's share of a batch is cut into: less memory, same numbers.", 1, ge=1,
         shapes="place")
     activation_checkpointing: bool = knob(
-        "Hardware", "Compute activations again in the backward pass: much less memory, about a quarter more time.",
-        False, shapes="place")
+        "Hardware", "Compute activations again in the backward pass: much less memory, a third (full) to a half (LoRA) "
+        "more time.", False, shapes="place")
     parallelism: Literal["auto", "ddp", "fsdp", "hsdp"] = knob(
         "Hardware", "ddp: a copy of the weights on each GPU. fsdp: a shard on each. hsdp: shards within a node. "
         "auto: ddp if it fits the GPU's memory, else hsdp or fsdp.", "auto", shapes="place")

@@ -24,8 +24,8 @@ from infra.launch import run_group, tail
 from infra.nodes import Launch, Lead, NodeEnded, Nodes, interface_to, new_launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.distributed.job import ERROR, EVENTS, JOB, RESULT, ROOM, Job
-from tasks.gpus import environment, gpus
+from tasks.distributed.job import ERROR, EVENTS, GPUS_SEEN, JOB, RESULT, ROOM, Job
+from tasks.gpus import environment, gpus, gpus_have_bf16
 from tasks.rank_lines import RankLines
 
 LOG = "log.txt"
@@ -83,7 +83,7 @@ def run_child(
 def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
     """What each of this machine's ranks is told beside torchrun's own variables."""
     threads = str(settings.threads_for(ranks))
-    return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **environment()}
+    return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", GPUS_SEEN: str(len(gpus())), **environment()}
 
 
 def failure(folder: Path, code: int, module: str) -> AnnealError:
@@ -105,7 +105,8 @@ def settled(spec: TrainingSpec) -> TrainingSpec:
     """The spec with what `precision=auto` means on this machine."""
     if spec.precision != "auto":
         return spec
-    return dataclasses.replace(spec, precision="bf16" if gpus() or cpu_has_bf16() else "fp32")
+    has_bf16 = gpus_have_bf16() if gpus() else cpu_has_bf16()
+    return dataclasses.replace(spec, precision="bf16" if has_bf16 else "fp32")
 
 
 @cache

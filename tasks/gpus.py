@@ -21,6 +21,7 @@ from pathlib import Path
 from infra.files import locked
 
 LOCK_POLL_S = 1.0
+BF16_CAPABILITY = 8.0
 log = logging.getLogger(__name__)
 _held: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("held", default=())
 
@@ -28,14 +29,26 @@ _held: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("held", 
 @cache
 def gpus() -> tuple[str, ...]:
     """Names of this machine's GPUs, asked without torch."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    names = _asked("name")
+    visible = devices()
+    return names if visible is None else names[: len(visible)]
+
+
+@cache
+def gpus_have_bf16() -> bool:
+    """Whether all of them compute in bf16: compute capability 8.0 (Ampere) or more. One that does not tell passes."""
+    told = [capability for capability in _asked("compute_cap") if capability.replace(".", "").isdigit()]
+    return all(float(capability) >= BF16_CAPABILITY for capability in told)
+
+
+def _asked(what: str) -> tuple[str, ...]:
+    """What nvidia-smi says of each GPU; nothing without it."""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    names = tuple(line.strip() for line in found.splitlines() if line.strip())
-    visible = devices()
-    return names if visible is None else names[: len(visible)]
+    return tuple(line.strip() for line in found.splitlines() if line.strip())
 
 
 def devices() -> tuple[str, ...] | None:

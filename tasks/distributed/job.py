@@ -23,6 +23,8 @@ from infra.spec import Precision
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
 ROOM, ROOM_BYTES = "room", 1 << 14
 """A file that gives its place to error.json when the disk is full."""
+GPUS_SEEN = "ANNEAL_GPUS_SEEN"
+"""The variable that tells a child how many GPUs nvidia-smi lists."""
 CHUNK_LOGITS = 1 << 25
 """Largest number of logits that training holds at a time: tasks/distributed/head.py."""
 BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 23}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from transformers import (
 
 from infra.errors import BaseModelError, UserError, shown
 from infra.spec import Precision, TrainingSpec
+from tasks.distributed.job import GPUS_SEEN
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -31,8 +33,15 @@ RELATIVE_BASE = "base"
 
 
 def device_of(local_rank: int = 0) -> torch.device:
-    """The accelerator of this rank, or the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """The accelerator of this rank, or the CPU. Raises UserError where there are GPUs that torch cannot use."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    if int(os.environ.get(GPUS_SEEN, 0)):
+        raise UserError(
+            f"nvidia-smi lists GPUs, but torch {torch.__version__} cannot use them", where="this machine",
+            fix="Install a driver that fits torch's CUDA, or the torch that fits the driver (pytorch.org). "
+                "CUDA_VISIBLE_DEVICES= (empty) trains on the CPU.")
+    return torch.device("cpu")
 
 
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
