@@ -97,6 +97,7 @@ def test_form_starts_a_training(stack: Stack, first: Training, browser: Chrome, 
     assert first.version["id"][:12] in stack.artifacts(run)["endpoint"]
 
 
+@pytest.mark.timeout(600)
 def test_defaults_train(stack: Stack, parameters: dict[str, Any], browser: Chrome, tmp_path: Path) -> None:
     before, data = runs_of(stack), tmp_path / "few.jsonl"
     with Path(parameters["train_data"]).open() as file:
@@ -105,7 +106,9 @@ def test_defaults_train(stack: Stack, parameters: dict[str, Any], browser: Chrom
     for name, value in {**parameters, "train_data": data, "destination": "acme/defaults"}.items():
         if name in REQUIRED:
             fill(browser, name, value)
-    state = stack.wait_until_over(started(stack, browser, before))
+    run = started(stack, browser, before)
+    browser.get("about:blank")  # a run's page is drawn anew all the time
+    state = stack.wait_until_over(run, 400)
     assert state["type"] == "COMPLETED", state
     assert len(stack.versions("acme/defaults")) == 1
 
