@@ -13,9 +13,11 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tasks.distributed.job import TrainJob
 from tests.conftest import free_port, rank_variables
@@ -25,15 +27,17 @@ WAIT_S = 120
 POLL_S = 0.02
 NOTICE_S = 5
 """A rank that has lost another one may take this long to notice by itself."""
-forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(PRELOAD)
+# bitsandbytes starts CUDA when it is imported, and a process that has cannot be forked.
+forked = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+if isinstance(forked, ForkServerContext):
+    forked.set_forkserver_preload(PRELOAD)
 
 
 @dataclass(frozen=True)
 class Ranks:
     """The ranks of one launch."""
 
-    processes: list[ForkServerProcess]
+    processes: list[ForkServerProcess | SpawnProcess]
 
     def wait(self, timeout_s: float = WAIT_S) -> list[int | None]:
         """Exit codes by rank; a rank that is still there after `timeout_s` is killed and has None."""

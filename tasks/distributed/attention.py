@@ -1,18 +1,21 @@
 """Attention over packed segments: one name, one code path, on CPU and CUDA alike.
 
 Segments never see each other. Registered with transformers under a name of our own, which also
-makes the model skip building masks. CUDA: torch's `varlen_attn` (bf16 or fp16). CPU: plain matrix
-products, which are faster there (cpu_attention.py), or segment by segment where one is long.
+makes the model skip building masks. CUDA: torch's `varlen_attn` (bf16 or fp16), which torch.compile
+takes into its graph. CPU: plain matrix products, which are faster there (cpu_attention.py), or segment
+by segment where one is long.
 Shapes: B=1, H heads (K of keys and values), T tokens, D head size, S segments.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -20,6 +23,8 @@ from infra.errors import BaseModelError
 from tasks.distributed.cpu_attention import SHORT, short_segments
 
 NAME = "anneal_packed"
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""torch 2.11 takes fewer heads of keys and values as they are, newer ones want to be told."""
 
 
 def packed_attention(
@@ -36,6 +41,8 @@ def packed_attention(
         raise BaseModelError("the base model caps its attention scores (softcap), which is not supported",
                              fix="Choose a base of another family, such as Llama, Mistral or Qwen.")
     window = sliding_window if sliding_window and sliding_window < max_length_q else None
+    if q_BHTD.is_cuda and torch.is_autocast_enabled("cuda"):  # full fine-tuning: rotary angles are in fp32
+        q_BHTD, k_BHTD, v_BHTD = (x.to(torch.get_autocast_dtype("cuda")) for x in (q_BHTD, k_BHTD, v_BHTD))
     if q_BHTD.is_cuda and q_BHTD.dtype != torch.float32:  # the kernel takes bf16 and fp16 only
         return _on_cuda(q_BHTD, k_BHTD, v_BHTD, scaling, cu_seq_lens_q, max_length_q, window), None
     bounds = cu_seq_lens_q.tolist()
@@ -61,12 +68,10 @@ def _segment(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int
 def _on_cuda(
     q: Tensor, k: Tensor, v: Tensor, scaling: float | None, bounds: Tensor, longest: int, window: int | None,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (q, k, v))
     out_THD = varlen_attn(
         q_THD, k_THD, v_THD, bounds, bounds, longest, longest, scale=scaling,
-        window_size=(window - 1 if window else -1, 0), enable_gqa=q.shape[1] != k.shape[1])
+        window_size=(window - 1 if window else -1, 0), **(GROUPED if q.shape[1] != k.shape[1] else {}))
     return out_THD.unsqueeze(0)  # type: ignore[union-attr]
 
 

@@ -68,7 +68,7 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     loss = PackedLoss(base).train()
     if spec.activation_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
-    row_tokens = compile_layers(loss, job, spec)
+    row_tokens = compile_layers(loss, job, spec, compute, ranks.device)
     if sharded:
         spread = shard(loss, base, ranks, job.parallelism, compute)
         load_shards(model, path, tied=bool(base.config.tie_word_embeddings))
@@ -80,13 +80,16 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     return Built(model, base, loss, spread, row_tokens, compute, ranks.device)
 
 
-def compile_layers(loss: PackedLoss, job: TrainJob, spec: TrainingSpec) -> int:
+def compile_layers(
+    loss: PackedLoss, job: TrainJob, spec: TrainingSpec, compute: torch.dtype, device: torch.device,
+) -> int:
     """Compile the decoder layers if the spec wants it; returns what rows are then to be filled up to, or 0."""
     if not spec.compile_layers:
         return 0
     loss.compiled = True
-    # Segments come in any number: compiled layers are cut where they attend.
-    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.packed_attention))
+    if device.type != "cuda" or compute == torch.float32:
+        # Attention by torch's own operations goes segment by segment, in any number: layers are cut where they attend.
+        AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.packed_attention))
     for layer in layers_of(loss.model):
         layer.compile(dynamic=not spec.pack_sequences)
     return job.chunk_tokens if spec.pack_sequences else 0

@@ -55,6 +55,8 @@ class Filled:
     rows: int
     tokens: int
     """Of a row."""
+    longest: int
+    """Tokens of the longest segment of all batches."""
 
 
 def batch_of(
@@ -70,14 +72,14 @@ def batch_of(
     lengths = np.array([len(ids) for ids, _ in segments])
     if filled:
         missing = filled.rows * filled.tokens - len(ids)
-        lengths = np.concatenate([lengths, np.diff([*range(0, missing, filled.tokens), missing])])
+        lengths = np.concatenate([lengths, np.diff([*range(0, missing, filled.longest), missing])])
         ids, marks = np.pad(ids, (0, missing)), np.pad(marks, (0, missing))
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
     targets = np.flatnonzero(marks) if labelled else np.zeros(0, dtype=np.int64)
     return Batch(
         torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(positions),
-        torch.from_numpy(bounds.astype(np.int32)), filled.tokens if filled else int(lengths.max()),
+        torch.from_numpy(bounds.astype(np.int32)), filled.longest if filled else int(lengths.max()),
         torch.from_numpy(targets - 1), torch.from_numpy(ids[targets].astype(np.int64)))
 
 
@@ -134,7 +136,7 @@ class Feed(Iterator[Batch]):
         """`row_tokens`: every micro-batch of every rank is filled up to one shape, of rows of that many tokens."""
         self._rows, self._plan, self._device = rows, plan, device
         largest = math.ceil(math.ceil(min(plan.batch, plan.rows) / world) / count)
-        self._filled = Filled(largest, row_tokens) if row_tokens else None
+        self._filled = Filled(largest, row_tokens, rows.longest) if row_tokens else None
         self._share = {"rank": rank, "world": world, "count": count}
         self._order = (
             part for step in range(started, plan.steps) for part in self._parts(step))

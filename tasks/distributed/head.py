@@ -125,7 +125,7 @@ def loss_and_gradient(
     top, at = logits_BV.max(1, keepdim=True)
     normalizers = top - grad_BV.gather(1, at).log()  # logsumexp; the largest softmax is never near 0
     loss = (normalizers - logits_BV.gather(1, places)).sum()
-    grad_BV.scatter_add_(1, places, torch.full_like(places, -1, dtype=grad_BV.dtype))
+    grad_BV.scatter_(1, places, grad_BV.gather(1, places) - 1)
     if slope_BV is not None:
         grad_BV *= slope_BV
     if scale != 1.0:

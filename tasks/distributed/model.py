@@ -119,14 +119,19 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     The adapters' values are made by `start_adapter`, once they lie where they are to be trained.
     """
     from peft import get_peft_model  # three seconds that tokenising does without
+    from peft.tuners.lora import LoraLayer
 
     try:
-        return get_peft_model(model, adapter_config(spec), autocast_adapter_dtype=True)
+        adapted = get_peft_model(model, adapter_config(spec), autocast_adapter_dtype=True)
     except ValueError as error:
         names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(
             f"lora_targets is {shown(spec.lora_targets)}, which names no layer of the base model",
             allowed="all-linear, or some of " + ", ".join(names)) from error
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):  # autocast makes the adapters narrow; peft would make their inputs wide first
+            module.cast_input_dtype_enabled = False
+    return adapted
 
 
 def adapter_config(spec: TrainingSpec) -> LoraConfig:

@@ -90,6 +90,11 @@ class PackedRows:
         """How many segments there are in all rows."""
         return len(self._order)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return int(np.diff(self._segments).max(initial=0))
+
     def segment(self, number: int) -> tuple[Ids, Marks]:
         """Token ids and labels of one segment, counted in the order of the data: views of what is on disk."""
         part = int(np.searchsorted(self._parts, number, side="right")) - 1

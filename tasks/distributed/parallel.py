@@ -72,6 +72,7 @@ def group() -> Iterator[Group]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     device = device_of(int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
+        repeatable()
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     patient, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
@@ -82,6 +83,14 @@ def group() -> Iterator[Group]:
         joined.barrier()  # gloo aborts at exit now and then without it
     finally:
         dist.destroy_process_group()
+
+
+def repeatable() -> None:
+    """Let CUDA's kernels add in one order, so that the same step gives the same bits: attention's gradient does not
+    by itself. Operations that have no such kernel warn and go on. Before the first use of cuBLAS."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a help that costs time
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 class Later:

@@ -120,7 +120,7 @@ class Trainer:
         loss = self._gradients(step, labels)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        summed = self.ranks.sum(torch.stack([loss.float(), torch.tensor(float(stop.is_set), device=loss.device)]))
+        summed = self.ranks.sum(torch.stack([loss.float(), loss.new_full((), float(stop.is_set))]))
         # From the first figure that is not finite on, the fused kernel skips every update.
         self.bad = torch.maximum(self.bad, 1.0 - torch.isfinite(summed[0] + norm).float())
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]

@@ -6,18 +6,38 @@ import pytest
 import torch
 
 from tasks.distributed.attention import packed_attention
+from tasks.distributed.decode import Sampling, answers
+from tasks.distributed.model import load_base, load_tokenizer
+from tasks.distributed.text import Codec
+from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+BASE = ROOT / "deployments" / "demo" / "base"
+TOLERANCE = 2e-2
+"""Of the largest value: bf16 keeps 8 bits."""
 
+
+@pytest.mark.parametrize("heads", [8, 4])
 @pytest.mark.parametrize("window", [None, 5])
-def test_the_kernel_gives_what_the_cpu_gives(window: int | None) -> None:
+def test_the_kernel_and_its_gradient_are_those_of_fp32_on_the_cpu(window: int | None, heads: int) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, 40, 64, dtype=torch.bfloat16) for heads in (8, 4, 4))
-    bounds = torch.tensor([0, 7, 8, 40], dtype=torch.int32)
-    on_cpu, _ = packed_attention(
-        torch.nn.Module(), q, k, v, None, cu_seq_lens_q=bounds, max_length_q=32, sliding_window=window)
-    on_gpu, _ = packed_attention(
-        torch.nn.Module(), q.cuda(), k.cuda(), v.cuda(), None, cu_seq_lens_q=bounds.cuda(), max_length_q=32,
-        sliding_window=window)
-    assert torch.allclose(on_cpu, on_gpu.cpu(), atol=2e-2)
+    tensors = [torch.randn(1, number, 40, 64, dtype=torch.bfloat16) for number in (8, heads, heads)]
+    outer, bounds = torch.randn(1, 40, 8, 64), torch.tensor([0, 7, 8, 40], dtype=torch.int32)
+    found = []
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        q, k, v = (x.to(device, dtype).requires_grad_() for x in tensors)
+        out, _ = packed_attention(torch.nn.Module(), q, k, v, None, cu_seq_lens_q=bounds.to(device), max_length_q=32,
+                                  sliding_window=window)
+        out.backward(outer.to(device, dtype))
+        found.append([x.float().cpu() for x in (out, q.grad, k.grad, v.grad)])
+    for wanted, got in zip(*found, strict=True):
+        assert (wanted - got).abs().max() <= TOLERANCE * wanted.abs().max()
+
+
+def test_greedy_answers_are_those_of_the_cpu() -> None:
+    codec = Codec(load_tokenizer(BASE))
+    ids = [codec.prompt(text) for text in ("Anna: Where are you?", "Tom: Lunch?\nEva: At noon, in the park.")]
+    found = [answers(load_base(BASE, dtype=torch.float32, device=torch.device(device)), ids,
+                     [Sampling(max_new_tokens=24)] * 2, stop_ids=codec.stop_ids) for device in ("cpu", "cuda")]
+    assert found[0] == found[1] and all(found[0])

@@ -193,9 +193,10 @@ def test_batches_restart_positions_and_keep_every_label(rows: PackedRows) -> Non
 def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, stories: Path) -> None:
     model = PackedLoss(load_base(stories, dtype=torch.float32, device=torch.device("cpu")))
     taken = np.arange(len(rows) - 3, len(rows))
-    plain, filled = batch_of(rows, taken), batch_of(rows, taken, filled=Filled(4, CHUNK))
+    plain, filled = batch_of(rows, taken), batch_of(rows, taken, filled=Filled(4, CHUNK, rows.longest))
     assert len(plain.ids_T) < len(filled.ids_T) == 4 * CHUNK == int(filled.bounds_S1[-1])
-    assert int(np.diff(filled.bounds_S1).max()) <= filled.longest == CHUNK and int(filled.positions_T.max()) < CHUNK
+    assert int(np.diff(filled.bounds_S1).max()) <= filled.longest == rows.longest < CHUNK
+    assert int(filled.positions_T.max()) < rows.longest
     assert torch.equal(plain.labels_N, filled.labels_N)
     gradients = []
     for batch in (plain, filled):
@@ -204,7 +205,8 @@ def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, s
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-6
     assert rows.tokens_in[0] == CHUNK
-    assert torch.equal(*(batch_of(rows, np.arange(1), filled=filled).bounds_S1 for filled in (None, Filled(1, CHUNK))))
+    full = (None, Filled(1, CHUNK, CHUNK))
+    assert torch.equal(*(batch_of(rows, np.arange(1), filled=filled).bounds_S1 for filled in full))
 
 
 def test_an_unlabelled_batch_learns_nothing(rows: PackedRows) -> None:
