@@ -6,13 +6,14 @@ The arithmetic is stated with each part; it is an estimate, and the report shows
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infra.errors import UserError
 from infra.records import Base, Pack, Record, Trained
@@ -27,8 +28,13 @@ GIB = 1 << 30
 SHAPE_NAMES = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
 ADAM_BYTES = 8
 """Two fp32 moments per trained parameter."""
-ACTIVATIONS_PER_LAYER = 34
-"""Bytes x tokens x hidden size that a bf16 transformer layer keeps (arXiv 2205.05198, section 4.1)."""
+ACTIVATIONS_PER_LAYER = {"on": 34, "off": 43}
+"""Bytes x tokens x hidden size that a bf16 transformer layer keeps, compiled (arXiv 2205.05198, section 4.1) or not:
+33 and 43 were measured with LoRA on the shape of Llama 2 7B (tests/benchmarks/gpu.py)."""
+NOT_COMPILED = {"lora": 0.52, "qlora": 0.52, "full": 0.69}
+"""Speed of layers that are not compiled, of the compiled ones' on a GPU: measured like that."""
+COMPILING_PAYS_S = 120
+"""A training that would be shorter is not compiled, which takes 20 to 40 s."""
 LOGIT_BYTES, BLOCK_BYTES = 4, 8
 """Of a logit (half in bf16), and of one whose softmax is being made: tasks/distributed/head.py."""
 USABLE = 0.9
@@ -39,7 +45,7 @@ CUT = ("weights", "gradients", "optimizer")
 """What shards divide among the ranks."""
 
 
-FITS = {True: "yes", False: "NO: raise gradient_accumulation_steps or lower chunk_size",
+FITS = {True: "yes", False: "NO: use activation_checkpointing, or lower chunk_size",
         None: "unknown: this device is not in the table"}
 
 
@@ -73,6 +79,11 @@ class Forecast(Record):
     parallelism: str
     why: str
     """Why this parallelism."""
+    parts: int = 1
+    """Micro-batches that a rank's share of a batch is cut into."""
+    compile_layers: Literal["on", "off"] = "off"
+    why_compiled: str = "asked for"
+    """Or why not."""
     fits: bool | None
     """None: the device is not in the table, and neither are its time and price."""
     seconds: float | None
@@ -87,10 +98,16 @@ class Forecast(Record):
             "steps": f"{self.steps} ({self.tokens} tokens)",
             "parameters": f"{self.parameters:,}, {self.trainable:,} of them trained",
             "parallelism": f"{self.parallelism}: {self.why}",
+            "micro-batches": f"{self.parts} of a rank in a step",
+            "compiled layers": f"{self.compile_layers}: {self.why_compiled}",
             "memory of each rank": f"{sum(self.memory_gib.values()):.2f} GiB ({parts})",
             "fits": FITS[self.fits],
             "time": "unknown" if self.seconds is None else f"{self.seconds:.0f} s",
             "price": "unknown" if self.usd is None else f"{self.usd:.2f} USD"}
+
+    def settle(self, spec: TrainingSpec) -> TrainingSpec:
+        """The spec with what it leaves to the forecast."""
+        return dataclasses.replace(spec, gradient_accumulation_steps=self.parts, compile_layers=self.compile_layers)
 
     def spent(self, trained: Trained) -> dict[str, str]:
         """The same of a finished training, as far as it is known."""
@@ -118,17 +135,22 @@ def estimate(
     per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
-    memory, parallelism, why = spread(config, spec, pack, ranks, parameters, trainable, device, nodes)
+    # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights; a second forward.
+    each = (6 if spec.peft_method == "full" else 4) + (2 if spec.activation_checkpointing else 0)
+    fastest = None if device is None else each * parameters * tokens / (
+        device.tflops * 1e12 * device.utilization * (ranks if name != "CPU" else 1))
+    plain = fastest if fastest is None or name == "CPU" else fastest / NOT_COMPILED[spec.peft_method]
+    compiled, because = compiles(spec, name, plain)
+    spec = dataclasses.replace(spec, compile_layers=compiled)
+    spec, memory, parallelism, why = cut(config, spec, pack, ranks, parameters, trainable, device, nodes)
     known: dict[str, Any] = {
         "device": name, "ranks": ranks, "steps": int(steps), "tokens": tokens, "parameters": parameters,
         "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
-        "parallelism": parallelism, "why": why}
-    if device is None:
+        "parallelism": parallelism, "why": why, "parts": spec.gradient_accumulation_steps,
+        "compile_layers": compiled, "why_compiled": because}
+    seconds = fastest if compiled == "on" else plain
+    if device is None or seconds is None:
         return Forecast(**known, fits=None, seconds=None, usd=None, usd_per_hour=None)
-    # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights; a second forward.
-    each = (6 if spec.peft_method == "full" else 4) + (2 if spec.activation_checkpointing else 0)
-    flops = each * parameters * tokens
-    seconds = flops / (device.tflops * 1e12 * device.utilization * (ranks if name != "CPU" else 1))
     return Forecast(
         **known, fits=sum(memory.values()) / GIB <= device.usable_gib, seconds=round(seconds, 1),
         usd=round(seconds / 3600 * device.usd_per_hour * ranks, 4), usd_per_hour=device.usd_per_hour)
@@ -177,6 +199,39 @@ def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -
     return total, layers * trained
 
 
+def compiles(spec: TrainingSpec, device: str, seconds: float | None) -> tuple[Literal["on", "off"], str]:
+    """Whether layers are to be compiled, and why; `seconds` that the training takes otherwise."""
+    if spec.compile_layers != "auto":
+        return spec.compile_layers, "asked for"
+    reasons = {
+        "it is not faster on a CPU": device == "CPU",
+        "attention in fp32 is no part of a graph": spec.precision == "fp32",
+        "rows are not packed, and have many lengths": not spec.pack_sequences,
+        "activations are computed again": spec.activation_checkpointing,
+        "4-bit layers cut the graph": spec.peft_method == "qlora",
+        "the training is short": seconds is not None and seconds < COMPILING_PAYS_S}
+    against = next((reason for reason, holds in reasons.items() if holds), None)
+    return ("off", against) if against else ("on", "packed rows of one size on a GPU")
+
+
+def cut(
+    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
+    device: Device | None, nodes: int,
+) -> tuple[TrainingSpec, dict[str, float], str, str]:
+    """The spec with a number of micro-batches, and what `spread` says of it: where the spec leaves it open, the fewest
+    that fit, rather with a copy of the weights on each rank than in shards."""
+    share = math.ceil(spec.train_batch_size / ranks)
+    numbers = [spec.gradient_accumulation_steps] if spec.gradient_accumulation_steps else (
+        [1] if device is None else [*(1 << n for n in range(share.bit_length()) if 1 << n < share), share])
+    found = []
+    for number in numbers:
+        one = dataclasses.replace(spec, gradient_accumulation_steps=number)
+        found.append((one, *spread(config, one, pack, ranks, parameters, trainable, device, nodes)))
+    fitting = [(way != "ddp", place) for place, (_, memory, way, _) in enumerate(found)
+               if device is None or sum(memory.values()) / GIB <= device.usable_gib]
+    return found[min(fitting)[1] if fitting else -1]
+
+
 def spread(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
     device: Device | None, nodes: int = 1,
@@ -213,7 +268,8 @@ def memory_parts(
     tokens = share * (pack.chunk_tokens if spec.pack_sequences else min(pack.train.longest, pack.chunk_tokens))
     labelled = tokens * pack.train.labelled / max(1, pack.train.tokens)
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
-    kept = 2 * layers + ACTIVATIONS_PER_LAYER if spec.activation_checkpointing else layers * ACTIVATIONS_PER_LAYER
+    layer = ACTIVATIONS_PER_LAYER["on" if spec.compile_layers == "on" else "off"]
+    kept = 2 * layers + layer if spec.activation_checkpointing else layers * layer
     activations = tokens * hidden * kept
     logits = min(labelled * config.get("vocab_size", 0), CHUNK_LOGITS)
     return {

@@ -83,12 +83,12 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             if event["event"] in CURVE:
                 watch(event)
         seen = _Seen(store, identity, run, offset, watch)
-        device = device_of(settings)[1]
+        device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
         job = TrainJob(
-            out=str(run), spec=settled(spec).to_json(), base=base.path, packs=str(store.fetch(pack.folder)),
-            chunk_tokens=pack.chunk_tokens, key=identity,
-            parallelism=forecast(settings, spec, pack, base).parallelism,
-            peak_tflops=device.tflops if device else 0.0, usd_per_hour=device.usd_per_hour if device else 0.0)
+            out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
+            packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
+            parallelism=expected.parallelism, peak_tflops=device.tflops if device else 0.0,
+            usd_per_hour=device.usd_per_hour if device else 0.0)
         try:
             result = run_while_it_gets_on(settings, job, run, seen.look)
         finally:
@@ -143,7 +143,7 @@ def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[
             return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes,
                              call=lambda launch: call_nodes(settings, launch))
         except OutOfMemory as error:
-            parts = spec.gradient_accumulation_steps
+            parts = spec.gradient_accumulation_steps or 1
             if parts >= share:
                 raise
             spec = dataclasses.replace(spec, gradient_accumulation_steps=min(2 * parts, share))

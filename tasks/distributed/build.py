@@ -67,7 +67,9 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     model = base if full else add_adapter(base, spec)
     loss = PackedLoss(base).train()
     if spec.activation_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.17 has it under its older name only
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     row_tokens = compile_layers(loss, job, spec, compute, ranks.device)
     if sharded:
         spread = shard(loss, base, ranks, job.parallelism, compute)
@@ -83,8 +85,9 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
 def compile_layers(
     loss: PackedLoss, job: TrainJob, spec: TrainingSpec, compute: torch.dtype, device: torch.device,
 ) -> int:
-    """Compile the decoder layers if the spec wants it; returns what rows are then to be filled up to, or 0."""
-    if not spec.compile_layers:
+    """Compile the decoder layers if the spec wants it (`auto` is decided before: tasks/forecast.py); returns what
+    rows are then to be filled up to, or 0."""
+    if spec.compile_layers != "on":
         return 0
     loss.compiled = True
     if device.type != "cuda" or compute == torch.float32:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 TIMEOUT = timedelta(seconds=60)
 """For collectives within a step. A rank that dies is noticed at once, by its closed connection."""
 PATIENCE = timedelta(hours=2)
+UNORDERED = {"cuda"}
+"""Kinds of devices whose kernels add in any order unless they are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,6 @@ def group() -> Iterator[Group]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     device = device_of(int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
-        repeatable()
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     patient, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
@@ -85,12 +86,15 @@ def group() -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def repeatable() -> None:
-    """Let CUDA's kernels add in one order, so that the same step gives the same bits: attention's gradient does not
-    by itself. Operations that have no such kernel warn and go on. Before the first use of cuBLAS."""
+def repeatable(device: torch.device, *, strict: bool = True) -> None:
+    """Let CUDA's kernels add in one order, so that the same step gives the same bits: the gradient of attention does
+    not by itself. `strict`: an operation that has no such kernel raises RuntimeError; else it warns, and attention too
+    adds as it comes. Call it before the first use of cuBLAS."""
+    if device.type not in UNORDERED:
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a help that costs time
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
 
 
 class Later:

@@ -2,7 +2,7 @@
 
 Packed examples can reach each other without a word: a cache left on, an attention mask, a layer that
 mixes places by other means than attention. The probe changes the first of two segments and looks at
-the second.
+the second. And a gradient is made: an operation may have no kernel that adds in one order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from infra.errors import BaseModelError
 from tasks.distributed.build import Built
 from tasks.distributed.data import Batch
+from tasks.distributed.parallel import repeatable
 
 SEGMENT_TOKENS = 8
 
@@ -33,14 +34,33 @@ def check_isolation(built: Built) -> None:
             fix="Choose a base of another family, such as Llama, Mistral or Qwen.")
 
 
-def _loss(built: Built, ids_T: torch.Tensor, segment: slice) -> torch.Tensor:
-    """Summed loss of one of the two segments, against a fixed label at every place."""
+def unrepeatable(built: Built) -> str:
+    """What keeps a step of this model from giving the same bits again, in torch's words; empty if nothing does.
+
+    Then its operations add as they come from here on: a resumed training is right, but not equal in its last digits.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return ""
+    try:
+        _loss(built, torch.arange(2 * SEGMENT_TOKENS), slice(None), gradient=True).backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        repeatable(built.device, strict=False)
+        return str(error).splitlines()[0]
+    finally:
+        built.loss.zero_grad(set_to_none=True)
+    return ""
+
+
+def _loss(built: Built, ids_T: torch.Tensor, segment: slice, *, gradient: bool = False) -> torch.Tensor:
+    """Summed loss of one of the two segments, or of both, against a fixed label at every place."""
     places = torch.arange(2 * SEGMENT_TOKENS)
     bounds = torch.tensor([0, SEGMENT_TOKENS, 2 * SEGMENT_TOKENS], dtype=torch.int32)
     batch = Batch(ids_T, places % SEGMENT_TOKENS, bounds, SEGMENT_TOKENS, places[segment],
-                  torch.zeros(SEGMENT_TOKENS, dtype=torch.int64))
+                  torch.zeros_like(places[segment]))
     built.loss.eval()
-    with torch.no_grad(), built.precision():
+    with torch.set_grad_enabled(gradient), built.precision():
         value: torch.Tensor = built.loss(batch.to(built.device))
     built.loss.train()
     return value

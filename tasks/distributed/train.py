@@ -37,8 +37,8 @@ from tasks.distributed.data import Feed, Plan
 from tasks.distributed.events import Events
 from tasks.distributed.job import TrainJob, main_of
 from tasks.distributed.packs import PackedRows
-from tasks.distributed.parallel import Group, Later, StopFlag, group
-from tasks.distributed.preflight import check_isolation
+from tasks.distributed.parallel import Group, Later, StopFlag, group, repeatable
+from tasks.distributed.preflight import check_isolation, unrepeatable
 from tasks.distributed.schedule import learning_rate, seed_of
 from tasks.distributed.validation import held_out_loss
 
@@ -95,6 +95,7 @@ class Trainer:
         packs = Path(job.packs)
         self.rows, self.held_out = PackedRows(packs / "train"), PackedRows(packs / "validation")
         self.plan = Plan(len(self.rows), spec.train_batch_size, spec.num_train_epochs, spec.max_steps, spec.seed)
+        repeatable(ranks.device)
         self.built = build(job, spec, ranks)
         self.trainable = [p for p in self.built.loss.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -226,9 +227,11 @@ class Trainer:
             self.progress = Progress(**found.record["progress"])
             started, self.seconds_before = found.step, self.progress.seconds
         check_isolation(self.built)
+        if reason := unrepeatable(self.built):
+            self.events.emit("not_repeatable", reason=reason)
         self.feed = Feed(
             self.rows, self.plan, rank=self.ranks.rank, world=self.ranks.world, device=self.ranks.device,
-            count=self.spec.gradient_accumulation_steps, started=started, row_tokens=self.built.row_tokens)
+            count=self.spec.gradient_accumulation_steps or 1, started=started, row_tokens=self.built.row_tokens)
         self.events.emit("resume" if found else "start", step=started, total=self.plan.steps, ranks=self.ranks.world,
                          parallelism=self.job.parallelism)
         return started

@@ -37,7 +37,7 @@ class Setting:
         return TrainingSpec.of({
             "train_data": "samsum", "base_model": str(self.base), "destination": "bench/model", **adapters,
             "precision": precision, "train_batch_size": self.rows, "gradient_accumulation_steps": accumulation,
-            "pack_sequences": True, "chunk_size": self.length, "compile_layers": compiled,
+            "pack_sequences": True, "chunk_size": self.length, "compile_layers": "on" if compiled else "off",
             "num_train_epochs": 100, "learning_rate": self.learning_rate, "lr_schedule": "constant",
             "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0})
 

@@ -93,6 +93,8 @@ class Contender:
         port, cores = free_port(), os.cpu_count() or 1
         self._processes = []
         self.tokens_a_step = 0.0
+        self.seconds: list[float] = []
+        """Of each window."""
         self._log, self._log_from = log, log.stat().st_size if log.exists() else 0
         with log.open("ab") as errors:
             for rank in range(ranks):
@@ -109,6 +111,7 @@ class Contender:
         """Real tokens a second over so many steps, all ranks together."""
         answer = self._ask(steps)
         self.tokens_a_step = answer["tokens"] / steps
+        self.seconds.append(answer["seconds"])
         return float(answer["tokens"] / answer["seconds"])
 
     def end(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_layers_are_compiled_once(one_rank: None, make_job: MakeJob, parallelism
 
     torch._dynamo.reset()
     counters.clear()
-    job = make_job("compiled", compile_layers=True, pack_sequences=True, train_batch_size=4, num_train_epochs=3)
+    job = make_job("compiled", compile_layers="on", pack_sequences=True, train_batch_size=4, num_train_epochs=3)
     job = dataclasses.replace(job, parallelism=parallelism)
     rows = len(PackedRows(Path(job.packs) / "train"))
     assert rows > 4 and rows % 4, "the last batch of an epoch has fewer rows"

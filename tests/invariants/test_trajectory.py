@@ -35,10 +35,13 @@ CUTS: dict[str, tuple[int, dict[str, object]]] = {
     "three ranks, uneven, fsdp": (3, {"parallelism": "fsdp"}),
     "activation checkpointing": (1, {"activation_checkpointing": True}),
     "activation checkpointing, fsdp": (2, {"activation_checkpointing": True, "parallelism": "fsdp"}),
-    "compiled": (1, {"compile_layers": True}),
+    "compiled": (1, {"compile_layers": "on"}),
     "compiled, rows filled up, accumulation 2": (
-        1, {"compile_layers": True, "pack_sequences": True, "gradient_accumulation_steps": 2}),
-    "compiled, rows filled up, fsdp": (2, {"compile_layers": True, "pack_sequences": True, "parallelism": "fsdp"}),
+        1, {"compile_layers": "on", "pack_sequences": True, "gradient_accumulation_steps": 2}),
+    "compiled, rows filled up, fsdp": (2, {"compile_layers": "on", "pack_sequences": True, "parallelism": "fsdp"}),
+    "sums in one order": (2, {"constants": {"tasks.distributed.parallel.UNORDERED": {"cpu"}}}),
+    "sums in one order, fsdp": (
+        2, {"parallelism": "fsdp", "constants": {"tasks.distributed.parallel.UNORDERED": {"cpu"}}}),
     "torch's attention": (1, {"constants": {"tasks.distributed.attention.SHORT": 0}}),
 }
 

@@ -133,7 +133,7 @@ def test_the_forecast_counts_steps_and_memory(settings: Settings, past: Past) ->
 @pytest.mark.parametrize(("model", "method", "device", "ranks", "fits", "parallelism"), [
     ("Llama-2-7B", "lora", "A40", 1, True, "ddp"), ("Llama-2-7B", "full", "A100", 1, False, "ddp"),
     ("Llama-2-7B", "full", "A100", 8, True, "fsdp"), ("Llama-2-70B", "lora", "H100", 8, True, "fsdp"),
-    ("Llama-2-70B", "qlora", "H100", 1, False, "ddp"), ("Llama-2-70B", "qlora", "H200", 1, True, "ddp"),
+    ("Llama-2-70B", "qlora", "H100", 1, True, "ddp"), ("Llama-2-70B", "qlora", "H200", 1, True, "ddp"),
     ("Llama-2-70B", "full", "A100", 8, False, "fsdp")])
 def test_the_guides_models_fit_where_one_would_expect(
     model: str, method: Method, device: str, ranks: int, fits: bool, parallelism: str,

@@ -104,7 +104,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
         raise OutOfMemory("out of memory", where="training")
 
     monkeypatch.setattr("tasks.train.run_child", run)
-    spec = dataclasses.replace(past.spec, train_batch_size=12, num_ranks=2)
+    spec = dataclasses.replace(past.spec, train_batch_size=12, num_ranks=2, gradient_accumulation_steps=1)
     job = TrainJob(out=str(tmp_path), spec=spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(OutOfMemory):
         run_smaller_if_needed(settings, job, lambda: None)
