@@ -79,8 +79,8 @@ class Scale:
     """Steps of a contender in a round."""
 
 
-GPU = Scale(("llama2_7b", LLAMA_2_7B), ("tinyllama", TINYLLAMA), "bf16", length=4096, rows=4, trial=5, rounds=3,
-            windows={"anneal": 67, "trl": 10})
+GPU = Scale(("llama2_7b", LLAMA_2_7B), ("tinyllama", TINYLLAMA), "bf16", length=4096, rows=4, trial=3, rounds=3,
+            windows={"anneal": 67, "trl": 8})
 CPU = Scale(("llama20m", LLAMA_20M), ("llama20m_grouped", {**LLAMA_20M, "num_key_value_heads": 2}), "fp32",
             length=512, rows=1, trial=1, rounds=2, windows={"anneal": 2, "trl": 2})
 
