@@ -2,39 +2,70 @@
 
 In:   data.jsonl     Out: (number, bytes) of every line that is not blank
 Lines end at line feeds only: `splitlines` and text files also split at U+2028 and at bare carriage returns, which
-may stand inside of strings. A line that is too long comes cut to one byte more than is allowed; the rest is skipped.
+may stand inside of strings. Of a line that is too long only the beginning comes, which is too long too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 LINE_BYTES = 1 << 24
 """Longest line, without its line feed."""
+BLOCK_BYTES = 1 << 16
 BOM = b"\xef\xbb\xbf"
 BLANK_LINES, MARKED = "blank lines, left out", "a byte-order mark at the beginning, left out"
 
 
 def is_cut(line: bytes) -> bool:
     """Whether a line of `numbered` is only the beginning of one that is too long."""
-    return len(line) > LINE_BYTES and not line.endswith(b"\n")
+    return len(line) > LINE_BYTES
 
 
-def numbered(path: Path, note: Callable[[str, int], None] | None = None) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank. `note` is told of what is left out, and of its line."""
+def numbered(
+    path: Path, note: Callable[[str, int], None] | None = None, *, start: int = 0, end: int | None = None,
+    begins: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, without their line feed; counted from 1 at byte `start`, where a line begins.
+
+    `note` is told of what is left out, and of its line; `begins` now and then, before a line comes, at which byte
+    that line begins. Lines that begin at byte `end` or later are left alone.
+    """
     with path.open("rb") as file:
+        file.seek(start)
         number = 0
-        while line := file.readline(LINE_BYTES + 1):
-            number += 1
-            if is_cut(line):
-                while (rest := file.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-            if number == 1 and line.startswith(BOM):
-                line = line.removeprefix(BOM)
-                if note:
-                    note(MARKED, number)
-            if line.strip() or is_cut(line):
-                yield number, line
-            elif note:
-                note(BLANK_LINES, number)
+        for at, lines in _blocks(file):
+            if begins and lines:
+                begins(at)
+            for line in lines:
+                if end is not None and at >= end:
+                    return
+                number += 1
+                at += len(line) + 1
+                if number == 1 and start == 0 and line.startswith(BOM):
+                    line = line.removeprefix(BOM)
+                    if note:
+                        note(MARKED, number)
+                if line and not line.isspace():
+                    yield number, line
+                elif note:
+                    note(BLANK_LINES, number)
+
+
+def _blocks(file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
+    """Whole lines, those of a block at a time, and the byte at which the first of them begins."""
+    rest, at = b"", file.tell()
+    while block := file.read(BLOCK_BYTES):
+        if is_cut(rest):
+            _, found, block = block.partition(b"\n")
+            if not found:
+                continue
+            yield at, [rest]
+            rest, at = b"", file.tell() - len(block)
+        *lines, rest = (rest + block).split(b"\n")
+        yield at, lines
+        at = file.tell() - len(rest)
+        rest = rest[: LINE_BYTES + 1]
+    if rest:
+        yield at, [rest]

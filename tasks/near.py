@@ -11,7 +11,8 @@ Hashing", WWW 2010): 256 bytes a row. The estimate's standard error at 0.8 is 0.
 
 from __future__ import annotations
 
-from array import array
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,45 +24,46 @@ VALUES, BANDS = 128, 16
 SEED = 1
 MOST_ROWS = 2_000_000
 """Rows that are compared, the first ones: 512 MB of signatures."""
+WORD_AND_SPACE = (1).__add__
 COMPARED_ROWS = 1 << 16
 """Pairs whose signatures are compared at a time."""
 
 
 def grams_of(words: list[str]) -> list[str]:
     """The word 5-grams of a text; none if it is shorter."""
-    return list(map(" ".join, zip(*(words[i:] for i in range(GRAM_WORDS)), strict=False)))
+    text = " ".join(words)
+    behind = list(accumulate(map(WORD_AND_SPACE, map(len, words))))
+    return [text[start : end - 1] for start, end in zip([0, *behind], behind[GRAM_WORDS - 1 :], strict=False)]
 
 
+def sketch_of(grams: list[str]) -> bytes:
+    """The signature of a text that has 5-grams, 256 bytes."""
+    sketch = RMinHash(num_perm=VALUES, seed=SEED)
+    sketch.update(grams)
+    return np.array(sketch.digest(), dtype=np.uint32).astype(np.uint16).tobytes()
+
+
+@dataclass(frozen=True)
 class Sketches:
-    """Signatures of rows, kept in 256 bytes each."""
+    """Signatures of rows."""
 
-    def __init__(self) -> None:
-        self._values = bytearray()
-        self._rows = array("q")
+    values: NDArray[np.uint16]
+    """(rows, VALUES)"""
+    rows: NDArray[np.int64]
+    """Numbers of those rows, ascending."""
 
     def __len__(self) -> int:
-        return len(self._rows)
-
-    def add(self, row: int, grams: list[str]) -> None:
-        """Take row number `row`; a text without a 5-gram is not compared."""
-        if not grams or len(self._rows) >= MOST_ROWS:
-            return
-        sketch = RMinHash(num_perm=VALUES, seed=SEED)
-        sketch.update(grams)
-        self._values += np.array(sketch.digest(), dtype=np.uint32).astype(np.uint16).tobytes()
-        self._rows.append(row)
+        return len(self.rows)
 
     def first(self, count: int) -> NDArray[np.int64]:
         """Of each of `count` rows the first one that it nearly repeats, or itself."""
-        rows = np.frombuffer(self._rows, dtype=np.int64) if len(self) else np.zeros(0, np.int64)
-        values = np.frombuffer(self._values, dtype=np.uint16).reshape(-1, VALUES)
-        first = np.arange(len(rows))
+        first = np.arange(len(self))
         for band in np.split(np.arange(VALUES), BANDS):
-            _take_equal(values, np.ascontiguousarray(values[:, band]), first)
-        for i in np.flatnonzero(first != np.arange(len(rows))).tolist():
+            _take_equal(self.values, np.ascontiguousarray(self.values[:, band]), first)
+        for i in np.flatnonzero(first != np.arange(len(self))).tolist():
             first[i] = first[first[i]]  # an earlier row, which is resolved already
         found = np.arange(count)
-        found[rows] = rows[first]
+        found[self.rows] = self.rows[first]
         return found
 
 

@@ -7,20 +7,18 @@ are ever dropped: the validation data says what is to be measured.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infra.records import Finding
 from infra.spec import Drop
-from tasks import rows as check
-from tasks.flags import RULES, flags_of
-from tasks.near import Sketches, grams_of
-from tasks.survey import SHOWN_PLACES, Index, Row, Survey, common_opening
+from tasks.flags import RULES
+from tasks.look import look
+from tasks.survey import SHOWN_PLACES, Index, Survey, common_opening
 
 COPY = "rows that repeat an earlier one word for word"
 NEAR = "rows that nearly repeat an earlier one"
@@ -84,12 +82,20 @@ class Review:
         self.guilt[rows] |= BITS[reason]
 
 
-def review(train: Survey, others: Survey | None, index: Index, drop: Drop) -> Review:
-    """Look at all rows, in order; the training rows are the first of the index."""
+def review(
+    train: Survey, others: Survey | None, index: Index, drop: Drop, *, folder: Path, processes: int,
+) -> Review:
+    """Look at all rows, in order; the training rows are the first of the index. `folder` is an empty one.
+
+    Near duplicates are looked for behind what all rows begin with: an instruction that all share makes none alike.
+    """
     opening = train.opening or ""
     if others:
         opening = common_opening(opening, others.opening or "")
-    found = _look(chain(train.rows(), others.rows() if others else ()), opening, train.count, DROPS[drop])
+    looked = look([train, others] if others else [train], len(f"{opening}.".split()) - 1, processes, folder)
+    found = Review(
+        guilt_of(looked.doubts[: train.count]), DROPS[drop], looked.sketches.first(index.rows), len(looked.sketches),
+        index.rows, looked.spaced)
     is_train = np.arange(index.rows) < train.count
     for groups in index.contents.groups():
         copies = groups.repeats()
@@ -109,30 +115,15 @@ def review(train: Survey, others: Survey | None, index: Index, drop: Drop) -> Re
     return found
 
 
+def guilt_of(doubts: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """BITS for DOUBTS: the rules stand behind the other reasons, in the same order."""
+    return doubts << np.uint16(len(REASONS) - len(RULES))
+
+
 def note_held_out(found: Review, held: NDArray[np.bool_]) -> None:
     """Note rows that are split off, while rows that say nearly the same are trained on."""
     first = found.first[: len(held)]
     found.note(HELD_OUT_NEAR, found.kept & held & np.isin(first, first[found.kept & ~held]))
-
-
-def _look(rows: Iterable[Row], opening: str, end: int, drops: int) -> Review:
-    """What shows in the texts. Rows from `end` on are not doubted.
-
-    Near duplicates are looked for behind what all rows begin with: an instruction that all share makes none alike.
-    """
-    shared = len(f"{opening}.".split()) - 1
-    sketches, doubts = Sketches(), array("H")
-    spaced = count = 0
-    for number, row in enumerate(rows):
-        count += 1
-        spaced += _brings_space(row)
-        texts = check.texts_of(row.value, row.kind)
-        words = "\n".join(texts).lower().split()
-        grams = grams_of(words)
-        sketches.add(number, grams[shared:])
-        if number < end:
-            doubts.append(sum(BITS[doubt] for doubt in flags_of(texts, words, grams)))
-    return Review(np.array(doubts, np.uint16), drops, sketches.first(count), len(sketches), count, spaced)
 
 
 def _accuse_near(found: Review, end: int) -> None:
@@ -143,8 +134,3 @@ def _accuse_near(found: Review, end: int) -> None:
     asked = found.first[end:]
     measured = np.unique(asked[asked < end])
     found.accuse(np.isin(first, measured) & (found.guilt & BITS[LEAK] == 0), NEAR_LEAK)
-
-
-def _brings_space(row: Row) -> bool:
-    """True if prompt and completion already keep a distance."""
-    return row.kind == "prompt" and (row.value["prompt"][-1:].isspace() or row.value["completion"][:1].isspace())

@@ -7,7 +7,7 @@ Streams: what is remembered of a row is on disk (tasks/hashes.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ SHOWN_ERRORS = 20
 SHOWN_PLACES = 5
 MOST_ROWS = 50_000_000
 """Rows of a file; packing holds about 50 bytes of each."""
+MARK_BYTES = 1 << 24
+NOTHING: tuple[str, ...] = ()
 UNUSED_KEYS, EMPTY_PROMPTS = "rows with keys that are not used", "rows with an empty prompt"
 
 
@@ -32,7 +34,7 @@ class Row(NamedTuple):
     value: dict[str, Any]
     kind: RowKind
     line: int
-    unused: list[str]
+    unused: Sequence[str]
 
 
 @dataclass
@@ -91,9 +93,9 @@ class Index:
         self.prompts, self.contents = Hashes(folder / "prompts"), Hashes(folder / "contents")
         self.rows = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, value: dict[str, Any], kind: RowKind) -> None:
         """Take one more row."""
-        prompt, content = _hashes(row)
+        prompt, content = _hashes(value, kind)
         self.prompts.add(prompt, self.rows)
         self.contents.add(content, self.rows)
         self.rows += 1
@@ -116,30 +118,44 @@ class Survey:
     """In bytes, as JSON."""
     opening: str | None = None
     """What the texts of all rows begin with."""
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    """(byte at which a line begins, rows before it): where the file can be divided."""
 
     def rows(self) -> Iterator[Row]:
         """The rows again, in order."""
         for number, line in numbered(self.path):
             yield judge(line, number, self.places)
 
-    def add(self, row: Row, length: int) -> None:
-        """Take one more row. Raises DataError for more than can be held."""
+    def mark(self, at: int) -> None:
+        """Note that a line begins here, if it is far enough from the last one noted."""
+        if not self.marks or at - self.marks[-1][0] >= MARK_BYTES:
+            self.marks.append((at, self.count))
+
+    def add(self, value: dict[str, Any], number: int, length: int) -> None:
+        """Take one more row, in line `number`. Raises DataError for more than can be held."""
         if self.count >= MOST_ROWS:
             raise DataError(f"the file has more than {MOST_ROWS} rows", where=self.places.name,
                             fix="Train on a part of it: `shuf -n 1000000` takes a million lines by chance.")
         self.count += 1
-        self.longest = max(self.longest, length)
-        if self.opening != "":
-            text = text_of(row)
-            if self.opening is None:
-                self.opening = text
-            elif not text.startswith(self.opening):
-                self.opening = common_opening(self.opening, text)
+        if length > self.longest:
+            self.longest = length
+        first = value[check.KEYS[self.kind][0]]
+        if self.kind == "messages" or not first.startswith(self.opening or "\0"):
+            self._compare("\n".join(check.texts_of(value, self.kind)))
+        if self.kind == "prompt" and (not first or first.isspace()):
+            self.notes.add(EMPTY_PROMPTS, self.places.of(number))
+
+    def note_unused(self, row: Row) -> None:
+        """Note the keys that were left out of a row."""
         if row.unused:
             where = self.places.of(row.line)
             self.notes.add(UNUSED_KEYS, f"{where} ({shown(', '.join(row.unused[:SHOWN_PLACES]))})")
-        if row.kind == "prompt" and not row.value["prompt"].strip():
-            self.notes.add(EMPTY_PROMPTS, self.places.of(row.line))
+
+    def _compare(self, text: str) -> None:
+        if self.opening is None:
+            self.opening = text
+        elif not text.startswith(self.opening):
+            self.opening = common_opening(self.opening, text)
 
 
 def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
@@ -148,19 +164,33 @@ def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
     A file with a bad line is read to its end, but nothing more goes into the index.
     """
     bad, notes, found = Bad(places.name), Notes(), None
-    for number, line in numbered(path, lambda what, number: notes.add(what, places.of(number))):
+
+    def note(what: str, number: int) -> None:
+        notes.add(what, places.of(number))
+
+    def begins(at: int) -> None:
+        if found is not None:
+            found.mark(at)
+
+    for number, line in numbered(path, note, begins=begins):
         bad.lines = number
-        try:
-            row = judge(line, number, places)
-            if found is None:
-                found = Survey(path, places, row.kind, notes, places.of(number))
-            _check_kind(row, found)
-        except DataError as error:
-            bad.add(error)
-            continue
-        found.add(row, len(line))
+        common = None if is_cut(line) else check.quick(line)
+        if common and found and common[1] == found.kind:  # for speed: nearly all rows
+            value = common[0]
+        else:
+            try:
+                row = judge(line, number, places)
+                if found is None:
+                    found = Survey(path, places, row.kind, notes, places.of(number))
+                check_kind(row, found)
+            except DataError as error:
+                bad.add(error)
+                continue
+            found.note_unused(row)
+            value = row.value
+        found.add(value, number, len(line))
         if index is not None and not bad.count:
-            index.add(row)
+            index.add(value, found.kind)
     bad.raise_if_any()
     if found is None:
         raise DataError("there is no row in it", where=places.name, allowed="JSONL, one object per line")
@@ -170,7 +200,7 @@ def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
 def judge(line: bytes, number: int, places: Places) -> Row:
     """One line as a clean row. Raises DataError."""
     if not is_cut(line) and (common := check.quick(line)):
-        return Row(*common, number, [])
+        return Row(common[0], common[1], number, NOTHING)
     where = places.of(number)
     if is_cut(line):
         raise DataError(f"the line is longer than {LINE_BYTES} bytes", where=where,
@@ -181,29 +211,25 @@ def judge(line: bytes, number: int, places: Places) -> Row:
     return Row(value, kind, number, check.unused_keys(raw, kind))
 
 
-def text_of(row: Row) -> str:
-    """All that a row says, in one piece."""
-    return "\n".join(check.texts_of(row.value, row.kind))
-
-
 def common_opening(one: str, other: str) -> str:
     """What both begin with."""
     differs = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return one[: next(differs, min(len(one), len(other)))]
 
 
-def _check_kind(row: Row, found: Survey) -> None:
+def check_kind(row: Row, found: Survey) -> None:
+    """Raise DataError if a row is not like the first one."""
     if row.kind != found.kind:
         raise DataError(f"the row is of the kind {row.kind}", where=found.places.of(row.line),
                         allowed=f"{found.kind}, as in {found.first}", fix="Put each kind into a file of its own.")
 
 
-def _hashes(row: Row) -> tuple[bytes, bytes]:
+def _hashes(value: dict[str, Any], kind: RowKind) -> tuple[bytes, bytes]:
     """Of the prompt, and of all of it."""
-    prompt = hashlib.blake2b(check.prompt_of(row.value, row.kind).encode(), digest_size=HASH_BYTES)
-    if row.kind == "text":
+    prompt = hashlib.blake2b(check.prompt_of(value, kind).encode(), digest_size=HASH_BYTES)
+    if kind == "text":
         return prompt.digest(), prompt.digest()
     whole = prompt.copy()
-    last = row.value["messages"][-1]["content"] if row.kind == "messages" else row.value["completion"]
+    last = value["messages"][-1]["content"] if kind == "messages" else value["completion"]
     whole.update(b"\0" + last.encode())  # no text has a zero character, and the last message is always an answer
     return prompt.digest(), whole.digest()

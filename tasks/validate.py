@@ -14,7 +14,7 @@ import json
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,13 @@ DROPPED = "dropped.jsonl"
 
 
 def validate(
-    store: Store, data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop = "none",
+    store: Store, data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop = "none", *,
+    processes: int = 1,
 ) -> Split:
-    """Check and split. Raises DataError that names every bad line (the first 20 in full)."""
+    """Check and split; `processes` look at the rows of a large file. The split is the same for any number of them.
+
+    Raises DataError that names every bad line (the first 20 in full), Transient when one of the processes died.
+    """
     split = find_split(store, data, validation, num_validation, drop)
     if split is not None:
         return split
@@ -57,7 +61,7 @@ def validate(
         if others and others.kind != train.kind:
             raise DataError(f"its rows are of the kind {others.kind}", where=others.places.name,
                             allowed=f"{train.kind}, as in the training data")
-        found = review(train, others, index, drop)
+        found = review(train, others, index, drop, folder=scratch, processes=processes)
         kept = found.kept
         if not kept.any():
             raise DataError(f"drop is {drop}, and no row is left", where=train.places.name, fix="Set drop to none.")
@@ -153,17 +157,17 @@ class Files:
         """Put a row and its place into a split, or among the dropped ones if there is a reason."""
         if reason is None:
             self._put(name, row.value)
-            self._places[name].write(where + "\n")
+            self._places[name].write(where.encode() + b"\n")
         else:
             self._put("dropped", {"where": where, "reason": reason, "row": row.value})
 
     def _put(self, name: str, value: dict[str, Any]) -> None:
-        self._rows[name].write(JSON.encode(value) + "\n")
+        self._rows[name].write(JSON.encode(value).encode() + b"\n")
         self.rows[name] += 1
         crashpoint("validate.mid_file")
 
-    def _new(self, name: str) -> TextIO:
-        return self._stack.enter_context((self._folder / name).open("w", encoding="utf-8", newline="\n"))
+    def _new(self, name: str) -> BinaryIO:
+        return self._stack.enter_context((self._folder / name).open("wb"))
 
 
 def _findings(train: Survey, others: Survey | None, held: int) -> list[Finding]:
@@ -184,9 +188,11 @@ def validate_task(
     data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop, subject: str,
 ) -> Split:
     """Judge and split; returns the Split."""
-    store = Store(Settings())
+    settings = Settings()
+    store = Store(settings)
     found = find_split(store, data, validation, num_validation, drop)
-    split = found or validate(store, data, validation, num_validation, drop)
+    split = found or validate(
+        store, data, validation, num_validation, drop, processes=settings.threads_for(1))
     for finding in split.findings:
         get_run_logger().warning("%s", finding)
     return found_done(split) if found else split

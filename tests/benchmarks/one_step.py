@@ -51,7 +51,7 @@ def judge(rows: str) -> Work:
     return lambda: survey(Path(rows), Places("rows"))
 
 
-def validate(rows: str) -> Work:
+def validate(rows: str, processes: int) -> Work:
     """Anneal's validate step on data that is in the store: judges, compares, writes the split."""
     from infra.settings import Settings
     from infra.store import Store
@@ -61,7 +61,7 @@ def validate(rows: str) -> Work:
     settings = Settings()
     store = Store(settings)
     data = ingest(settings, store, rows)
-    return lambda: validate(store, data, None, 50)
+    return lambda: validate(store, data, None, 50, processes=processes)
 
 
 def orjson(rows: str) -> Work:

@@ -9,17 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from infra.errors import DataError
+from infra.errors import DataError, Transient
 from infra.records import Dataset, Finding, Split
 from infra.settings import Settings
 from infra.spec import Drop
 from infra.store import Store
-from tasks import near
+from tasks import lines, look, near, survey
 from tasks.flags import RULES, flags_of
 from tasks.ingest import ingest
-from tasks.near import SIMILAR, Sketches, grams_of
+from tasks.near import SIMILAR, VALUES, Sketches, grams_of, sketch_of
 from tasks.review import COPY, HELD_OUT_NEAR, LEAK, NEAR, NEAR_LEAK
 from tasks.validate import validate
 
@@ -47,17 +48,16 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def repeats(sketches: Sketches, count: int) -> dict[int, int]:
+def repeats(grams: list[list[str]]) -> dict[int, int]:
     """{row: the first row that it nearly repeats}"""
-    return {row: first for row, first in enumerate(sketches.first(count).tolist()) if row != first}
+    values = np.frombuffer(b"".join(map(sketch_of, grams)), np.uint16).reshape(-1, VALUES)
+    first = Sketches(values, np.arange(len(grams))).first(len(grams)).tolist()
+    return {row: one for row, one in enumerate(first) if row != one}
 
 
 def test_near_duplicates_are_those_of_the_exact_similarity() -> None:
     texts = [told(seed, changed) for seed in range(400) for changed in (0, 1 + seed % 30)]
-    sketches = Sketches()
-    for row, text in enumerate(texts):
-        sketches.add(row, grams_of(text.split()))
-    found = repeats(sketches, len(texts))
+    found = repeats([grams_of(text.split()) for text in texts])
     exact = {row: jaccard(texts[row - 1], texts[row]) for row in range(1, len(texts), 2)}
     assert set(found.items()) <= {(row, row - 1) for row in exact}
     assert all(row in found for row, similar in exact.items() if similar > SIMILAR + 0.1)
@@ -67,15 +67,18 @@ def test_near_duplicates_are_those_of_the_exact_similarity() -> None:
 
 
 def test_texts_that_share_half_of_their_words_are_no_near_duplicates() -> None:
-    sketches = Sketches()
-    for row in range(500):
-        sketches.add(row, grams_of(f"{told(0)} {told(row + 1)}".split()))
-    assert repeats(sketches, 500) == {}
+    assert repeats([grams_of(f"{told(0)} {told(row + 1)}".split()) for row in range(500)]) == {}
+
+
+@pytest.mark.parametrize("words", range(9))
+def test_grams_are_five_neighbouring_words(words: int) -> None:
+    text = ["a", "bb", "c-c", "\u00e4", "", "e", "ff", "g", "h"][:words]
+    assert grams_of(text) == [" ".join(text[i : i + 5]) for i in range(max(0, words - 4))]
 
 
 def test_near_duplicates_are_the_same_in_every_process() -> None:
-    code = ("from tasks.near import *; s = Sketches(); [s.add(i, grams_of([str(j // 9 * i) for j in range(80)])) "
-            "for i in range(60)]; print(s.first(60), hash(bytes(s._values)) and s._values.hex()[:64])")
+    code = ("from tasks.near import *; s = [[str(j // 9 * i) for j in range(80)] for i in range(60)]; "
+            "print(b''.join(sketch_of(grams_of(words)) for words in s).hex())")
     runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                            env={"PYTHONHASHSEED": seed}, cwd=Path(near.__file__).parents[1]).stdout
             for seed in ("1", "2")}
@@ -83,12 +86,55 @@ def test_near_duplicates_are_the_same_in_every_process() -> None:
 
 
 @pytest.mark.parametrize(("most", "compared"), [(2, 2), (3, 3), (4, 3)])
-def test_no_more_rows_are_compared_than_the_limit(monkeypatch: pytest.MonkeyPatch, most: int, compared: int) -> None:
-    monkeypatch.setattr(near, "MOST_ROWS", most)
-    sketches = Sketches()
-    for row in range(3):
-        sketches.add(row, ["the same"])
-    assert len(sketches) == compared and len(repeats(sketches, 3)) == compared - 1
+def test_no_more_rows_are_compared_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, store: Store, tmp_path: Path, most: int, compared: int,
+) -> None:
+    monkeypatch.setattr(look, "MOST_ROWS", most)
+    data = bring(settings, store, tmp_path / "d", [{"text": f"{row} {told(0)}"} for row in range(3)])
+    split = validate(store, data, None, 1)
+    assert split.compared == compared and counts(split).get(NEAR, 0) == compared - 1
+
+
+def test_any_number_of_processes_finds_the_same(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(survey, "MARK_BYTES", 1)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 4096)
+    rows = [{"prompt": f"{told(row // 3)} {row}\n", "completion": f"answer {row % 7}" if row % 50 else "a \ufffd b"}
+            for row in range(400)]
+    bring(settings, store, tmp_path / "d", rows), bring(settings, store, tmp_path / "h", rows[:90])
+    started = []
+    spawned = look.spawn
+    monkeypatch.setattr(look, "spawn", lambda command, log: started.append(command) or spawned(command, log=log))
+    found = []
+    for processes in (1, 2, 3):
+        own = Store(Settings(home=tmp_path / f"home{processes}"))
+        here = [ingest(settings, own, str(tmp_path / name)) for name in ("d", "h")]
+        split = validate(own, here[0], here[1], 50, "all", processes=processes)
+        folder = own.fetch(split.folder)
+        found.append((split, {file.name: file.read_bytes() for file in sorted(folder.iterdir())}))
+        assert len(started) == (0 if processes == 1 else 2 * processes)
+        started.clear()
+    assert found[0] == found[1] == found[2] and counts(found[0][0])[NEAR] > 100
+
+
+def test_a_process_that_dies_is_told_and_leaves_no_other(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(survey, "MARK_BYTES", 1)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 256)
+    data = bring(settings, store, tmp_path / "d", [{"text": told(row)} for row in range(40)])
+    children = []
+
+    def dies(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+        code = "import time; time.sleep(60)" if not children else "import os; os.kill(os.getpid(), 9)"
+        children.append(subprocess.Popen([sys.executable, "-c", code]))
+        return children[-1]
+
+    monkeypatch.setattr(look, "spawn", dies)
+    with pytest.raises(Transient, match="a process that looked at rows died"):
+        validate(store, data, None, 1, processes=2)
+    assert [child.poll() is not None for child in children] == [True, True]
 
 
 def test_what_all_rows_begin_with_makes_no_near_duplicates(settings: Settings, store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Look at the text of every row: what makes it doubtful, and its signature for near duplicates.
+
+In:   files of clean rows, surveyed     Out: a `Looked`
+A large file is looked at in parts, each by a process of its own, which leaves three arrays in a scratch folder. The
+signatures of rows beyond near.MOST_ROWS are not made; row numbers, not parts, decide, so that the findings do not
+depend on how many processes there were.
+Dies half-way: the scratch folder is swept, and its processes die with their parent.
+Run alone: python -m tasks.look PART.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from array import array
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.errors import Transient
+from infra.launch import spawn, stop_tree, tail
+from tasks import rows as check
+from tasks.flags import RULES, flags_of
+from tasks.lines import numbered
+from tasks.near import MOST_ROWS, VALUES, Sketches, grams_of, sketch_of
+from tasks.shards import Places
+from tasks.survey import Survey, judge
+
+DOUBTS = {rule: 1 << i for i, rule in enumerate(RULES)}
+"""The bit of each rule that a row may meet."""
+POLL_S = 0.05
+S = TypeVar("S", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen in all rows, those of the first file before those of the second."""
+
+    doubts: NDArray[np.uint16]
+    """DOUBTS of each row."""
+    sketches: Sketches
+    spaced: int
+    """Rows whose prompt and completion keep a distance already."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that begin in some bytes of a file."""
+
+    path: str
+    start: int
+    end: int | None
+    row: int
+    """Number of the first one, counted through all files."""
+    shared: int
+    """Words that all rows begin with; they are not compared."""
+    out: str
+    """What the files of its arrays begin with."""
+
+
+def look(files: list[Survey], shared: int, processes: int, folder: Path) -> Looked:
+    """Look at all rows, by so many processes. Near duplicates are looked for behind the first `shared` words.
+
+    Raises Transient when a process died.
+    """
+    parts: list[Part] = []
+    for number, file in enumerate(files):
+        row = sum(one.count for one in files[:number])
+        for start, before, end in cuts(file, processes):
+            out = str(folder / f"part-{len(parts):02}")
+            parts.append(Part(str(file.path), start, end, row + before, shared, out))
+    if len(parts) > len(files):
+        _side_by_side(parts, processes, folder)
+    else:
+        for part in parts:
+            look_at(part)
+    return Looked(
+        _joined(parts, "doubts", np.uint16),
+        Sketches(_joined(parts, "values", np.uint16).reshape(-1, VALUES), _joined(parts, "rows", np.int64)),
+        sum(json.loads(Path(f"{part.out}.json").read_text()) for part in parts))
+
+
+def cuts(file: Survey, pieces: int) -> list[tuple[int, int, int | None]]:
+    """(first byte, rows before it, byte behind the last one) of at most so many pieces of about the same size."""
+    size = file.path.stat().st_size
+    wanted = [size * i / pieces for i in range(1, pieces)]
+    inner = {min(file.marks, key=lambda mark: abs(mark[0] - place)) for place in wanted} if file.marks else set()
+    begins = [(0, 0), *sorted(inner)]
+    ends = [*(at for at, _ in begins[1:]), None]
+    return [(at, rows, end) for (at, rows), end in zip(begins, ends, strict=True)]
+
+
+def look_at(part: Part) -> None:
+    """Look at one part, and leave its arrays."""
+    doubts, rows, spaced = array("H"), array("q"), 0
+    with Path(f"{part.out}.values").open("wb") as values:
+        lines = numbered(Path(part.path), start=part.start, end=part.end)
+        for number, (line_number, line) in enumerate(lines, start=part.row):
+            row = judge(line, line_number, Places(part.path))
+            texts = check.texts_of(row.value, row.kind)
+            words = "\n".join(texts).lower().split()
+            grams = grams_of(words)
+            doubts.append(sum(DOUBTS[doubt] for doubt in flags_of(texts, words, grams)))
+            spaced += row.kind == "prompt" and (texts[0][-1:].isspace() or texts[1][:1].isspace())
+            if number < MOST_ROWS and (compared := grams[part.shared:]):
+                values.write(sketch_of(compared))
+                rows.append(number)
+    Path(f"{part.out}.doubts").write_bytes(doubts)
+    Path(f"{part.out}.rows").write_bytes(rows)
+    Path(f"{part.out}.json").write_text(json.dumps(spaced))
+
+
+def _side_by_side(parts: list[Part], processes: int, folder: Path) -> None:
+    log, waiting = folder / "look.log", list(parts)
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                part = waiting.pop(0)
+                job = Path(f"{part.out}.job")
+                job.write_text(json.dumps(asdict(part)))
+                running.append(spawn([sys.executable, "-m", "tasks.look", str(job)], log=log))
+            time.sleep(POLL_S)
+            if any(child.poll() for child in running):
+                raise Transient("a process that looked at rows died", where="validate",
+                                fix=f"Short of memory? Lower ANNEAL_THREADS. The end of its log:\n{tail(log)}")
+            running = [child for child in running if child.poll() is None]
+    finally:
+        for child in running:
+            stop_tree(child, set(), 0)
+
+
+def _joined(parts: list[Part], name: str, kind: type[S]) -> NDArray[S]:
+    """The arrays of all parts as one, without holding any of it twice."""
+    files = [Path(f"{part.out}.{name}") for part in parts]
+    sizes = [file.stat().st_size // np.dtype(kind).itemsize for file in files]
+    whole, at = np.empty(sum(sizes), kind), 0
+    for file, size in zip(files, sizes, strict=True):
+        with file.open("rb") as source:
+            source.readinto(whole[at : at + size].data)
+        at += size
+    return whole
+
+
+if __name__ == "__main__":
+    look_at(Part(**json.loads(Path(sys.argv[1]).read_text())))
