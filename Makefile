@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-data bench-resume bench-overhead bench-gpu soak check up down clean help
+.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-data bench-large bench-resume bench-overhead bench-gpu soak check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -40,6 +40,9 @@ bench-packing: $(VENV)/.bench  ## how full the rows are, and how fast, against T
 
 bench-data: $(VENV)/.bench  ## ingest, validate and pack against s3fs, orjson, encode_batch, TRL; OPTIONS="--sizes 1 5 10"
 	$(BIN)/python -m tests.benchmarks.preparing $(OPTIONS)
+
+bench-large: $(VENV)/.bench  ## one training on 10 GB of rows, with its memory over time; OPTIONS="--gigabytes 10 --plot memory.svg"
+	$(BIN)/python -m tests.benchmarks.large $(OPTIONS)
 
 bench-resume: $(VENV)/.bench  ## what a checkpoint costs, and the time from a kill to the next step
 	$(BIN)/python -m tests.benchmarks.resume
