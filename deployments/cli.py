@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import Answer, links_of, set_environment, settings_here, table
-from deployments.operate import deploy, down, gc, join, status, up, watch
+from deployments.operate import deploy, down, gc, join, status, up, upload, watch
 from deployments.options import (
     Parser,
     add_gc_options,
@@ -72,6 +72,7 @@ def parser() -> Parser:
         ("estimate", estimate, "say what a training would take, without training"),
         ("predict", predict, "ask a deployed model"),
         ("merge", merge, "write a version as a whole model, its adapter merged into the base"),
+        ("upload", upload, "bring data into the store, and print the address that trainings find it at"),
         ("join", join, "take part, on this machine, in trainings that another one leads"),
         ("deploy", deploy, "put work pools, deployments, schedules and triggers into Prefect"),
         ("watch", watch, "look for new data now and then, and train again when there is some"),
@@ -89,6 +90,8 @@ def parser() -> Parser:
             add_watch_options(command)
         if name == "predict":
             add_input_options(command)
+        if name == "upload":
+            command.add_argument("source", metavar="SOURCE", help="file, folder, pattern or address, as --train-data")
         if name == "join":
             command.add_argument("node", type=int, metavar="NUMBER", help="of this machine, from 1; the first one is 0")
         if name == "deploy":

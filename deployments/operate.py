@@ -1,4 +1,4 @@
-"""Commands that operate what runs for long: up, down, status, deploy, watch, join, gc.
+"""Commands that operate what runs for long, and what it keeps: up, down, status, deploy, watch, join, upload, gc.
 
 In:   parsed options              Out: an Answer
 Dies half-way: run the same command again.
@@ -32,6 +32,19 @@ def join(options: argparse.Namespace) -> Answer:
 
     take_part(settings_here(), options.node)
     return Answer({}, "")
+
+
+def upload(options: argparse.Namespace) -> Answer:
+    """Bring data into the store, and say at which address a training anywhere finds it."""
+    settings = settings_here()
+    set_environment(settings)
+    from infra.store import Store
+    from tasks.ingest import address_of, ingest
+
+    logging.getLogger("tasks.reading").setLevel(logging.INFO)  # how far it is; Prefect shows warnings only
+    dataset = ingest(settings, Store(settings), options.source)
+    address = address_of(dataset)
+    return Answer({**dataset.to_json(), "address": address}, address)
 
 
 def up(_: argparse.Namespace) -> Answer:

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import httpx
 
+from infra.clouds import CLOUDS
 from infra.errors import DataError, Interrupted, UserError, shown
 from infra.settings import Settings
 
@@ -123,8 +124,9 @@ def parsed(text: str, where: str) -> Address:
     except (httpx.InvalidURL, ValueError) as error:
         raise DataError(f"it is not an address ({error})", where=where, fix="Check its spelling.") from error
     if url.scheme not in PORTS:
-        raise DataError(f"the address begins with {shown(url.scheme + ':')}", where=where,
-                        allowed="a path, an https:// or an s3:// address")
+        raise DataError(
+            f"the address begins with {shown(url.scheme + ':')}", where=where,
+            allowed="a path, an https:// or an s3:// address, or " + ", ".join(f"{cloud}://" for cloud in CLOUDS))
     if url.userinfo:
         raise DataError("the address has a user name or an @ before its host", where=where,
                         fix="Leave them out; give a signed address if the server wants to know who asks.")

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from infra.addresses import parsed, reachable
+from infra.clouds import in_object_store
 from infra.errors import DataChanged, DataError, Interrupted, Transient, shown
 from infra.forms import form_of
 from infra.settings import Settings
@@ -46,7 +47,7 @@ def without_secrets(address: str) -> str:
 
 
 def _without_secrets(address: str) -> str:
-    if address.startswith(("s3://", "store://")):
+    if in_object_store(address) or address.startswith("store://"):
         return re.sub(r"^(\w+://)[^/]*@", r"\1", address)
     try:
         parts = urlsplit(address)
@@ -71,6 +72,12 @@ def open_https(address: str, settings: Settings, patience: Patience = PATIENCE) 
         yield body
 
 
+def bytes_of(body: BinaryIO) -> int | None:
+    """How many bytes the server of an `open_https` has announced; None if it has not, or for another stream."""
+    raw = body.raw if isinstance(body, io.BufferedReader) else None
+    return int(raw.announced) if isinstance(raw, _Body) and raw.announced.isdigit() else None
+
+
 def headers_of(address: str, settings: Settings) -> dict[str, str]:
     """What the server says of the file, without the file (HEAD); names in lower case. Raises as `open_https` does."""
     answer = _asked("HEAD", address, settings, {}, PATIENCE)
@@ -88,6 +95,11 @@ class _Body(io.RawIOBase):
         self._where = without_secrets(address)
         self._rest, self._at, self._brought, self._failed = b"", 0, 0, 0
         self._answer = self._begun()
+
+    @property
+    def announced(self) -> str:
+        """The length of the whole, or *."""
+        return self._size
 
     def readable(self) -> bool:
         return True

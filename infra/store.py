@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from infra.clouds import CLOUDS, cloud, cloud_of
 from infra.crash import crashpoint
 from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
@@ -184,10 +185,12 @@ class Store:
 
 
 def filesystem(address: str, settings: Settings) -> Any:
-    """The fsspec filesystem of a path or an s3:// address; keys and the one S3 endpoint come from the environment.
+    """The fsspec filesystem of a path or an address in an object store; keys and the S3 endpoint are the environment's.
 
     Raises UserError for an address that names another endpoint in place of its bucket (user@host, host:port, an ARN).
     """
+    if scheme := cloud_of(address):
+        return cloud(scheme)
     if not address.startswith("s3://"):
         return fsspec.filesystem("file")
     bucket = address.removeprefix("s3://").partition("/")[0]
@@ -206,14 +209,14 @@ def filesystem(address: str, settings: Settings) -> Any:
 
 
 def open_remote(address: str, settings: Settings) -> BinaryIO:
-    """Open one s3:// object for reading. Raises UserError when it is not there or not ours to read."""
+    """Open one object for reading. Raises UserError when it is not there or not ours to read."""
     with told(address), existing(address):
         return filesystem(address, settings).open(address, "rb", block_size=AHEAD_BYTES)  # type: ignore[no-any-return]
 
 
 @contextmanager
 def existing(address: str) -> Iterator[None]:
-    """Say that an s3:// object is not there."""
+    """Say that an object is not there."""
     try:
         yield
     except FileNotFoundError as error:
@@ -241,7 +244,7 @@ def told(where: str) -> Iterator[None]:
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             raise UserError("there are no keys for it", where=where,
                             fix="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
-        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", *CLOUDS.values(), "azure"):
             raise Transient(f"the store does not answer ({type(error).__name__}: {error})", where=where) from error
         raise
 

@@ -61,21 +61,25 @@ class Answer:
             event = self._next()
         assert isinstance(event, h11.Response)
         self.status, self.reason = event.status_code, bytes(event.reason).decode(errors="replace")
+        self._is_over = False
         self.headers = {name.decode(): value.decode(errors="replace") for name, value in event.headers}
 
     def read(self) -> bytes:
-        """The next piece of the body, at most 64 KiB; empty at its end.
+        """The next piece of the body, at most 64 KiB; empty at its end, however often it is asked for.
 
         Raises:
             Interrupted: the body broke off before the length that the server announced, or came too slowly. A body
                 that has neither a length nor chunks ends where the connection ends: nobody can tell that from a break.
             Transient: there is more than the server announced.
         """
+        if self._is_over:
+            return b""
         event = self._next()
         if isinstance(event, h11.Data):
             return bytes(event.data)
         assert isinstance(event, h11.EndOfMessage)
         self._refuse_surplus()
+        self._is_over = True
         return b""
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Bring the training data into the store, unchanged but for unpacking and joining.
 
 In:   a path, https:// or s3:// address of a file, a folder or a pattern (tasks/shards.py), plain, gzip or zstandard;
+      gs:// and others whose library is installed (infra/clouds.py)
       with csv: or parquet: in front, tables of such records (tasks/tables.py)
       or store://datasets/<hash>/<name>, which is there already
 Out:  datasets/<hash>/data.jsonl; shards.json beside it if it was joined of several files
@@ -19,9 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from infra.clouds import in_object_store
 from infra.crash import crashpoint
 from infra.errors import AnnealError, DataChanged, DataError
-from infra.fetch import open_https, without_secrets
+from infra.fetch import bytes_of, open_https, without_secrets
 from infra.files import digest_of
 from infra.forms import form_of
 from infra.records import Dataset
@@ -87,7 +89,7 @@ def folder_of(sha256: str) -> str:
 @contextmanager
 def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
     """The raw bytes of one file."""
-    if source.startswith("s3://"):
+    if in_object_store(source):
         with open_remote(source, settings) as remote:
             yield remote
     elif "://" in source:
@@ -155,7 +157,8 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
             for one in found:
                 with opened(settings, one.address) as raw, Ahead(raw) as stream:
                     crashpoint("ingest.opened")
-                    rows = jsonl_of(form, meter.counted(stream, one.name), one.name, scratch, settings.max_data_bytes)
+                    counted = meter.counted(stream, one.name, bytes_of(raw))
+                    rows = jsonl_of(form, counted, one.name, scratch, settings.max_data_bytes)
                     chunks = meter.lines_of(rows)
                     if len(found) == 1:
                         joined.add(chunks)

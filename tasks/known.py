@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+from infra.clouds import in_object_store
 from infra.errors import AnnealError
 from infra.fetch import headers_of
 from infra.files import digest_of
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 
 def key_of(settings: Settings, source: str) -> str:
     """What stands for the content that the source has now; empty where that cannot be told from outside."""
-    if not form_of(source)[1].startswith(("s3://", "https://", "http://")):
+    address = form_of(source)[1]
+    if not in_object_store(address) and not address.startswith(("https://", "http://")):
         return ""
     found = [_marked(settings, one) for one in find_shards(settings, source)]
     if not all(one.mark for one in found):
@@ -56,7 +58,7 @@ def _marked(settings: Settings, one: Found) -> Found:
 
     tasks/watch.py takes weaker ones: a look too many costs little there.
     """
-    if one.mark:
+    if one.mark or in_object_store(one.address):
         return one
     try:
         etag = headers_of(one.address, settings).get("etag", "")

@@ -17,7 +17,7 @@ from tasks.child import CONTRACT_FILES, run_child
 from tasks.distributed.job import EncodeJob
 from tasks.policy import HOUR_S, found_done, step
 
-FORMAT, LAYOUT = 1, 2
+FORMAT, LAYOUT = 2, 2
 """FORMAT is raised when the same rows would be packed differently: their models are trained again. LAYOUT is when they
 would be written differently: they are only packed again."""
 

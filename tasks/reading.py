@@ -39,11 +39,17 @@ class Standing:
         """0..1, where the size is known."""
         return min(self.bytes / self.total_bytes, 1.0) if self.total_bytes else None
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the rest takes at the same speed, where the size is known."""
+        return self.seconds * (1 / self.share - 1) if self.share else None
+
     def __str__(self) -> str:
         share = "" if self.share is None else f" ({self.share:.0%})"
         files = f", file {self.file} of {self.files}" if self.files > 1 else ""
         speed = self.bytes / MEGABYTE / max(self.seconds, 1e-9)
-        return f"{self.lines} lines, {self.bytes / MEGABYTE:.0f} MB read{share}, {speed:.1f} MB/s{files}"
+        left = "" if self.left_s is None else f", {self.left_s:.0f} s left"
+        return f"{self.lines} lines, {self.bytes / MEGABYTE:.0f} MB read{share}, {speed:.1f} MB/s{left}{files}"
 
 
 class Teller:
@@ -68,9 +74,11 @@ class Meter:
         self._started = self._told = time.monotonic()
         self._lines = self._bytes = self._file = 0
 
-    def counted(self, raw: Readable, name: str) -> Counted:
-        """A file that is read from here on."""
+    def counted(self, raw: Readable, name: str, announced: int | None = None) -> Counted:
+        """A file that is read from here on; `announced`: its bytes, if only its opening told."""
         self._file += 1
+        if announced is not None and self._files == 1:
+            self._total = announced
         return Counted(self, raw, name)
 
     def lines_of(self, chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import strip_protocol
 from fsspec.implementations.local import LocalFileSystem
 
+from infra.clouds import cloud_of, in_object_store, mark_of
 from infra.errors import DataError, shown_path
 from infra.fetch import without_secrets
 from infra.forms import Form, form_of
@@ -95,13 +97,14 @@ def find_shards(settings: Settings, source: str, say: Callable[[str], None] = la
     if not source:
         raise DataError(f"there is no address behind {form}:", where="data source",
                         fix="Write the path or address of the file behind it.")
-    is_remote = source.startswith("s3://")
+    is_remote = in_object_store(source)
     if "://" in source and not is_remote:
         return [Found(source, without_secrets(source))]
     files = filesystem(source, settings)
     if is_remote:
+        path = strip_protocol(source) if cloud_of(source) else source.removeprefix("s3://")
         with told(source), existing(source):
-            return _find(files, source.removeprefix("s3://"), source, form, say)
+            return _find(files, path, source, form, say)
     with readable(source):
         return _find(files, os.path.abspath(Path(source).expanduser()), source, form, say)
 
@@ -144,7 +147,7 @@ def _find(files: Any, path: str, source: str, form: Form, say: Callable[[str], N
         return _by_pattern(files, path, source)
     if about["type"] == "directory" or path.endswith("/"):
         return _in_folder(files, path.rstrip("/"), source, form, say)
-    return [replace(_found(path, about, without_secrets(source)), address=source)]
+    return [replace(_found(path, about, without_secrets(source), source), address=source)]
 
 
 def _in_folder(files: Any, root: str, source: str, form: Form, say: Callable[[str], None]) -> list[Found]:
@@ -156,7 +159,7 @@ def _in_folder(files: Any, root: str, source: str, form: Form, say: Callable[[st
                         fix=f"There {_listed(others)}")
     if others:
         say(f"Left out beside the data of {source}: there {_listed(others)}")
-    return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name) for name in names]
+    return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name, source) for name in names]
 
 
 def _by_pattern(files: Any, pattern: str, source: str) -> list[Found]:
@@ -175,7 +178,7 @@ def _by_pattern(files: Any, pattern: str, source: str) -> list[Found]:
         raise DataError("no file fits the pattern", where=shown_path(source),
                         allowed="names without . or _ at their front",
                         fix=f"In {root} there {_listed(there)}")
-    return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name) for name in names]
+    return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name, source) for name in names]
 
 
 def _visible(entries: dict[str, dict[str, Any]], root: str) -> list[str]:
@@ -190,9 +193,10 @@ def _is_file(path: str, entry: dict[str, Any]) -> bool:
     return bool(entry["type"] == "file") and not path.endswith(("/", FOLDER_MARK))
 
 
-def _found(path: str, about: dict[str, Any], name: str) -> Found:
-    if "ETag" in about:
-        return Found(f"s3://{path}", name, about["size"], about["ETag"].strip('"'))
+def _found(path: str, about: dict[str, Any], name: str, source: str) -> Found:
+    if in_object_store(source):
+        scheme = source.partition("://")[0]
+        return Found(f"{scheme}://{path.lstrip('/')}", name, about["size"], mark_of(about))
     with readable(path):
         status = os.stat(path)
     return Found(path, name, status.st_size, str(status.st_mtime_ns))

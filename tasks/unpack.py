@@ -21,6 +21,10 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_BYTES = 1024
 """Fed at a time. Four bytes can stand for a block of 128 KiB, so these for 32 MiB."""
 SNIFFED_BYTES = 512
+MOST_UNFOLDED = 500
+"""Bytes that a packed one may stand for, on average. JSONL has 3 to 20, the same row over and over some 300."""
+UNFOLDED_BYTES = 1 << 28
+"""So much may be unpacked before anybody asks."""
 
 JSONL = "JSONL, one object per line"
 OTHERS = (
@@ -68,13 +72,12 @@ def refuse_other_formats(head: bytes, name: str, wanted: str = JSONL) -> None:
 
 def _chunks(raw: Readable, name: str) -> Iterator[bytes]:
     head = raw.read(READ_BYTES)
+    packed = _Rejoined(head, raw)
     try:
         if head.startswith(GZIP_MAGIC):
-            with gzip.GzipFile(fileobj=_Rejoined(head, raw)) as file:  # type: ignore[call-overload]
-                while chunk := file.read(READ_BYTES):
-                    yield chunk
+            yield from _bounded(_of_gzip(packed), packed, name)
         elif head.startswith(ZSTD_MAGIC):
-            yield from _of_zstandard(_Rejoined(head, raw))
+            yield from _bounded(_of_zstandard(packed), packed, name)
         else:
             while head:
                 yield head
@@ -83,6 +86,24 @@ def _chunks(raw: Readable, name: str) -> Iterator[bytes]:
         kind = "zstandard" if head.startswith(ZSTD_MAGIC) else "gzip"
         raise DataError(f"the {kind} file is damaged ({error})", where=name,
                         fix="Pack it again, or give the plain file.") from error
+
+
+def _bounded(chunks: Iterator[bytes], packed: _Rejoined, name: str) -> Iterator[bytes]:
+    """The same chunks. Raises DataError for a file that was packed to fill a disk."""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > max(UNFOLDED_BYTES, MOST_UNFOLDED * packed.taken):
+            raise DataError(f"{packed.taken} packed bytes have become {size}", where=name,
+                            allowed=f"at most {MOST_UNFOLDED} for each packed byte",
+                            fix="If the file is meant to be so, give it unpacked.")
+        yield chunk
+
+
+def _of_gzip(raw: Readable) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=raw) as file:  # type: ignore[call-overload]
+        while chunk := file.read(READ_BYTES):
+            yield chunk
 
 
 def _of_zstandard(raw: Readable) -> Iterator[bytes]:
@@ -106,14 +127,17 @@ def _of_zstandard(raw: Readable) -> Iterator[bytes]:
 
 
 class _Rejoined:
-    """A stream whose first bytes have been read already."""
+    """A stream whose first bytes have been read already; `taken` counts those that were asked for."""
 
     def __init__(self, head: bytes, rest: Readable) -> None:
         self._head, self._rest = head, rest
+        self.taken = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        if not self._head:
-            return self._rest.read(size)
-        size = len(self._head) if size < 0 else size
-        taken, self._head = self._head[:size], self._head[size:]
-        return taken
+        if self._head:
+            size = len(self._head) if size < 0 else size
+            chunk, self._head = self._head[:size], self._head[size:]
+        else:
+            chunk = self._rest.read(size)
+        self.taken += len(chunk)
+        return chunk

@@ -43,7 +43,9 @@ class Codec:
         self.bos: list[int] = [i for i in start if i != self.eos][:1]
         self.vocabulary: int = max(tokenizer.get_vocab().values()) + 1
         """More than any token id: ids may have gaps."""
-        self._special = frozenset(tokenizer.all_special_ids)
+        # all_special_ids has only those with a role of their own: not <|eot_id|> beside another end token
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = frozenset(tokenizer.all_special_ids) | added
         self._never = self._special - {tokenizer.unk_token_id}
         if tokenizer.is_fast:  # some are published with a length to cut to
             tokenizer.backend_tokenizer.no_truncation()

@@ -103,6 +103,14 @@ def test_unusual_utf_8_comes_back_unchanged_or_is_refused_as_a_line(each_codec: 
     assert 20 < refused < len(lines) - 20
 
 
+def test_every_example_that_is_whole_ends_once(tmp_path: Path, stories: Path) -> None:
+    out, _ = run(tmp_path, stories)
+    packs, eos = PackedRows(out / "train"), Codec(load_tokenizer(stories)).eos
+    ends = [np.flatnonzero(ids == eos).tolist() for ids, _ in map(packs.segment, range(packs.segments))]
+    assert ends == [[len(packs.segment(number)[0]) - 1] for number in range(packs.segments)]
+    assert all(packs.segment(number)[1][-1] for number in range(packs.segments))
+
+
 def test_a_tokenizer_whose_special_tokens_have_no_names_is_told(shared: Path) -> None:
     with pytest.raises(BaseModelError, match=r"special tokens are empty.*Set \"bos_token\""):
         load_tokenizer(shared / "models" / "llama2_tokenizer")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,21 @@ def test_gzip_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp
     (tmp_path / "packed").write_bytes(gzip.compress(DATA[:9000]) + gzip.compress(DATA[9000:]))
     plain, packed = (ingest(settings, store, str(tmp_path / name)) for name in ("plain", "packed"))
     assert plain.sha256 == packed.sha256 and plain.folder == packed.folder
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_a_file_that_was_packed_to_fill_a_disk_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes],
+) -> None:
+    monkeypatch.setattr("tasks.unpack.UNFOLDED_BYTES", 1 << 20)
+    for content, passes in ((os.urandom(1 << 20).hex().encode(), True), (b'{"text": "' + b"0" * (1 << 25), False)):
+        chunks = unpacked(io.BytesIO(pack(content)), "d")
+        if passes:
+            assert b"".join(chunks) == content
+            continue
+        with pytest.raises(DataError, match=r"packed bytes have become \d+; expected at most 500 for each"):
+            for _ in chunks:
+                pass
 
 
 def test_zstandard_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -9,10 +10,12 @@ import threading
 import time
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infra.errors import DataError
+from infra import fetch
+from infra.errors import DataChanged, DataError
 from infra.files import READ_BYTES
 from infra.settings import Settings
 from infra.store import AHEAD_BYTES, Store, filesystem
@@ -20,6 +23,9 @@ from tasks import reading
 from tasks.ingest import FILE, ingest
 from tasks.reading import BLOCK_BYTES, Ahead, Standing, Teller
 from tests.conftest import BUCKET
+from tests.site import Site, private, site
+
+__all__ = ["private", "site"]
 
 MANY_REQUESTS_BYTES = 4 * (AHEAD_BYTES + BLOCK_BYTES)
 """A shorter object may have been read whole when it changes."""
@@ -85,8 +91,57 @@ def test_how_far_the_reading_is_stands_in_the_log(
         ingest(settings, store, str(folder))
         ingest(settings, store, str(folder), Seeing())
     assert (seen[-1].lines, seen[-1].share, seen[-1].file, seen[-1].files) == (1_000_000, 1.0, 2, 2)
+    assert seen[-1].left_s == 0 and all((standing.left_s or 0) >= 0 for standing in seen)
     assert [standing.share for standing in seen] == sorted(standing.share or 0 for standing in seen)
     assert any("(100%)" in line and "file 2 of 2" in line and "1000000 lines" in line for line in caplog.messages)
+
+
+def test_what_is_left_takes_as_long_as_the_same_of_what_was_read() -> None:
+    standing = Standing(lines=10, bytes=3_000_000, total_bytes=12_000_000, seconds=2.0, file=1, files=1)
+    assert standing.left_s == 6.0 and str(standing) == "10 lines, 3 MB read (25%), 1.5 MB/s, 6 s left"
+    assert str(dataclasses.replace(standing, total_bytes=0)) == "10 lines, 3 MB read, 1.5 MB/s"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_of_a_file_on_the_web_the_size_is_known_if_the_server_tells(
+    site: Site, private: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, told: bool,
+) -> None:
+    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
+    seen: list[Standing] = []
+
+    class Seeing(Teller):
+        def see(self, standing: Standing) -> None:
+            seen.append(standing)
+
+    site.body, site.is_chunked = row("a") * 50_000, not told
+    ingest(private, store, site.address, Seeing())
+    assert seen[-1].share == (1.0 if told else None) and seen[-1].bytes == len(site.body)
+
+
+@pytest.mark.parametrize("changes", [1, 2])
+def test_a_file_on_the_web_that_changes_is_read_once_more(
+    site: Site, private: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, changes: int,
+) -> None:
+    """It breaks off, and is another version when it is asked for again."""
+    old, new = row("old") * 2000, row("new") * 2000
+    site.body, site.ends = old, [len(old) // 2] * 2 * changes  # of what is asked for first, and of what follows
+    asked, left = fetch._asked, changes
+
+    def changing(method: str, address: str, settings: Settings, headers: dict[str, str], patience: Any) -> Any:
+        nonlocal left
+        if "Range" in headers and left:
+            left -= 1
+            site.body, site.version = new, {"ETag": f'"{left}"'}
+        return asked(method, address, settings, headers, patience)
+
+    monkeypatch.setattr(fetch, "_asked", changing)
+    if changes == 2:
+        with pytest.raises(DataChanged):
+            ingest(private, store, site.address)
+        assert store.names("datasets") == []
+    else:
+        dataset = ingest(private, store, site.address)
+        assert (store.fetch(dataset.folder) / FILE).read_bytes() == new
 
 
 def test_a_reading_that_is_interrupted_leaves_nothing(

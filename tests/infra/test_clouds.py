@@ -1,0 +1,72 @@
+"""infra/clouds.py: object stores that fsspec knows, by the one of them that needs no server: its store in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import fsspec
+import pytest
+
+from infra import clouds
+from infra.errors import DataError, UserError
+from infra.settings import Settings
+from infra.store import Store
+from tasks.ingest import FILE, ingest
+from tasks.known import key_of
+from tasks.shards import find_shards
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """memory:// counts as one of the clouds, and holds three files."""
+    monkeypatch.setattr(clouds, "CLOUDS", {**clouds.CLOUDS, "memory": "fsspec"})
+    files = fsspec.filesystem("memory")
+    for name in ("a.jsonl", "day=1/b.jsonl", "day=1/notes.txt"):
+        files.pipe_file(f"/bucket/{name}", f'{{"text": "{name}"}}\n'.encode())
+    yield
+    files.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize(("source", "names"), [
+    ("memory://bucket/a.jsonl", ["a.jsonl"]), ("memory://bucket", ["a.jsonl", "day=1/b.jsonl"]),
+    ("memory://bucket/day=*/**.jsonl", ["day=1/b.jsonl"])])
+@pytest.mark.usefixtures("memory")
+def test_files_folders_and_patterns_are_brought_in(
+    settings: Settings, store: Store, source: str, names: list[str],
+) -> None:
+    dataset = ingest(settings, store, source)
+    content = (store.fetch(dataset.folder) / FILE).read_text()
+    assert content == "".join(f'{{"text": "{name}"}}\n' for name in names)
+    assert all(one.address.startswith("memory://bucket/") for one in find_shards(settings, source))
+
+
+@pytest.mark.usefixtures("memory")
+def test_without_a_mark_nothing_is_taken_for_known(settings: Settings) -> None:
+    assert key_of(settings, "memory://bucket/a.jsonl") == ""
+
+
+@pytest.mark.usefixtures("memory")
+def test_what_is_not_there_is_told(settings: Settings, store: Store) -> None:
+    with pytest.raises(UserError, match="no such object"):
+        ingest(settings, store, "memory://bucket/none.jsonl")
+
+
+@pytest.mark.parametrize("address", [
+    "file:///etc/passwd", "ftp://host/d", "webhdfs://host/d", "memory://d", "github://a:b@/d", "http+unix://x"])
+def test_other_schemes_stay_refused(settings: Settings, store: Store, address: str) -> None:
+    with pytest.raises(DataError, match=r"the address begins with|is not an address|public|https"):
+        ingest(settings, store, address)
+
+
+def test_a_library_that_is_missing_is_named(settings: Settings, store: Store) -> None:
+    if find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(UserError, match=r"gs:// addresses need a library that is not installed.*pip install gcsfs"):
+        ingest(settings, store, "gs://bucket/d.jsonl")
+
+
+@pytest.mark.parametrize(("about", "mark"), [
+    ({"ETag": '"x"'}, "x"), ({"etag": "y"}, "y"), ({"md5Hash": "z=="}, "z=="), ({"size": 3}, "")])
+def test_the_mark_is_what_changes_with_the_content(about: dict[str, str], mark: str) -> None:
+    assert clouds.mark_of(about) == mark
