@@ -140,7 +140,7 @@ def test_the_guides_models_fit_where_one_would_expect(
 ) -> None:
     spec = docs.guide_spec(model, method)
     counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
-    found = estimate(docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, ranks, device, devices()[device])
+    found, _ = docs.guide_forecast(docs.GUIDE_MODELS[model], spec, *counted, ranks, devices()[device])
     assert (found.fits, found.parallelism) == (fits, parallelism), found
 
 
@@ -149,12 +149,28 @@ def test_the_guides_models_fit_where_one_would_expect(
 def test_several_nodes_cut_the_weights_within_one_if_that_is_enough(
     model: str, device: str, nodes: int, parallelism: str, shards: int,
 ) -> None:
-    spec = docs.guide_spec(model, "full")
+    spec = dataclasses.replace(docs.guide_spec(model, "full"), activation_checkpointing=True)
     counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
     found = estimate(
         docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, 8 * nodes, device, devices()[device], nodes)
     assert found.parallelism == parallelism and found.ranks == 8 * nodes
     assert found.memory_gib["optimizer"] == pytest.approx(counted[1] * 8 / shards / 2**30, rel=1e-3)
+
+
+@pytest.mark.parametrize(("knobs", "device", "parts", "compiled"), [
+    ({}, "H100", 4, "on"), ({}, "H200", 2, "on"), ({"train_batch_size": 2}, "H100", 1, "on"),
+    ({"gradient_accumulation_steps": 3}, "H100", 3, "on"), ({"compile_layers": "off"}, "H100", 4, "off"),
+    ({"pack_sequences": False}, "H100", 1, "off"), ({"activation_checkpointing": True}, "H100", 1, "off"),
+    ({"max_steps": 9}, "H100", 4, "off"), ({"precision": "fp32"}, "H200", 4, "off"), ({}, "CPU", 8, "off")])
+def test_the_forecast_settles_what_the_spec_leaves_open(
+    knobs: dict[str, Any], device: str, parts: int, compiled: str,
+) -> None:
+    spec = dataclasses.replace(docs.guide_spec("Llama-2-7B", "lora"), **knobs)
+    counted = count_parameters(docs.GUIDE_MODELS["Llama-2-7B"], spec, NOWHERE)
+    found = estimate(
+        docs.GUIDE_MODELS["Llama-2-7B"], spec, docs.GUIDE_PACK, *counted, 1, device, devices()[device])
+    settled = found.settle(spec)
+    assert (settled.gradient_accumulation_steps, settled.compile_layers) == (parts, compiled), found.lines()
 
 
 def test_a_model_of_another_family_is_counted_by_its_weights(settings: Settings, past: Past) -> None:
