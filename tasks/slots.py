@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
@@ -56,10 +57,13 @@ def leased(limit: str, count: int) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            has = make(limit)
-            if has < count:
-                raise UserError(f"it has {has} slots, and the training needs {count}",
+            found = make(limit)
+            if found.limit < count:
+                raise UserError(f"it has {found.limit} slots, and the training needs {count}",
                                 where=f"concurrency limit {limit}", fix="Raise it in Prefect's UI, or lower num_ranks.")
+            if found.active_slots + count > found.limit:
+                log.info("waiting for %d slots of the concurrency limit %s: %d of %d are taken", count, limit,
+                         found.active_slots, found.limit)
             # A renewal that fails must not end a training of hours: strict alone would let it.
             stack.enter_context(concurrency(
                 limit, occupy=count, strict=True, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False))
@@ -75,13 +79,13 @@ def leased(limit: str, count: int) -> Iterator[None]:
                 log.warning("GPU slots not given back, their lease ends in %d s: %s", LEASE_S, error)
 
 
-def make(limit: str) -> int:
-    """Create the limit unless it is there; returns its slots."""
+def make(limit: str) -> GlobalConcurrencyLimitResponse:
+    """Create the limit unless it is there; returns it."""
     with get_client(sync_client=True) as client:
         try:
-            return client.read_global_concurrency_limit_by_name(limit).limit
+            return client.read_global_concurrency_limit_by_name(limit)
         except ObjectNotFound:
             with suppress(ObjectAlreadyExists):
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=slots()))
-            return client.read_global_concurrency_limit_by_name(limit).limit
+            return client.read_global_concurrency_limit_by_name(limit)
 

@@ -74,6 +74,30 @@ def test_a_long_reading_is_shown_as_a_progress_bar(stack: Stack, client: SyncPre
     assert (half_way, stack.artifacts(run)["training-data-progress"]) == (25.0, 100.0)
 
 
+def test_what_s3_has_unchanged_is_not_read_twice_and_is_shown_as_cached(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect import flow, runtime
+
+    from tasks.ingest import ingest_task
+
+    monkeypatch.setenv("ANNEAL_HOME", str(stack.settings.home_path))
+    monkeypatch.setenv("ANNEAL_S3_ENDPOINT_URL", stack.settings.s3_endpoint_url)
+
+    @flow(persist_result=False)
+    def brings() -> str:
+        ingest_task(f"s3://{BUCKET}/chats/known.jsonl", "training data")
+        return str(runtime.flow_run.id)
+
+    states = []
+    for text in ('{"text": "a"}\n', "", '{"text": "b"}\n'):
+        if text:
+            put(stack, "known.jsonl", text)
+        states.append(stack.steps(brings())["ingest"])
+    filesystem("s3://", stack.settings).rm(f"s3://{BUCKET}/chats/known.jsonl")
+    assert states == ["Completed", "Cached", "Completed"]
+
+
 def test_nothing_is_told_while_another_retraining_is_under_way(
     stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:

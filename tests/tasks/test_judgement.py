@@ -16,7 +16,7 @@ import pytest
 
 from deployments import docs
 from flows.parameters import Parameters
-from infra.errors import BaseModelError, DataError, RanksLost, Transient, UserError
+from infra.errors import BaseModelError, DataError, GateError, OutOfMemory, Preempted, RanksLost, Transient, UserError
 from infra.files import digest_of
 from infra.records import Finding, Pack, Split
 from infra.settings import Settings
@@ -291,7 +291,8 @@ class _State:
 
 @pytest.mark.parametrize(("error", "tries", "again"), [
     (Transient("x"), 1, True), (Transient("x"), len(DELAYS_S), True), (Transient("x"), len(DELAYS_S) + 1, False),
-    (RanksLost("x"), 500, True), (DataError("x"), 1, False), (ValueError("x"), 1, False)])
+    (RanksLost("x"), 500, True), (DataError("x"), 1, False), (ValueError("x"), 1, False),
+    (GateError("x"), 1, False), (OutOfMemory("x"), 1, False), (Preempted("x"), 1, True)])
 def test_only_what_may_pass_is_retried(error: Exception, tries: int, again: bool) -> None:
     run = SimpleNamespace(run_count=tries)
     assert may_pass(None, run, _State(error)) is again  # type: ignore[arg-type]

@@ -94,6 +94,16 @@ def test_signatures_agree_with_the_shared_vectors(shared: Path) -> None:
                          vector["body"]) == headers["webhook-signature"], vector["id"]
 
 
+@pytest.mark.parametrize("kind", [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED])
+def test_the_message_says_how_the_run_ended(kind: StateType) -> None:
+    state = State(type=kind, name=kind.value.title(), message="why", timestamp=datetime.now(UTC))
+    run = FlowRun(id=RUN, name="finetune acme/notes", flow_id=uuid4(), state=state, run_count=2,
+                  parameters={"training": {"destination": "acme/notes"}})
+    told = json.loads(module.message_of(run).body)
+    assert told["type"] == f"run.{kind.value.lower()}"
+    assert (told["data"]["state"], told["data"]["message"]) == (kind.value.title(), "why")
+
+
 def test_an_ended_run_is_told_once(rounds: Any) -> None:
     receiver, said = rounds(3, 200)
     assert said == ["finetune acme/notes: delivered (HTTP 200)"]
