@@ -35,7 +35,7 @@ def join(options: argparse.Namespace) -> Answer:
 
 
 def upload(options: argparse.Namespace) -> Answer:
-    """Bring data into the store, and say at which address a training anywhere finds it."""
+    """Bring data into the store, and say at which address every training on the same store finds it."""
     settings = settings_here()
     set_environment(settings)
     from infra.store import Store

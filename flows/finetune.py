@@ -91,7 +91,7 @@ def estimate(spec: TrainingSpec) -> Forecast:
     store = Store(settings)
     data = ingest(settings, store, spec.train_data)
     held_out = ingest(settings, store, spec.validation_data) if spec.validation_data else None
-    split = validate(store, data, held_out, spec.num_validation_samples, spec.drop)
+    split = validate(store, data, held_out, spec.num_validation_samples, spec.drop, processes=settings.threads_for(1))
     refuse_unscorable(store, spec, split)
     base = find_base(settings, spec.base_model)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)

@@ -7,6 +7,7 @@ infra/fetch.py, which judges every host.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import fsspec
@@ -16,6 +17,10 @@ from infra.errors import UserError
 CLOUDS = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "oss": "ossfs",
           "hf": "huggingface_hub"}
 """{scheme of an address: the Python package that reads it}"""
+AZURE = ("az", "abfs", "abfss")
+NO = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "EntryNotFoundError",
+      "ClientAuthenticationError", "ResourceNotFoundError")
+"""Names of errors of huggingface_hub and azure.core that another try would meet again."""
 MARKS = ("ETag", "etag", "md5Hash", "blob_id")
 """What these libraries call a value that changes whenever the content does."""
 
@@ -31,13 +36,33 @@ def in_object_store(address: str) -> bool:
     return address.startswith("s3://") or bool(cloud_of(address))
 
 
-def cloud(scheme: str) -> Any:
-    """The fsspec filesystem. Raises UserError where its library is not installed."""
+def cloud(address: str) -> Any:
+    """The fsspec filesystem of an address. Raises UserError where its library or its keys are missing."""
+    scheme = cloud_of(address)
+    if scheme in AZURE and re.search("[@?]", address):
+        raise UserError("the address names an account, or is signed", where=f"{scheme}:// address",
+                        allowed=f"{scheme}://container/path",
+                        fix="Account and key are set by AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.")
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(f"{scheme}:// addresses need a library that is not installed ({error})", where=f"{scheme}://",
                         fix=f"pip install {CLOUDS[scheme]}") from error
+    except ValueError as error:
+        raise UserError(f"{CLOUDS[scheme]} cannot begin ({error})", where=f"{scheme}://", fix=hint(address)) from error
+
+
+def hint(address: str) -> str:
+    """What to look at when a store says no."""
+    scheme = cloud_of(address)
+    return f"Check the address, and the keys in the environment that {CLOUDS[scheme]} reads." if scheme else (
+        "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the folder's owner.")
+
+
+def says_no(error: Exception, address: str) -> bool:
+    """Whether an error of one of these libraries is for good: not there, not allowed, not an address."""
+    return bool(cloud_of(address)) and (
+        type(error).__name__ in NO or isinstance(error, (ValueError, NotImplementedError)))
 
 
 def mark_of(about: dict[str, Any]) -> str:

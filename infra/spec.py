@@ -121,7 +121,7 @@ class TrainingSpec:
         "Hardware", "ddp: a copy of the weights on each GPU. fsdp: a shard on each. hsdp: shards within a node. "
         "auto: ddp if it fits the GPU's memory, else hsdp or fsdp.", "auto", shapes="place")
     compile_layers: Compile = knob(
-        "Hardware", "Compile each layer (torch.compile): half a minute at the start, then 1.4 to 2 times the speed on "
+        "Hardware", "Compile each layer (torch.compile): 10 to 40 s at the start, then 1.4 to 2 times the speed on "
         "a GPU; not faster on a CPU. With pack_sequences every micro-batch is filled up to the same size. auto: on for "
         "packed bf16 on a GPU if that pays.", "auto", shapes="place")
     checkpoint_steps: int = knob("Hardware", "Optimizer steps between checkpoints.", 50, ge=1, shapes="place")

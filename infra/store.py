@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from infra.clouds import CLOUDS, cloud, cloud_of
+from infra.clouds import CLOUDS, cloud, cloud_of, hint, says_no
 from infra.crash import crashpoint
 from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
@@ -189,8 +189,8 @@ def filesystem(address: str, settings: Settings) -> Any:
 
     Raises UserError for an address that names another endpoint in place of its bucket (user@host, host:port, an ARN).
     """
-    if scheme := cloud_of(address):
-        return cloud(scheme)
+    if cloud_of(address):
+        return cloud(address)
     if not address.startswith("s3://"):
         return fsspec.filesystem("file")
     bucket = address.removeprefix("s3://").partition("/")[0]
@@ -236,11 +236,12 @@ def told(where: str) -> Iterator[None]:
                         fix="Check the bucket's name and ANNEAL_S3_ENDPOINT_URL; the bucket is not made for you."
                         ) from error
     except PermissionError as error:
-        raise UserError(f"access denied ({error})", where=where,
-                        fix="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the folder's owner.") from error
-    except OSError as error:
-        raise from_os_error(error, where) from error
+        raise UserError(f"access denied ({error})", where=where, fix=hint(where)) from error
     except Exception as error:
+        if says_no(error, where):
+            raise UserError(f"it cannot be read ({error})", where=where, fix=hint(where)) from error
+        if isinstance(error, OSError):
+            raise from_os_error(error, where) from error
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             raise UserError("there are no keys for it", where=where,
                             fix="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error

@@ -32,9 +32,9 @@ ACTIVATIONS_PER_LAYER = {"on": 34, "off": 43}
 """Bytes x tokens x hidden size that a bf16 transformer layer keeps, compiled (arXiv 2205.05198, section 4.1) or not:
 33 and 43 were measured with LoRA on the shape of Llama 2 7B (tests/benchmarks/gpu.py)."""
 NOT_COMPILED = {"lora": 0.52, "qlora": 0.52, "full": 0.69}
-"""Speed of layers that are not compiled, of the compiled ones' on a GPU: measured like that."""
+"""Speed of layers that are not compiled, of the compiled ones' on a GPU: lora and full were measured like that."""
 COMPILING_PAYS_S = 120
-"""A training that would be shorter is not compiled, which takes 20 to 40 s."""
+"""A training that would be shorter is not compiled, which takes 10 to 40 s."""
 LOGIT_BYTES, BLOCK_BYTES = 4, 8
 """Of a logit (half in bf16), and of one whose softmax is being made: tasks/distributed/head.py."""
 USABLE = 0.9
@@ -45,7 +45,7 @@ CUT = ("weights", "gradients", "optimizer")
 """What shards divide among the ranks."""
 
 
-FITS = {True: "yes", False: "NO: use activation_checkpointing, or lower chunk_size",
+FITS = {True: "yes", False: "NO: gradient_accumulation_steps 0, activation_checkpointing or a lower chunk_size help",
         None: "unknown: this device is not in the table"}
 
 
@@ -209,6 +209,7 @@ def compiles(spec: TrainingSpec, device: str, seconds: float | None) -> tuple[Li
         "rows are not packed, and have many lengths": not spec.pack_sequences,
         "activations are computed again": spec.activation_checkpointing,
         "4-bit layers cut the graph": spec.peft_method == "qlora",
+        "the device is not in the table": seconds is None,
         "the training is short": seconds is not None and seconds < COMPILING_PAYS_S}
     against = next((reason for reason, holds in reasons.items() if holds), None)
     return ("off", against) if against else ("on", "packed rows of one size on a GPU")

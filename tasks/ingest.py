@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from infra.clouds import in_object_store
+from infra.clouds import cloud_of, in_object_store
 from infra.crash import crashpoint
 from infra.errors import AnnealError, DataChanged, DataError
 from infra.fetch import bytes_of, open_https, without_secrets
@@ -164,6 +164,8 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
                         joined.add(chunks)
                     else:
                         joined.add_shard(one.name, chunks)
+                if cloud_of(one.address):
+                    refuse_changed(settings, one)
         if joined.bytes == 0:
             raise DataError("the file is empty" if len(found) == 1 else f"all {len(found)} files are empty", where=name,
                             allowed=JSONL if form == "jsonl" else "records",
@@ -173,6 +175,14 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
             crashpoint("ingest.before_commit")
             draft.commit(dataset.folder, dataset.to_json(), {FILE: joined.sha256})
     return dataset
+
+
+def refuse_changed(settings: Settings, one: Found) -> None:
+    """Raise DataChanged if a file is another one by now: only S3's library holds a reading to one version."""
+    (now,) = find_shards(settings, one.address)
+    if (now.mark, now.bytes) != (one.mark, one.bytes):
+        raise DataChanged("it changed while it was read", where=one.name,
+                          fix="Start again when it is written, or write new data into new files.")
 
 
 def _described(folder: Path, joined: Joined, found: list[Found], name: str, unit: str) -> Dataset:

@@ -15,6 +15,8 @@ LINE_BYTES = 1 << 24
 """Longest line, without its line feed."""
 BLOCK_BYTES = 1 << 16
 BOM = b"\xef\xbb\xbf"
+HELD_BYTES = LINE_BYTES + len(BOM) + 1
+"""Of a line that is too long."""
 BLANK_LINES, MARKED = "blank lines, left out", "a byte-order mark at the beginning, left out"
 
 
@@ -47,7 +49,7 @@ def numbered(
                     line = line.removeprefix(BOM)
                     if note:
                         note(MARKED, number)
-                if line and not line.isspace():
+                if line and (is_cut(line) or not line.isspace()):
                     yield number, line
                 elif note:
                     note(BLANK_LINES, number)
@@ -55,17 +57,15 @@ def numbered(
 
 def _blocks(file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
     """Whole lines, those of a block at a time, and the byte at which the first of them begins."""
-    rest, at = b"", file.tell()
+    held, at = bytearray(), file.tell()
     while block := file.read(BLOCK_BYTES):
-        if is_cut(rest):
-            _, found, block = block.partition(b"\n")
-            if not found:
-                continue
-            yield at, [rest]
-            rest, at = b"", file.tell() - len(block)
-        *lines, rest = (rest + block).split(b"\n")
-        yield at, lines
-        at = file.tell() - len(rest)
-        rest = rest[: LINE_BYTES + 1]
-    if rest:
-        yield at, [rest]
+        first, found, rest = block.partition(b"\n")
+        if len(held) <= HELD_BYTES:
+            held += first
+        if not found:
+            continue
+        *lines, last = rest.split(b"\n")
+        yield at, [bytes(held[:HELD_BYTES]), *lines]
+        held, at = bytearray(last), file.tell() - len(last)
+    if held:
+        yield at, [bytes(held[:HELD_BYTES])]

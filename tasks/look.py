@@ -126,10 +126,11 @@ def _side_by_side(parts: list[Part], processes: int, folder: Path) -> None:
                 job.write_text(json.dumps(asdict(part)))
                 running.append(spawn([sys.executable, "-m", "tasks.look", str(job)], log=log))
             time.sleep(POLL_S)
-            if any(child.poll() for child in running):
+            ended = {child for child in running if child.poll() is not None}
+            if any(child.returncode for child in ended):
                 raise Transient("a process that looked at rows died", where="validate",
                                 fix=f"Short of memory? Lower ANNEAL_THREADS. The end of its log:\n{tail(log)}")
-            running = [child for child in running if child.poll() is None]
+            running = [child for child in running if child not in ended]
     finally:
         for child in running:
             stop_tree(child, set(), 0)

@@ -85,7 +85,7 @@ class Review:
 def review(
     train: Survey, others: Survey | None, index: Index, drop: Drop, *, folder: Path, processes: int,
 ) -> Review:
-    """Look at all rows, in order; the training rows are the first of the index. `folder` is an empty one.
+    """Look at all rows, in order; the training rows are the first of the index. `folder` takes what is noted of them.
 
     Near duplicates are looked for behind what all rows begin with: an instruction that all share makes none alike.
     """

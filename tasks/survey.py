@@ -128,7 +128,7 @@ class Survey:
 
     def mark(self, at: int) -> None:
         """Note that a line begins here, if it is far enough from the last one noted."""
-        if not self.marks or at - self.marks[-1][0] >= MARK_BYTES:
+        if at - (self.marks[-1][0] if self.marks else 0) >= MARK_BYTES:
             self.marks.append((at, self.count))
 
     def add(self, value: dict[str, Any], number: int, length: int) -> None:

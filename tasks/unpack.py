@@ -22,7 +22,7 @@ ZSTD_BYTES = 1024
 """Fed at a time. Four bytes can stand for a block of 128 KiB, so these for 32 MiB."""
 SNIFFED_BYTES = 512
 MOST_UNFOLDED = 500
-"""Bytes that a packed one may stand for, on average. JSONL has 3 to 20, the same row over and over some 300."""
+"""Bytes that a packed one may stand for, on average. JSONL has 3 to 20, one row over and over 257 with gzip."""
 UNFOLDED_BYTES = 1 << 28
 """So much may be unpacked before anybody asks."""
 

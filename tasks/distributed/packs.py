@@ -27,6 +27,8 @@ from tasks.distributed.packer import Rows
 
 OPEN_PARTS = 256
 """Each is two files; 1024 is a usual limit for a process."""
+LOOKED_AT = 1 << 20
+"""Segments at a time."""
 Ids = NDArray[np.integer]
 Marks = NDArray[np.bool_]
 
@@ -93,7 +95,8 @@ class PackedRows:
     @property
     def longest(self) -> int:
         """Tokens of the longest segment."""
-        return int(np.diff(self._segments).max(initial=0))
+        starts = range(0, self.segments, LOOKED_AT)
+        return max((int(np.diff(self._segments[at : at + LOOKED_AT + 1]).max()) for at in starts), default=0)
 
     def segment(self, number: int) -> tuple[Ids, Marks]:
         """Token ids and labels of one segment, counted in the order of the data: views of what is on disk."""

@@ -226,9 +226,9 @@ class Trainer:
             self.checkpoints.load(found, self.built.loss, self.optimizer)
             self.progress = Progress(**found.record["progress"])
             started, self.seconds_before = found.step, self.progress.seconds
-        check_isolation(self.built)
         if reason := unrepeatable(self.built):
             self.events.emit("not_repeatable", reason=reason)
+        check_isolation(self.built)
         self.feed = Feed(
             self.rows, self.plan, rank=self.ranks.rank, world=self.ranks.world, device=self.ranks.device,
             count=self.spec.gradient_accumulation_steps or 1, started=started, row_tokens=self.built.row_tokens)

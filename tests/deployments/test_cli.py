@@ -18,8 +18,11 @@ import pytest
 from deployments import cli
 from deployments.options import INPUTS, Parser, add_spec_options, spec_from
 from infra.errors import Broken
+from infra.settings import Settings
 from infra.spec import TrainingSpec
+from infra.store import Store
 from tasks.forecast import Forecast
+from tasks.ingest import ingest
 
 REQUIRED = ["--train-data", "d.jsonl", "--base-model", "b", "--destination", "a/b"]
 
@@ -124,6 +127,18 @@ def test_wrong_value_is_one_sentence_and_exit_code_2(
 def test_missing_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--train-data", "x"]) == 2
     assert "--base-model, --destination" in capsys.readouterr().err
+
+
+def test_uploaded_data_is_found_in_the_store(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
+    (tmp_path / "chats.jsonl").write_text('{"text": "hello"}\n')
+    assert cli.main(["upload", str(tmp_path / "chats.jsonl")]) == 0
+    address = capsys.readouterr().out.strip()
+    assert address.startswith("store://datasets/") and address.endswith("/chats.jsonl")
+    assert ingest(settings, store, address).bytes == 18
 
 
 def test_json_reports_an_error_as_one_object(capsys: pytest.CaptureFixture[str]) -> None:

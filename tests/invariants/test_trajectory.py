@@ -7,12 +7,16 @@ golden/<method>.txt holds `step loss gradient_norm` in full digits (float.hex), 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from tasks.distributed.cpu_attention import short_segments
 from tasks.distributed.job import TrainJob
 from tests import ranks
+from tests.distributed.conftest import events_of
 from tests.invariants.conftest import MakeJob, trajectory, write_data
 
 pytestmark = pytest.mark.slow
@@ -94,3 +98,21 @@ def test_packed_rows_give_the_same_loss_as_one_example_a_row(make_job: MakeJob, 
     check(trajectory(alone), trajectory(packed))
     losses = [loss for loss, _ in trajectory(packed).values()]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_an_operation_that_adds_as_it_comes_is_told_and_training_goes_on(parallelism: str, make_job: MakeJob) -> None:
+    job = make_job("run", parallelism=parallelism)
+    assert ranks.run(job, 2, constants={
+        "tasks.distributed.parallel.UNORDERED": {"cpu"},
+        "tasks.distributed.attention.short_segments": unordered}) == [0, 0], log_of(job)
+    (told,) = events_of(job, "not_repeatable")
+    assert "does not have a deterministic implementation" in told["reason"]
+    check(trajectory(job), recorded("lora"))
+
+
+def unordered(*given: Any) -> torch.Tensor:
+    """Attention; as torch's operations do, it refuses where sums must be made in one order."""
+    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError("short_segments does not have a deterministic implementation")
+    return short_segments(*given)

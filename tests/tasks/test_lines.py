@@ -38,6 +38,15 @@ def test_of_a_line_that_is_too_long_the_beginning_comes_and_the_others_stay(
     assert all(line.startswith(cut[:41]) for (_, line), (_, cut) in zip(WANTED, found, strict=True))
 
 
+def test_many_spaces_before_a_row_are_not_a_blank_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LINE_BYTES", 40)
+    monkeypatch.setattr(lines, "HELD_BYTES", 44)
+    for front in (b"", lines.BOM):
+        (tmp_path / "data").write_bytes(front + b" " * 60 + b'{"text": "x"}\nnext\n')
+        first, second = numbered(tmp_path / "data")
+        assert lines.is_cut(first[1]) and second == (2, b"next")
+
+
 @pytest.mark.parametrize("limit", [40, 1 << 24])
 def test_a_file_divided_at_any_place_that_is_told_has_the_same_lines(
     path: Path, limit: int, monkeypatch: pytest.MonkeyPatch,

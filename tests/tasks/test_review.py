@@ -118,6 +118,14 @@ def test_any_number_of_processes_finds_the_same(
     assert found[0] == found[1] == found[2] and counts(found[0][0])[NEAR] > 100
 
 
+def test_a_small_file_is_looked_at_by_this_process(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(look, "spawn", None)
+    data = bring(settings, store, tmp_path / "d", [{"text": told(row)} for row in range(300)])
+    assert data.bytes > 3 * lines.BLOCK_BYTES and validate(store, data, None, 1, processes=2).train_rows == 299
+
+
 def test_a_process_that_dies_is_told_and_leaves_no_other(
     settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
