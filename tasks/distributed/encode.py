@@ -36,7 +36,7 @@ from tasks.distributed.packer import best_fit, one_each
 from tasks.distributed.packs import Ids, Marks, PackedRows, Part, joined, write_index, write_part
 from tasks.distributed.text import Codec
 
-PARTS, LEAST_PART_BYTES, MOST_PART_BYTES = 64, 1 << 20, 1 << 25
+PARTS, LEAST_PART_BYTES, MOST_PART_BYTES = 64, 1 << 20, 1 << 24
 """A file is cut into so many parts, if these are neither too small nor too large."""
 SAMPLES = 10
 """Examples shown in the data report."""
