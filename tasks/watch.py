@@ -27,6 +27,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
+from infra.clouds import in_object_store
 from infra.errors import DataError
 from infra.fetch import headers_of, without_secrets
 from infra.files import digest_of
@@ -130,7 +131,7 @@ def _marked(settings: Settings, one: Found) -> Found:
     """The same with a mark, where the listing gave none."""
     if one.mark:
         return one
-    headers = headers_of(one.address, settings)
+    headers = {} if in_object_store(one.address) else headers_of(one.address, settings)
     mark = headers.get("etag") or headers.get("last-modified")
     if not mark:
         raise DataError("the server tells neither ETag nor Last-Modified", where=one.name,

@@ -96,19 +96,22 @@ class Bench:
     peak_tflops: float | None
 
     def variants(self) -> dict[str, dict[str, Callable[[], Contender]]]:
-        """By contender: one or two rows at a time; TRL also with the attention kernels that it can have here."""
+        """By contender: one or two rows at a time; TRL also with the attention kernels that it can have here.
+
+        TRL is the first to be tried: it needs more memory.
+        """
         parts = dict.fromkeys((self.scale.rows, max(1, self.scale.rows // 2)))
         attentions = ["sdpa"]
         if torch.cuda.is_available():
             attentions.append("flash_attention_2" if find_spec("flash_attn") else "flex_attention")
         precision = self.scale.precision
         variants: dict[str, dict[str, Callable[[], Contender]]] = {
-            "anneal": {f"accumulation {a}{COMPILED if compiled else ''}": partial(
-                self.setting.anneal, self.folder, 1, precision, a, compiled=compiled)
-                for compiled in (False, True)[: 1 + torch.cuda.is_available()] for a in parts},
             "trl": {f"accumulation {a}, {attention}": partial(
                 self.setting.peer, self.folder, 1, "trl", precision, a, attention)
-                for attention, a in product(attentions, parts)}}
+                for attention, a in product(attentions, parts)},
+            "anneal": {f"accumulation {a}{COMPILED if compiled else ''}": partial(
+                self.setting.anneal, self.folder, 1, precision, a, compiled=compiled)
+                for compiled in (False, True)[: 1 + torch.cuda.is_available()] for a in parts}}
         return {name: {variant: start for variant, start in theirs.items() if self.only.search(f"{name}: {variant}")}
                 for name, theirs in variants.items()}
 
@@ -211,10 +214,7 @@ def full(bench: Bench) -> tuple[dict[str, Any], Goals]:
 
 def compare(bench: Bench) -> dict[str, Any]:
     """The figures of both contenders, each in its fastest variant."""
-    chosen = {}
-    for name, variants in sorted(bench.variants().items(), reverse=True):  # ours last: TRL needs more memory
-        chosen[name] = best_of(variants, bench.scale.trial)
-    chosen = dict(sorted(chosen.items()))
+    chosen = {name: best_of(variants, bench.scale.trial) for name, variants in bench.variants().items()}
     rounds = interleaved(
         {name: partial(contender.tokens_per_s, bench.scale.windows[name]) for name, (_, contender) in chosen.items()},
         bench.scale.rounds)
