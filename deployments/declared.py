@@ -59,8 +59,9 @@ class Trigger(_Strict):
     name: str
     enabled: bool
     match: dict[str, str]
+    match_related: dict[str, str | list[str]] = Field(default_factory=dict)
     expect: list[str]
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
     def of(self, deployment: Any) -> DeploymentEventTrigger:
         """As Prefect's trigger of that deployment."""

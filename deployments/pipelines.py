@@ -29,6 +29,7 @@ from deployments.pools import CODE, Kind, Pool, ensure_pool
 from infra.errors import UserError
 from infra.settings import Settings
 from tasks import slots
+from tasks.lease import make
 
 STEP = "prefect.deployments.steps.set_working_directory"
 
@@ -59,7 +60,7 @@ def deploy(settings: Settings, kind: Kind = "process", *, cpu_pool: bool = False
         for pool in pools:
             done.differs += ensure_pool(client, pool)
         if done.limit:
-            slots.make(done.limit)
+            make(client, done.limit, slots.slots())
         for one in declared():
             pool = Pool(one.work_pool.role, kind)
             if pool not in pools:

@@ -1,8 +1,10 @@
-"""Every minute: find runs whose processes died and let them go on; tell the webhook how runs ended.
+"""Every minute, and when a run crashes or a worker starts: find runs whose processes died and let them go on; tell the
+webhook how runs ended.
 
 In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
       signed messages (tasks/notify.py)
-Dies half-way: the next minute's run does the rest.
+One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment would be held by a run that died
+for five minutes. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile
 """
 
@@ -12,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect import flow, runtime
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.logging import get_run_logger
 
 from infra.settings import Settings
 from infra.store import Store
+from tasks.lease import if_free
 from tasks.notify import notify
 from tasks.recover import RECOVERED, Recovered, forget, recover
 from tasks.tidy import tidy
@@ -25,6 +28,7 @@ KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""
 TIDY_MINUTE = 17
 """Of each hour: there may be thousands of notes."""
+LIMIT = "reconcile"
 OFTEN = ("reconcile", "watch")
 WATCHED = (*RECOVERED, *OFTEN, "join")
 
@@ -33,18 +37,26 @@ WATCHED = (*RECOVERED, *OFTEN, "join")
 def reconcile() -> None:
     """Find runs whose processes died and let them go on; tell the webhook how runs ended."""
     settings, log = Settings(), get_run_logger()
-    store = Store(settings)
-    with get_client(sync_client=True) as client:
-        done: Recovered = recover(client, store, WATCHED, except_run=UUID(runtime.flow_run.id))
-        for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
-            for name in names:
-                log.warning("%s: %s", what, name)
-        for often in OFTEN:
-            forget(client, often, KEPT)
-        if datetime.now(UTC).minute == TIDY_MINUTE:
-            log.info("notes of runs removed: %d", tidy(client, store))
-        for told in notify(settings, client, store):
-            log.info("webhook: %s", told)
+    with get_client(sync_client=True) as client, if_free(client, LIMIT, settings.home_path / "leases") as mine:
+        if mine:
+            look(settings, client)
+        else:
+            log.info("another run is at it")
+
+
+def look(settings: Settings, client: SyncPrefectClient) -> None:
+    """One pass over everything."""
+    log, store = get_run_logger(), Store(settings)
+    done: Recovered = recover(settings, client, store, WATCHED, except_run=UUID(runtime.flow_run.id))
+    for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
+        for name in names:
+            log.warning("%s: %s", what, name)
+    for often in OFTEN:
+        forget(client, often, KEPT)
+    if datetime.now(UTC).minute == TIDY_MINUTE:
+        log.info("notes of runs removed: %d", tidy(client, store))
+    for told in notify(settings, client, store):
+        log.info("webhook: %s", told)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,17 @@ LOG_TAIL_BYTES = 16_000
 def run_group(
     command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None,
     on_poll: Callable[[], None] | None = None, progress: Path | None = None,
-    stall_timeout_s: float = 900, grace_s: float = 25,
+    stall_timeout_s: Callable[[], float] = lambda: 900.0, grace_s: float = 25,
 ) -> int:
     """Run `command` to its end and return its exit code (negative: killed by that signal).
 
     Args:
         on_poll: called about four times a second while the child runs; may raise to stop it.
         progress: a file that grows while the child gets on; without it nothing counts as a stall.
+        stall_timeout_s: how long it may stay as it is, asked anew at every look.
 
     Raises:
-        Transient: `progress` did not change for `stall_timeout_s` seconds.
+        Transient: `progress` did not change for that long.
     """
     child = spawn(command, log=log, env=env)
     members: set[psutil.Process] = set()
@@ -51,9 +52,10 @@ def run_group(
             size = _size(progress)
             if size != last_size:
                 last_change, last_size = time.monotonic(), size
-            if progress is not None and time.monotonic() - last_change > stall_timeout_s:
+            limit_s = stall_timeout_s()
+            if progress is not None and time.monotonic() - last_change > limit_s:
                 raise Transient(
-                    f"no progress for {stall_timeout_s:.0f} s", where=str(command[-1]),
+                    f"no progress for {limit_s:.0f} s", where=str(command[-1]),
                     fix="The processes were stopped; the next try resumes at the last checkpoint.")
             _wait(child, POLL_S)
         return child.returncode

@@ -20,7 +20,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
@@ -52,6 +53,8 @@ TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
 log = logging.getLogger(__name__)
+_held: list[ExitStack] = []
+"""Locks that go with the process."""
 _current: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar("attempt", default=None)
 
 
@@ -94,6 +97,11 @@ def name_of(run: UUID) -> str:
     return f"{RUNS}/{run}.json"
 
 
+def lock_of(settings: Settings, run: UUID) -> Path:
+    """The lock that the process of a flow run holds, with the attempt's number in it."""
+    return settings.home_path / "runs" / f"{run}.lock"
+
+
 def cancelled() -> Any:
     """What a cancelled flow returns; Prefect makes an exception of it for callers, so it stands for any result."""
     return Cancelled(message="Cancelled; the last checkpoint is kept.")
@@ -117,8 +125,12 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
     fence = Fence(run.id, number)
     fence.start()
     try:
-        lock = settings.home_path / "runs" / f"{run.id}.lock"
-        with only_one(lock, f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0):
+        with ExitStack() as locks:
+            locks.enter_context(only_one(
+                lock_of(settings, run.id), f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0,
+                note=str(number)))
+            if run.deployment_id is not None:  # this process was made for the run: whoever finds the lock free
+                _held.append(locks.pop_all())  # knows that it is dead, also while it tells Prefect how it ended
             yield
     except BaseException as error:
         if fence.standing == "ours":

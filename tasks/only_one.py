@@ -1,6 +1,6 @@
 """One process at a time, on this machine or on all that share the folder of the lock.
 
-In:   the path of a lock file      Out: the lock, held for as long as the process lives; host and pid stand in the file
+In:   the path of a lock file      Out: the lock; host and pid of its holder stand in the file
 Dies half-way: the kernel drops the lock at once.
 """
 
@@ -25,11 +25,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_one(lock: Path, what: str, *, takeover_s: float = 0) -> Iterator[None]:
+def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") -> Iterator[IO[str]]:
     """Hold the lock. With `takeover_s` its holder has lost its work to this process: it is woken, has that long to find
     out and end (tasks/attempt.py), and is then killed if it is a process of this machine.
 
-    Raises UserError, or with `takeover_s` Transient, if the lock is not to be had.
+    `note`: a word that stands in the file beside host and pid. Raises UserError, or with `takeover_s` Transient, if
+    the lock is not to be had.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -45,20 +46,34 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0) -> Iterator[None]:
             signal_holder(file, signal.SIGCONT if waited < takeover_s else signal.SIGKILL)
             time.sleep(LOCK_POLL_S)
         file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}")
+        file.write(f"{socket.gethostname()} {os.getpid()} {note}".rstrip())
         file.flush()
-        yield
+        yield file
+
+
+def died_with(lock: Path, note: str) -> bool:
+    """Whether a process of this machine held the lock with that note and is no more: the kernel dropped it.
+
+    False where that cannot be told, of another machine or without a lock file.
+    """
+    try:
+        with lock.open("r+") as file:
+            host, _, rest = holder_of(file).partition(" ")
+            return host == socket.gethostname() and rest.partition(" ")[2] == note and locked(file)
+    except FileNotFoundError:
+        return False
 
 
 def holder_of(lock: IO[str]) -> str:
-    """Host and process id of whoever holds the lock, as it wrote them."""
+    """Host, process id and note of whoever holds the lock, as it wrote them."""
     lock.seek(0)
     return lock.read()
 
 
 def signal_holder(lock: IO[str], number: signal.Signals) -> None:
     """To the holder if it is a process of this machine; its ranks die with it (infra/orphan.py)."""
-    host, _, pid = holder_of(lock).partition(" ")
+    host, _, rest = holder_of(lock).partition(" ")
+    pid = rest.partition(" ")[0]
     if host == socket.gethostname() and pid.isdigit():
         log.warning("%s to process %s, which lost its run", number.name, pid)
         with suppress(ProcessLookupError):

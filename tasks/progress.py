@@ -62,7 +62,7 @@ class Progress:
     def see(self, event: dict[str, Any]) -> None:
         """Take one event of the trainer."""
         name, now = event["event"], time.monotonic()
-        if name != "step":
+        if name not in ("step", "pause"):
             details = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}"
                                for k, v in event.items() if k not in ("event", "time"))
             self._log.info("%s %s", name, details)

@@ -2,8 +2,9 @@
 
 In:   a Prefect server, <store>/runs/*.json      Out: such runs are Crashed, then scheduled again, or Failed with why
 Prefect by itself shows a run whose worker died with it as Running for ever, and never repeats a crashed one.
-A run is dead when its signs of life stop (tasks/attempt.py): two looks, further apart than two signs, must see the
-same last one. The second look keeps runs alive that were silent because the server was down.
+A run of this machine is dead when the kernel dropped its process's lock (tasks/attempt.py). Any other is when its signs
+of life stop: two looks, further apart than two signs, must see the same last one. The second look keeps runs alive that
+were silent because the server was down.
 Dies half-way: the next one goes on.
 """
 
@@ -31,8 +32,10 @@ from prefect.events.filters import EventFilter, EventOccurredFilter, EventOrder,
 from prefect.states import AwaitingRetry, Crashed, Failed
 
 from infra.errors import AnnealError
+from infra.settings import Settings
 from infra.store import Store
-from tasks.attempt import ALIVE_S, RUNS, read_attempts
+from tasks.attempt import ALIVE_S, RUNS, lock_of, read_attempts
+from tasks.only_one import died_with
 
 SILENT_S = ALIVE_S + 10
 SECOND_LOOK_S = ALIVE_S + 10
@@ -41,7 +44,7 @@ PENDING_S = 300
 TAKEN = ("Pending", "Submitting")
 """Names of that state. A pod that waits for a GPU is InfrastructurePending, for as long as it takes."""
 SAME_PLACES = 3
-SETTLE_S = 15
+SETTLE_S = 8
 """A worker may report the same crash a second time one or two seconds later."""
 LOOK_BACK = timedelta(days=7)
 """What crashed earlier is history; a stack that was down for a holiday goes on."""
@@ -61,12 +64,12 @@ class Recovered:
 
 
 def recover(
-    client: SyncPrefectClient, store: Store, flows: tuple[str, ...], *, except_run: object = None,
-    sleep: Callable[[float], None] = time.sleep,
+    settings: Settings, client: SyncPrefectClient, store: Store, flows: tuple[str, ...], *,
+    except_run: object = None, sleep: Callable[[float], None] = time.sleep,
 ) -> Recovered:
     """One pass over the runs of `flows`, but for the one that makes it."""
     done = Recovered()
-    for run in silent(client, flows, except_run, sleep):
+    for run in dead(settings, client, flows) or silent(client, flows, except_run, sleep):
         gone: State[None] = Crashed(message="Its process is gone: it gives no sign of life any more.")
         client.set_flow_run_state(run.id, gone, force=True)
         done.crashed.append(run.name)
@@ -97,6 +100,12 @@ def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:
     ended = (StateType.COMPLETED, StateType.CANCELLED, StateType.CRASHED, StateType.FAILED)
     for run in runs_in(client, (flow,), *ended, ended_before=datetime.now(UTC) - kept):
         client.delete_flow_run(run.id)
+
+
+def dead(settings: Settings, client: SyncPrefectClient, flows: tuple[str, ...]) -> list[FlowRun]:
+    """Runs that say they run, whose process was one of this machine."""
+    return [run for run in runs_in(client, flows, StateType.RUNNING)
+            if died_with(lock_of(settings, run.id), str(run.run_count))]
 
 
 def silent(

@@ -32,6 +32,7 @@ from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
 from tasks.forecast import device_of, forecast
 from tasks.only_one import only_one
+from tasks.pace import Pace
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import Progress
 from tasks.slots import hold
@@ -82,7 +83,8 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         for event in earlier:
             if event["event"] in CURVE:
                 watch(event)
-        seen = _Seen(store, identity, run, offset, watch)
+        pace = Pace(settings)
+        seen = _Seen(store, identity, run, offset, watch, pace)
         device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
         job = TrainJob(
             out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
@@ -90,7 +92,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             parallelism=expected.parallelism, peak_tflops=device.tflops if device else 0.0,
             usd_per_hour=device.usd_per_hour if device else 0.0)
         try:
-            result = run_while_it_gets_on(settings, job, run, seen.look)
+            result = run_while_it_gets_on(settings, job, run, seen.look, pace)
         finally:
             seen.look()
         with store.draft() as draft:
@@ -108,7 +110,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
 
 
 def run_while_it_gets_on(
-    settings: Settings, job: TrainJob, run: Path, on_poll: Callable[[], None],
+    settings: Settings, job: TrainJob, run: Path, on_poll: Callable[[], None], pace: Pace,
 ) -> dict[str, Any]:
     """Run the ranks; where they die after a new checkpoint, again at once: only what comes no further has to wait.
 
@@ -117,7 +119,7 @@ def run_while_it_gets_on(
     while True:
         before = newest_checkpoint(run)
         try:
-            return run_smaller_if_needed(settings, job, on_poll)
+            return run_smaller_if_needed(settings, job, on_poll, pace)
         except Transient as error:
             if comes_no_further(run):
                 raise Broken(f"{SAME_LAUNCHES} launches in a row ended at the same checkpoint; the last one: {error}",
@@ -129,7 +131,9 @@ def run_while_it_gets_on(
             drop_torn_line(run)
 
 
-def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[], None]) -> dict[str, Any]:
+def run_smaller_if_needed(
+    settings: Settings, job: TrainJob, on_poll: Callable[[], None], pace: Pace,
+) -> dict[str, Any]:
     """Run the ranks; where memory runs out, again with micro-batches of half the size.
 
     The numbers stay the same: only the cut of a batch into micro-batches changes. Training goes on at the
@@ -139,9 +143,10 @@ def run_smaller_if_needed(settings: Settings, job: TrainJob, on_poll: Callable[[
     ranks = ranks_of(spec.num_ranks)
     share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
     while True:
+        pace.launch()
         try:
             return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes,
-                             call=lambda launch: call_nodes(settings, launch))
+                             call=lambda launch: call_nodes(settings, launch), patience_s=pace.limit_s)
         except OutOfMemory as error:
             parts = spec.gradient_accumulation_steps or 1
             if parts >= share:
@@ -192,12 +197,14 @@ def newest_checkpoint(run: Path) -> str:
 class _Seen:
     """Passes events on as they are written, and copies new checkpoints to a remote store."""
 
-    def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch) -> None:
-        self._store, self._identity, self._run, self._offset, self._watch = store, identity, run, offset, watch
+    def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch, pace: Pace) -> None:
+        self._store, self._identity, self._run, self._offset = store, identity, run, offset
+        self._watch, self._pace = watch, pace
 
     def look(self) -> None:
         events, self._offset = read_events(self._run, self._offset)
         for event in events:
+            self._pace.see(event)
             self._watch(event)
         if not self._store.is_local and any(event["event"] == "checkpoint" for event in events):
             try:

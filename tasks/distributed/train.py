@@ -194,6 +194,7 @@ class Trainer:
     def validate(self, done: int) -> bool:
         """Mean cross-entropy at the labelled held-out tokens. True when it is time to stop early."""
         self.look_back(all_of_them=True)
+        self.events.emit("pause", step=done, what="validation")
         value = held_out_loss(
             self.built.loss, self.held_out, self.ranks, self.spec.validation_batch_size, self.built.precision)
         self.built.loss.train()
@@ -215,6 +216,7 @@ class Trainer:
     def save(self, done: int) -> None:
         """Checkpoint after `done` finished steps."""
         self.look_back(all_of_them=True)  # a step that is not finite never gets into one
+        self.events.emit("pause", step=done, what="checkpoint")
         self.progress.seconds = self._seconds()
         self.checkpoints.save(done, self.built.loss, self.optimizer, {
             "key": self.job.key, "progress": asdict(self.progress)})
@@ -239,6 +241,7 @@ class Trainer:
     def finish(self, started: int) -> None:
         """Write the trained weights, then the result."""
         self.look_back(all_of_them=True)
+        self.events.emit("pause", step=self.progress.steps, what="weights")
         self.checkpoints.wait()
         if self.spec.keep_weights == "best" and self.progress.best_step:
             self.checkpoints.load_best(self.job.key, self.built.loss)

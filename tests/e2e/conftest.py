@@ -80,11 +80,12 @@ class Stack:
             time.sleep(1)
         raise AssertionError(f"{url} is busy")
 
-    def start_run(self, parameters: dict[str, Any]) -> str:
-        """A run of the deployment, as the UI's form starts it; returns its id."""
+    def start_run(self, parameters: dict[str, Any], environment: dict[str, str] | None = None) -> str:
+        """A run of the deployment, as the UI's form starts it, with variables of its own; returns its id."""
         deployment = self.prefect("/deployments/name/finetune/gpu")["id"]
         path = f"/deployments/{deployment}/create_flow_run"
-        return str(self.prefect(path, parameters={"training": parameters})["id"])
+        more = {"job_variables": {"env": environment}} if environment else {}
+        return str(self.prefect(path, parameters={"training": parameters}, **more)["id"])
 
     def wait_until_over(self, run: str, timeout_s: float = COMMAND_TIMEOUT_S) -> dict[str, Any]:
         """A flow run's final state."""

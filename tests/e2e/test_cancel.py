@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from infra.crash import AT, FIRED
 from tests.conftest import training_processes, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, options
+from tests.e2e.test_recovery import RUN_MARK
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -61,3 +64,53 @@ def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, p
 def checkpoints(home: Path) -> set[Path]:
     """Of all trainings on this machine."""
     return set(home.glob("trainings/*/step-??????"))
+
+
+@pytest.mark.parametrize("point", [
+    "ingest.half_written", "validate.mid_file", "pack.before_commit", "train.mid_step", "evaluate.mid_generation",
+    "evaluate.before_commit", "register.after_create_version", "deploy.before_champion"])
+def test_a_run_ends_wherever_it_is_cancelled(
+    stack: Stack, parameters: dict[str, Any], tmp_path: Path, point: str,
+) -> None:
+    name = point.replace(".", "-").replace("_", "-")
+    wanted = {**parameters, "destination": f"cancel/{name}", "seed": sum(map(ord, point))}
+    if point.split(".")[0] in ("ingest", "validate", "pack"):  # or these are done already
+        wanted["train_data"] = str(tmp_path / "train.jsonl")
+        (tmp_path / "train.jsonl").write_text(f'{{"text": "{point}"}}\n' * 60)
+        wanted["validation_data"] = ""
+    fired = tmp_path / "fired"
+    run = stack.start_run(wanted, {AT: f"{point}:SIGSTOP:1", FIRED: str(fired)})
+    wait_for(fired.exists, f"flow run {run} does not come to {point}", COMMAND_TIMEOUT_S)
+    wait_for(lambda: standing_still(run), "nothing stands still", CANCEL_S)
+
+    began = time.monotonic()
+    stack.prefect(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+    for process in standing_still(run):
+        process.resume()
+    _, alive = psutil.wait_procs(of_run(run), timeout=CANCEL_S - (time.monotonic() - began))
+    assert alive == []
+    assert stack.wait_until_over(run)["type"] == "CANCELLED"
+    home = stack.settings.home_path
+    assert [*home.glob("drafts/*"), *home.glob("work/*")] == []
+    made = len(stack.versions(f"cancel/{name}"))
+    assert made == (point.split(".")[0] in ("register", "deploy")), "one that stands is found by the next try"
+
+
+def of_run(run: str) -> list[psutil.Process]:
+    """Every process that executes the flow run or was started by one that does."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(RUN_MARK) == run:
+                found.append(process)
+    return found
+
+
+def standing_still(run: str) -> list[psutil.Process]:
+    """Those that were stopped."""
+    found = []
+    for process in of_run(run):
+        with suppress(psutil.Error):
+            if process.status() == psutil.STATUS_STOPPED:
+                found.append(process)
+    return found

@@ -6,11 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import pytest
 
@@ -164,90 +162,6 @@ def test_a_file_of_prompts_is_answered_once(stack: Stack, first: Training, tmp_p
     assert [{"prompt": row["prompt"], "id": row["id"]} for row in rows] == prompts
     alone = stack.ask("acme/notes", str(prompts[7]["prompt"]), max_new_tokens=4)
     assert rows[7]["output"] == "".join(alone["output"])
-
-
-def test_a_dead_run_is_found_and_scheduled_again(
-    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from prefect.states import Running
-
-    from tasks import recover
-
-    monkeypatch.setattr(recover, "SILENT_S", 0)
-    monkeypatch.setattr(recover, "SETTLE_S", 1)
-    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
-    parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
-    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
-    client.set_flow_run_state(run.id, Running(), force=True)  # no process ever has it
-
-    time.sleep(0.5)
-    waits: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        time.sleep(1.5)
-
-    done = recover.recover(client, Store(stack.settings), ("predict",), sleep=sleep)
-    assert done.crashed == ["dead"]
-    assert done.again == ["dead"]
-    assert waits[0] == recover.SECOND_LOOK_S
-    state = stack.wait_until_over(str(run.id))  # the worker takes it, and finds that there is no such file
-    assert (state["type"], "no such file" in state["message"]) == ("FAILED", True), state
-
-
-def test_a_silent_run_that_is_heard_of_again_is_left_alone(
-    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from prefect.events import emit_event
-    from prefect.states import Cancelled, Running
-
-    from tasks import recover
-    from tasks.attempt import ALIVE
-
-    monkeypatch.setattr(recover, "SILENT_S", 0)
-    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
-    parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
-    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="silent")
-    client.set_flow_run_state(run.id, Running(), force=True)
-    resource = f"prefect.flow-run.{run.id}"
-
-    def sleep(_: float) -> None:
-        emit_event(ALIVE, resource={"prefect.resource.id": resource})
-        wait_for(lambda: stack.prefect("/events/filter", filter={
-            "event": {"name": [ALIVE]}, "resource": {"id": [resource]}})["events"], "the sign did not arrive", 30)
-
-    time.sleep(0.5)
-    try:
-        assert recover.recover(client, Store(stack.settings), ("predict",), sleep=sleep).crashed == []
-        assert client.read_flow_run(run.id).state_name == "Running"
-    finally:
-        client.set_flow_run_state(run.id, Cancelled(), force=True)
-
-
-def test_notes_of_runs_are_removed_when_they_ended_long_ago(
-    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from datetime import timedelta
-    from uuid import uuid4
-
-    from prefect.states import Cancelled
-
-    from tasks import tidy
-    from tasks.attempt import name_of
-
-    store = Store(stack.settings)
-    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
-    ended, stranger = client.create_flow_run_from_deployment(
-        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, state=Cancelled()).id, uuid4()
-    client.set_flow_run_state(ended, Cancelled(), force=True)
-    for run in (ended, stranger):
-        store.write(name_of(run), "{}")
-    store.write(f"notifications/{ended}-1.done", "delivered")
-    assert tidy.tidy(client, store) == 0
-    monkeypatch.setattr(tidy, "KEPT", timedelta(0))
-    assert tidy.tidy(client, store) >= 2
-    assert [store.read(name_of(run)) for run in (ended, stranger)] == [None, "{}"]
-    assert store.read(f"notifications/{ended}-1.done") is None
 
 
 def runs_of(stack: Stack, flow: str) -> list[dict[str, Any]]:

@@ -1,14 +1,19 @@
 """Runs whose processes die go on by themselves: pytest -m chaos tests/e2e/test_recovery.py
 
-A test kills what it names and then only waits; the worker, the keeper and the run of flows/reconcile.py that is due
-every minute do the rest.
+A test kills what it names and then only waits; the worker, the keeper and the runs of flows/reconcile.py do the rest.
+All train the same, so that their weights have to be those of the training that nobody killed.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ import pytest
 
 from infra import stack as running
 from infra.store import Store
-from tests.conftest import S3Server, training_processes, wait_for
+from tests.conftest import ROOT, S3Server, training_processes, wait_for
 from tests.e2e.conftest import LONG, Stack, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -39,12 +44,44 @@ def flow_process(run: str) -> list[psutil.Process]:
     return found
 
 
-def started(stack: Stack, parameters: dict[str, Any], name: str, **knobs: Any) -> str:
+KNOBS = {**LONG, "checkpoint_steps": 2, "seed": 11}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The training that nobody killed."""
+
+    training: str
+    weights: str
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: Stack, parameters: dict[str, Any]) -> Undisturbed:
+    """Made by a command."""
+    done = stack.anneal("train", "--json", *options({**parameters, **KNOBS, "destination": "acme/undisturbed"}))
+    assert done.returncode == 0, done.stderr
+    training = json.loads(done.stdout)["training_id"]
+    return Undisturbed(training, weights_of(stack, training))
+
+
+@pytest.fixture(autouse=True)
+def trained_anew(stack: Stack, undisturbed: Undisturbed) -> None:
+    """Forget it, or there would be nothing to train."""
+    wait_for(lambda: training_processes(stack.settings.home_path) == [], "an earlier training does not end", RECOVERY_S)
+    Store(stack.settings).remove(f"trainings/{undisturbed.training}")
+
+
+def weights_of(stack: Stack, training: str) -> str:
+    """The digest of what was trained."""
+    found = Store(stack.settings).find(f"trainings/{training}")
+    assert found is not None
+    return str(found.record["digest"])
+
+
+def started(stack: Stack, parameters: dict[str, Any], name: str) -> str:
     """A run of the deployment, on its way with a checkpoint."""
     home = stack.settings.home_path
-    wait_for(lambda: training_processes(home) == [], "an earlier training does not end", RECOVERY_S)
-    wanted = {**parameters, **LONG, "checkpoint_steps": 2, "destination": f"acme/{name}", **knobs}
-    run = stack.start_run(wanted)
+    run = stack.start_run({**parameters, **KNOBS, "destination": f"acme/{name}"})
     wait_for(lambda: training_processes(home) and list(home.glob("trainings/*/step-??????")), f"{run} does not train")
     return run
 
@@ -58,74 +95,136 @@ def killed(processes: list[psutil.Process]) -> None:
     assert psutil.wait_procs(processes, timeout=ORPHAN_S)[1] == []
 
 
-def finished(stack: Stack, run: str, name: str, *, attempts: int) -> None:
-    """Completed by itself, in so many attempts, with one version, on the trajectory of its first checkpoint."""
+def finished(
+    stack: Stack, run: str, name: str, undisturbed: Undisturbed, *, attempts: int = 1, resumes: bool = True,
+) -> None:
+    """Completed by itself, in so many attempts, with one version of the undisturbed training's weights."""
     wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED", "CANCELLED"),
              "it did not go on", RECOVERY_S)
     found = stack.prefect(f"/flow_runs/{run}")
     assert found["state"]["type"] == "COMPLETED", found["state"]
     assert found["run_count"] == attempts
-    assert len(stack.versions(f"acme/{name}")) == 1
     assert training_processes(stack.settings.home_path) == []
     (version,) = stack.versions(f"acme/{name}")
-    folder = Store(stack.settings).fetch(f"trainings/{version.tags['training_id']}")
+    assert version.tags["training_id"] == undisturbed.training
+    assert weights_of(stack, undisturbed.training) == undisturbed.weights
+    folder = Store(stack.settings).fetch(f"trainings/{undisturbed.training}")
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in events if event["event"] == "resume"][:1] >= [2]
+    resumed = [event["step"] for event in events if event["event"] == "resume"]
+    assert bool(resumed) is resumes and all(step >= 2 for step in resumed), resumed
+
+
+def torchrun_and_ranks(stack: Stack) -> tuple[psutil.Process, list[psutil.Process]]:
+    """Of the training that runs."""
+    found = training_processes(stack.settings.home_path)
+    (torchrun,) = [process for process in found if "torch.distributed.run" in process.cmdline()]
+    return torchrun, [process for process in found if process != torchrun]
 
 
 def state_of(stack: Stack, run: str) -> dict[str, Any]:
     return dict(stack.prefect(f"/flow_runs/{run}")["state"])
 
 
-def test_a_killed_run_goes_on(stack: Stack, parameters: dict[str, Any]) -> None:
-    run = started(stack, parameters, "killed-run", seed=11)
+def test_a_killed_run_goes_on(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
+    run = started(stack, parameters, "killed-run")
     ranks = training_processes(stack.settings.home_path)
     killed(flow_process(run))
     assert psutil.wait_procs(ranks, timeout=ORPHAN_S)[1] == []
-    finished(stack, run, "killed-run", attempts=2)
+    finished(stack, run, "killed-run", undisturbed, attempts=2)
 
 
-def test_a_run_killed_with_its_worker_goes_on(stack: Stack, parameters: dict[str, Any]) -> None:
-    run = started(stack, parameters, "killed-both", seed=12)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT], ids=lambda number: number.name)
+def test_a_run_outlives_a_rank(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed, number: signal.Signals,
+) -> None:
+    name = f"rank-{number.name.lower()}"
+    run = started(stack, parameters, name)
+    rank = torchrun_and_ranks(stack)[1][-1]
+    rank.send_signal(number)
+    assert psutil.wait_procs([rank], timeout=ORPHAN_S)[1] == []
+    finished(stack, run, name, undisturbed)
+    logs = stack.prefect("/logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200)
+    assert any(number.name in line["message"] for line in logs), "what ended the rank is not said"
+
+
+def test_a_run_outlives_torchrun_and_its_ranks_go_with_it(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
+) -> None:
+    run = started(stack, parameters, "torchrun")
+    torchrun, ranks = torchrun_and_ranks(stack)
+    killed([torchrun])
+    assert psutil.wait_procs(ranks, timeout=ORPHAN_S)[1] == []
+    finished(stack, run, "torchrun", undisturbed)
+
+
+def test_a_run_killed_with_its_worker_goes_on(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
+) -> None:
+    run = started(stack, parameters, "killed-both")
     worker = psutil.Process(running.read(stack.settings)["worker"].pid)
     killed([worker, *flow_process(run)])
-    finished(stack, run, "killed-both", attempts=2)
+    finished(stack, run, "killed-both", undisturbed, attempts=2)
     assert running.status(stack.settings)["worker"] == "running"
 
 
-def test_a_run_outlives_its_worker(stack: Stack, parameters: dict[str, Any]) -> None:
-    run = started(stack, parameters, "killed-worker", seed=13)
+def test_everything_killed_goes_on_once_the_stack_is_up_again(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
+) -> None:
+    run = started(stack, parameters, "power-cut")
+    services = [psutil.Process(running.read(stack.settings)["keeper"].pid),
+                *(psutil.Process(service.pid) for service in running.read(stack.settings).values())]
+    killed([*services, *flow_process(run), *training_processes(stack.settings.home_path)])
+    done = stack.anneal("up")
+    assert done.returncode == 0, done.stderr
+    finished(stack, run, "power-cut", undisturbed, attempts=2)
+
+
+def test_a_run_goes_on_on_another_machine_from_the_store(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed, tmp_path: Path,
+) -> None:
+    run = started(stack, parameters, "elsewhere")
+    wait_for(lambda: Store(stack.settings).names("checkpoints"), "no checkpoint in the store")
+    services = running.read(stack.settings)
+    killed([psutil.Process(services[name].pid) for name in ("keeper", "worker")])
+    killed(flow_process(run))
+    other = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", "gpu-pool"], cwd=ROOT,
+        env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api,
+             "ANNEAL_HOME": str(tmp_path), "ANNEAL_GPU_LIMIT": "gpu-other", "PREFECT_WORKER_QUERY_SECONDS": "3"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        finished(stack, run, "elsewhere", undisturbed, attempts=2)
+    finally:
+        other.terminate()
+        other.wait(60)
+        assert stack.anneal("up").returncode == 0
+
+
+def test_a_run_outlives_its_worker(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
+    run = started(stack, parameters, "killed-worker")
     killed([psutil.Process(running.read(stack.settings)["worker"].pid)])
-    wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED"), "it did not end", RECOVERY_S)
-    assert state_of(stack, run)["type"] == "COMPLETED"
-    assert len(stack.versions("acme/killed-worker")) == 1
+    finished(stack, run, "killed-worker", undisturbed, resumes=False)
 
 
-def test_a_run_outlives_the_server(stack: Stack, parameters: dict[str, Any]) -> None:
-    run = started(stack, parameters, "killed-server", seed=14)
+def test_a_run_outlives_the_server(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
+    run = started(stack, parameters, "killed-server")
     killed([psutil.Process(running.read(stack.settings)["prefect"].pid)])
     wait_for(lambda: running.status(stack.settings)["prefect"] == "running", "the keeper did not start it", 120)
-    wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED"), "it did not end", RECOVERY_S)
-    assert state_of(stack, run)["type"] == "COMPLETED"
-    assert stack.prefect(f"/flow_runs/{run}")["run_count"] == 1
-    assert len(stack.versions("acme/killed-server")) == 1
+    finished(stack, run, "killed-server", undisturbed, resumes=False)
 
 
 def test_a_run_outlives_an_outage_of_the_store(
-    stack: Stack, parameters: dict[str, Any], s3_server: S3Server,
+    stack: Stack, parameters: dict[str, Any], s3_server: S3Server, undisturbed: Undisturbed,
 ) -> None:
-    run = started(stack, parameters, "store-away", seed=17)
+    run = started(stack, parameters, "store-away")
     s3_server.kill()
     try:
         time.sleep(STORE_AWAY_S)
         assert state_of(stack, run)["type"] == "RUNNING"
     finally:
         s3_server.start()
-    wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED"), "it did not end", RECOVERY_S)
-    assert state_of(stack, run)["type"] == "COMPLETED", state_of(stack, run)
-    assert stack.prefect(f"/flow_runs/{run}")["run_count"] == 1
+    finished(stack, run, "store-away", undisturbed, resumes=False)
     (version,) = stack.versions("acme/store-away")
-    assert Store(stack.settings).find(f"trainings/{version.tags['training_id']}") is not None
     assert stack.ask("acme/store-away")["version"] == version.tags["version_id"]
 
 
@@ -149,13 +248,15 @@ def test_registering_waits_for_a_registry_that_was_killed(
     assert running.read(stack.settings)["mlflow"].pid != registry
 
 
-def test_a_frozen_run_is_taken_over_and_its_process_goes(stack: Stack, parameters: dict[str, Any]) -> None:
-    run = started(stack, parameters, "frozen", seed=15)
+def test_a_frozen_run_is_taken_over_and_its_process_goes(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
+) -> None:
+    run = started(stack, parameters, "frozen")
     frozen = flow_process(run)
     ranks = training_processes(stack.settings.home_path)
     for process in [*frozen, *ranks]:
         process.suspend()
-    finished(stack, run, "frozen", attempts=2)
+    finished(stack, run, "frozen", undisturbed, attempts=2)
     for process in frozen:
         with suppress(psutil.NoSuchProcess):
             process.resume()

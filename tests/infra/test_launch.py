@@ -43,7 +43,7 @@ def test_a_child_killed_by_a_signal_gives_its_number(tmp_path: Path) -> None:
 def test_a_child_without_progress_is_stopped(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(Transient, match="no progress for 1 s"):
-        run_group(SLEEPER, log=tmp_path / "log", progress=tmp_path / "events", stall_timeout_s=1, grace_s=5)
+        run_group(SLEEPER, log=tmp_path / "log", progress=tmp_path / "events", stall_timeout_s=lambda: 1, grace_s=5)
     assert time.monotonic() - started < 20
 
 

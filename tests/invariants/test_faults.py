@@ -9,7 +9,9 @@ import pytest
 from infra.errors import Transient
 from infra.settings import Settings
 from tasks.child import run_child
+from tasks.distributed.events import read_events
 from tasks.distributed.job import TrainJob
+from tasks.pace import Pace
 from tasks.train import run_smaller_if_needed
 from tests.conftest import training_processes
 from tests.distributed.conftest import MakeJob, events_of
@@ -20,6 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 STALL_S = 60
 """More than the ranks need to begin."""
+STEP_S = 10
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, job: TrainJob, wish: str) -> Path:
@@ -36,7 +39,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_number(
 ) -> None:
     job = make_job("run", num_ranks=ranks, checkpoint_steps=2)
     fired = inject(monkeypatch, job, wish)
-    run_smaller_if_needed(settings, job, lambda: None)
+    run_smaller_if_needed(settings, job, lambda: None, Pace(settings))
     assert fired.exists() and '"gradient_accumulation_steps\\": 2' in (Path(job.out) / "job.json").read_text()
     assert len(events_of(job, "start") + events_of(job, "resume")) == 2
     check(trajectory(job), recorded("lora"))
@@ -55,3 +58,22 @@ def test_a_frozen_rank_is_found_and_the_same_again_goes_on(
     run_child(settings, job, "tasks.distributed.train", ranks=2)
     assert events_of(job, "resume")[0]["step"] >= 2
     check(trajectory(job), recorded("lora"))
+
+
+def test_a_rank_that_freezes_between_steps_is_found_long_before_a_start_would_be(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(home=tmp_path / "home", stall_timeout_s=900, step_timeout_s=STEP_S, stop_grace_s=1)
+    job = make_job("run", num_ranks=2, checkpoint_steps=50, num_train_epochs=6, run_validation=False)
+    pace, offset = Pace(settings), 0
+    fired = inject(monkeypatch, job, "train.after_backward:SIGSTOP:8:1")
+
+    def look() -> None:
+        nonlocal offset
+        events, offset = read_events(Path(job.out), offset)
+        for event in events:
+            pace.see(event)
+
+    with pytest.raises(Transient, match=f"no progress for {STEP_S} s"):
+        run_smaller_if_needed(settings, job, look, pace)
+    assert fired.exists() and training_processes(job.out) == []

@@ -21,6 +21,7 @@ from infra.store import Store
 from tasks import child
 from tasks.distributed.job import TrainJob
 from tasks.only_one import only_one
+from tasks.pace import Pace
 from tasks.train import (
     CHECKPOINTS,
     bring_checkpoint,
@@ -107,7 +108,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
     spec = dataclasses.replace(past.spec, train_batch_size=12, num_ranks=2, gradient_accumulation_steps=1)
     job = TrainJob(out=str(tmp_path), spec=spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(OutOfMemory):
-        run_smaller_if_needed(settings, job, lambda: None)
+        run_smaller_if_needed(settings, job, lambda: None, Pace(settings))
     assert tried == [1, 2, 4, 6]
 
 
@@ -137,7 +138,7 @@ def test_ranks_that_die_after_a_checkpoint_are_started_again_at_once_and_others_
     monkeypatch.setattr("tasks.train.run_child", run)
     job = TrainJob(out=str(tmp_path), spec=past.spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(RanksLost, match="a rank was killed"):
-        run_while_it_gets_on(settings, job, tmp_path, lambda: None)
+        run_while_it_gets_on(settings, job, tmp_path, lambda: None, Pace(settings))
     assert launches == []
 
 

@@ -1,0 +1,172 @@
+"""A lease of a concurrency limit's slots: taken, kept, and given back, also those of processes that died.
+
+In:   a limit, a number of slots      Out: a lease, renewed for as long as it is held
+On disk meanwhile: <folder>/<lease id>, locked by its holder
+Prefect's own `concurrency()` does not tell the lease's id, so that the slots of a killed training could not be given
+back before their minute is over. Dies half-way: the kernel drops the file's lock, and whoever wants slots next gives
+the dead one's back at once; without that the server does so within a minute or two.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
+
+from infra.files import locked
+
+LEASE_S = 60
+"""The shortest that Prefect takes."""
+RENEW_S = 20
+RENEWAL_END_S = 5
+UNLOCKED = ".new"
+LOST = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+"""What the server says of a lease that is over."""
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def if_free(client: SyncPrefectClient, limit: str, folder: Path) -> Iterator[bool]:
+    """Hold the only slot of a limit; False, holding nothing, where another has it."""
+    make(client, limit, 1)
+    give_back_of_the_dead(client, folder)
+    lease = take(client, limit, 1)
+    if lease is None:
+        yield False
+        return
+    with held_lease(client, limit, 1, lease, folder):
+        yield True
+
+
+def make(client: SyncPrefectClient, limit: str, count: int) -> GlobalConcurrencyLimitResponse:
+    """Create the limit with that many slots unless it is there; returns it."""
+    try:
+        return client.read_global_concurrency_limit_by_name(limit)
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=count))
+        return client.read_global_concurrency_limit_by_name(limit)
+
+
+def take(client: SyncPrefectClient, limit: str, count: int) -> UUID | None:
+    """A lease of that many slots if they are free."""
+    try:
+        answer = client.increment_concurrency_slots_with_lease([limit], count, "concurrency", LEASE_S)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == HTTPStatus.LOCKED:
+            return None
+        raise
+    return UUID(answer.json()["lease_id"])
+
+
+def give_back(client: SyncPrefectClient, lease: UUID) -> None:
+    """Free its slots; one that the server does not know any more is over already."""
+    try:
+        client.release_concurrency_slots_with_lease(lease)
+    except (PrefectException, httpx.HTTPError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in LOST:
+            return
+        log.warning("GPU slots not given back, their lease ends in %d s: %s", LEASE_S, error)
+
+
+def give_back_of_the_dead(client: SyncPrefectClient, folder: Path) -> None:
+    """Free the slots of processes that died with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for note in folder.iterdir():
+        with suppress(FileNotFoundError), note.open("r+") as file:  # not found: its holder has just ended well
+            if note.suffix != UNLOCKED and locked(file):
+                log.info("the slots of a training that died are given back")
+                give_back(client, UUID(note.name))
+                note.unlink()
+
+
+@contextmanager
+def held_lease(client: SyncPrefectClient, limit: str, count: int, lease: UUID, folder: Path) -> Iterator[None]:
+    """Keep a lease that was taken, and give it back."""
+    with noted(folder, lease) as note:
+        renewal = Renewal(limit, count, lease, note)
+        renewal.start()
+        try:
+            yield
+        finally:
+            renewal.over.set()
+            renewal.join(RENEWAL_END_S)
+            give_back(client, renewal.lease)
+
+
+class Renewal(threading.Thread):
+    """Renews a lease until it is over; one that an outage of the server outlasted is taken anew if it can be.
+
+    A renewal that fails must not end a training of hours.
+    """
+
+    def __init__(self, limit: str, count: int, lease: UUID, note: Note) -> None:
+        super().__init__(name=f"lease of {limit}", daemon=True)
+        self._limit, self._count, self._note = limit, count, note
+        self._context = contextvars.copy_context()
+        self.lease = lease
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Until `over`, in the context of the run that holds the slots: its log gets what is said here."""
+        self._context.run(self._renew)
+
+    def _renew(self) -> None:
+        with get_client(sync_client=True) as client:
+            while not self.over.wait(RENEW_S):
+                try:
+                    client.renew_concurrency_lease(self.lease, LEASE_S)
+                except httpx.HTTPStatusError as error:
+                    if error.response.status_code in LOST and not self.over.is_set():
+                        self._take_again(client)
+                except (PrefectException, httpx.HTTPError) as error:
+                    log.debug("lease not renewed: %s", error)
+
+    def _take_again(self, client: SyncPrefectClient) -> None:
+        lease = take(client, self._limit, self._count)
+        if lease is None:
+            log.warning("the lease of %s ran out and others have its slots; this training goes on", self._limit)
+            return
+        self.lease = lease
+        self._note.rename(lease)
+
+
+class Note:
+    """A file named like a lease that is locked for as long as its holder lives."""
+
+    def __init__(self, folder: Path, lease: UUID) -> None:
+        self._folder, self._name = folder, f"{lease}{UNLOCKED}"
+        self._file = (folder / self._name).open("w")
+        locked(self._file)
+        self.rename(lease)
+
+    def rename(self, lease: UUID) -> None:
+        """It stands for another lease from here on."""
+        (self._folder / self._name).rename(self._folder / str(lease))
+        self._name = str(lease)
+
+    def remove(self) -> None:
+        """The holder has ended."""
+        (self._folder / self._name).unlink(missing_ok=True)
+        self._file.close()
+
+
+@contextmanager
+def noted(folder: Path, lease: UUID) -> Iterator[Note]:
+    """Say on the disk that this process has the lease."""
+    note = Note(folder, lease)
+    try:
+        yield note
+    finally:
+        note.remove()

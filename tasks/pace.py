@@ -1,0 +1,51 @@
+"""How long a training may be silent before it counts as frozen.
+
+In:   the trainer's events      Out: a number of seconds, which infra/launch.py holds the ranks to
+A start loads weights and compiles, a pause validates or writes: both take as long as ANNEAL_STALL_TIMEOUT_S lets them.
+Between two steps the steps before them say what is usual: ten times that is too long (torchtitan and torchft use fixed
+times, which are too long for small models or too short for large ones), but never less than ANNEAL_STEP_TIMEOUT_S.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+from typing import Any
+
+from infra.settings import Settings
+
+ENOUGH_STEPS = 5
+USUAL_STEPS = 20
+TIMES_USUAL = 10
+BESIDE = ("checkpoint",)
+"""Events that come from beside the steps, and say nothing of what comes next."""
+
+
+class Pace:
+    """Of one training; told of every launch and every event."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._longest_s, self._shortest_s = settings.stall_timeout_s, settings.step_timeout_s
+        self._usual: deque[float] = deque(maxlen=USUAL_STEPS)
+        self._last: float | None = None
+
+    def launch(self) -> None:
+        """The ranks are started."""
+        self._last = None
+
+    def see(self, event: dict[str, Any]) -> None:
+        """Take one event."""
+        if event["event"] in BESIDE:
+            return
+        if event["event"] != "step":
+            self._last = None
+            return
+        if self._last is not None:
+            self._usual.append(event["time"] - self._last)
+        self._last = event["time"]
+
+    def limit_s(self) -> float:
+        """Seconds until the next event at the latest."""
+        if self._last is None or len(self._usual) < ENOUGH_STEPS:
+            return self._longest_s
+        return min(self._longest_s, max(self._shortest_s, TIMES_USUAL * median(self._usual)))

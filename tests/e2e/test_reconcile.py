@@ -1,0 +1,161 @@
+"""How dead runs are found and started again, on the stack's server: pytest tests/e2e/test_reconcile.py"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+from infra.settings import Settings
+from infra.store import Store
+from tests.conftest import ROOT, wait_for
+from tests.e2e.conftest import Stack
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+pytestmark = pytest.mark.slow
+
+HOLD = """
+import sys, time, pathlib
+from tasks.only_one import only_one
+with only_one(pathlib.Path(sys.argv[1]), "a run", note="1"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_dead_run_is_found_and_scheduled_again(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.states import Running
+
+    from tasks import recover
+
+    monkeypatch.setattr(recover, "SILENT_S", 0)
+    monkeypatch.setattr(recover, "SETTLE_S", 1)
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
+    client.set_flow_run_state(run.id, Running(), force=True)  # no process ever has it
+
+    time.sleep(0.5)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        time.sleep(1.5)
+
+    done = recover.recover(stack.settings, client, Store(stack.settings), ("predict",), sleep=sleep)
+    assert done.crashed == ["dead"]
+    assert done.again == ["dead"]
+    assert waits[0] == recover.SECOND_LOOK_S
+    state = stack.wait_until_over(str(run.id))  # the worker takes it, and finds that there is no such file
+    assert (state["type"], "no such file" in state["message"]) == ("FAILED", True), state
+
+
+def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:
+    from prefect.states import Cancelled, Running
+
+    from tasks import recover
+    from tasks.attempt import lock_of
+
+    monkeypatch.setattr(recover, "SETTLE_S", 1)
+    settings, waits = Settings(home=tmp_path), list[float]()  # a home of its own: the stack's reconcile sees no lock
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    run = client.create_flow_run_from_deployment(
+        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, name="died here")
+    client.set_flow_run_state(run.id, Running(), force=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock_of(settings, run.id))], cwd=ROOT,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        time.sleep(1.5)
+
+    def look() -> recover.Recovered:
+        return recover.recover(settings, client, Store(stack.settings), ("predict",), sleep=sleep)
+
+    try:
+        assert look().crashed == [] == waits
+        process.kill()
+        process.communicate()
+        done = look()
+        assert (done.crashed, done.again, waits) == (["died here"], ["died here"], [1])
+    finally:
+        client.set_flow_run_state(run.id, Cancelled(), force=True)
+
+
+def test_a_second_reconcile_leaves_it_to_the_first(
+    stack: Stack, client: SyncPrefectClient, tmp_path: Path,
+) -> None:
+    from tasks.lease import if_free
+
+    with if_free(client, "alone", tmp_path) as first, if_free(client, "alone", tmp_path) as second:
+        assert (first, second) == (True, False)
+    with if_free(client, "alone", tmp_path) as third:
+        assert third
+    client.delete_global_concurrency_limit_by_name("alone")
+
+
+def test_a_silent_run_that_is_heard_of_again_is_left_alone(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.events import emit_event
+    from prefect.states import Cancelled, Running
+
+    from tasks import recover
+    from tasks.attempt import ALIVE
+
+    monkeypatch.setattr(recover, "SILENT_S", 0)
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="silent")
+    client.set_flow_run_state(run.id, Running(), force=True)
+    resource = f"prefect.flow-run.{run.id}"
+
+    def sleep(_: float) -> None:
+        emit_event(ALIVE, resource={"prefect.resource.id": resource})
+        wait_for(lambda: stack.prefect("/events/filter", filter={
+            "event": {"name": [ALIVE]}, "resource": {"id": [resource]}})["events"], "the sign did not arrive", 30)
+
+    time.sleep(0.5)
+    try:
+        assert recover.recover(stack.settings, client, Store(stack.settings), ("predict",), sleep=sleep).crashed == []
+        assert client.read_flow_run(run.id).state_name == "Running"
+    finally:
+        client.set_flow_run_state(run.id, Cancelled(), force=True)
+
+
+def test_notes_of_runs_are_removed_when_they_ended_long_ago(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from datetime import timedelta
+    from uuid import uuid4
+
+    from prefect.states import Cancelled
+
+    from tasks import tidy
+    from tasks.attempt import name_of
+
+    store = Store(stack.settings)
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    ended, stranger = client.create_flow_run_from_deployment(
+        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, state=Cancelled()).id, uuid4()
+    client.set_flow_run_state(ended, Cancelled(), force=True)
+    for run in (ended, stranger):
+        store.write(name_of(run), "{}")
+    store.write(f"notifications/{ended}-1.done", "delivered")
+    assert tidy.tidy(client, store) == 0
+    monkeypatch.setattr(tidy, "KEPT", timedelta(0))
+    assert tidy.tidy(client, store) >= 2
+    assert [store.read(name_of(run)) for run in (ended, stranger)] == [None, "{}"]
+    assert store.read(f"notifications/{ended}-1.done") is None

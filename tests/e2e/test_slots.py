@@ -1,0 +1,137 @@
+"""GPU slots as leases of a limit on the stack's server: pytest tests/e2e/test_slots.py"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from infra import stack as running
+from infra.settings import Settings
+from tests.conftest import ROOT, wait_for
+from tests.e2e.conftest import Stack
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+pytestmark = pytest.mark.slow
+
+HOLD = """
+import flows, sys
+from infra.settings import Settings
+from tasks.slots import leased
+with leased(Settings(), 1):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def settings(stack: Stack, client: SyncPrefectClient, tmp_path: Path) -> Iterator[Settings]:
+    """A home and a limit of the test's own, on the stack's server."""
+    limit = f"gpu-{uuid4().hex[:8]}"
+    yield Settings(home=tmp_path, gpu_limit=limit)
+    client.delete_global_concurrency_limit_by_name(limit)
+
+
+def taken(client: SyncPrefectClient, settings: Settings) -> int:
+    """Slots that somebody has."""
+    return client.read_global_concurrency_limit_by_name(settings.gpu_limit).active_slots
+
+
+def holder(stack: Stack, settings: Settings) -> subprocess.Popen[str]:
+    """Another process that has the slot."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api,
+             "ANNEAL_HOME": str(settings.home_path), "ANNEAL_GPU_LIMIT": settings.gpu_limit})
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_one_waits_for_the_other_and_says_so(
+    stack: Stack, client: SyncPrefectClient, settings: Settings, caplog: pytest.LogCaptureFixture,
+) -> None:
+    from tasks.slots import leased
+
+    other, got = holder(stack, settings), threading.Event()
+
+    def wait() -> None:
+        with leased(settings, 1):
+            got.set()
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(wait,))
+    with caplog.at_level(logging.INFO, logger="tasks.slots"):
+        thread.start()
+        wait_for(lambda: caplog.messages, "it does not say that it waits", 30)
+    assert caplog.messages == [f"waiting for 1 slots of the concurrency limit {settings.gpu_limit}: 1 of 1 are taken"]
+    assert not got.is_set()
+    other.communicate("\n")
+    thread.join(30)
+    assert got.is_set()
+    assert taken(client, settings) == 0
+    assert list((settings.home_path / "leases").iterdir()) == []
+
+
+def test_the_slots_of_a_killed_process_are_given_back_at_once(
+    stack: Stack, client: SyncPrefectClient, settings: Settings,
+) -> None:
+    from tasks.lease import give_back_of_the_dead
+
+    other = holder(stack, settings)
+    folder = settings.home_path / "leases"
+    give_back_of_the_dead(client, folder)
+    assert taken(client, settings) == 1, "its holder lives"
+    other.kill()
+    other.communicate()
+    assert taken(client, settings) == 1
+    give_back_of_the_dead(client, folder)
+    assert (taken(client, settings), list(folder.iterdir())) == (0, [])
+
+
+def test_a_lease_that_the_server_took_back_is_taken_anew(
+    client: SyncPrefectClient, settings: Settings, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tasks import lease
+    from tasks.slots import leased
+
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    folder = settings.home_path / "leases"
+    with leased(settings, 1):
+        (first,) = folder.iterdir()
+        lease.give_back(client, lease.UUID(first.name))  # as the server does once a lease has not been renewed
+        wait_for(lambda: taken(client, settings) == 1, "it is not taken anew", 30)
+        wait_for(lambda: [path.name for path in folder.iterdir()] != [first.name], "the note is the old one", 30)
+    assert (taken(client, settings), list(folder.iterdir())) == (0, [])
+
+
+def test_a_step_that_needs_more_slots_than_there_are_is_refused(settings: Settings) -> None:
+    from infra.errors import UserError
+    from tasks.slots import leased
+
+    with pytest.raises(UserError, match="it has 1 slots, and the training needs 2"), leased(settings, 2):
+        pass
+
+
+@pytest.mark.chaos
+def test_slots_stay_taken_when_the_server_is_killed_and_started_again(
+    stack: Stack, client: SyncPrefectClient, settings: Settings,
+) -> None:
+    other = holder(stack, settings)
+    psutil.Process(running.read(stack.settings)["prefect"].pid).kill()
+    wait_for(lambda: running.status(stack.settings)["prefect"] != "running", "it does not die", 30)
+    wait_for(lambda: running.status(stack.settings)["prefect"] == "running", "the keeper does not start it", 120)
+    assert taken(client, settings) == 1
+    other.communicate("\n")
+    assert other.returncode == 0
+    assert taken(client, settings) == 0

@@ -1,0 +1,69 @@
+"""tasks/pace.py: how long a training may be silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.settings import Settings
+from tasks.pace import ENOUGH_STEPS, Pace
+
+START_S, STEP_S = 900.0, 120.0
+
+
+@pytest.fixture
+def pace(settings: Settings) -> Pace:
+    """Of a training that has just been launched."""
+    made = Pace(settings.model_copy(update={"stall_timeout_s": START_S, "step_timeout_s": STEP_S}))
+    made.launch()
+    return made
+
+
+def steps(pace: Pace, count: int, every_s: float, *, since: float = 0.0) -> None:
+    for step in range(count):
+        pace.see({"event": "step", "time": since + step * every_s})
+
+
+def event(name: str) -> dict[str, Any]:
+    return {"event": name, "time": 0.0}
+
+
+def test_a_start_has_all_the_time(pace: Pace) -> None:
+    assert pace.limit_s() == START_S
+    pace.see(event("start"))
+    steps(pace, ENOUGH_STEPS, 1.0)  # one gap less
+    assert pace.limit_s() == START_S
+
+
+@pytest.mark.parametrize(("every_s", "limit_s"), [(0.1, STEP_S), (12.0, STEP_S), (20.0, 200.0), (200.0, START_S)])
+def test_between_steps_ten_times_the_usual_but_within_bounds(pace: Pace, every_s: float, limit_s: float) -> None:
+    steps(pace, ENOUGH_STEPS + 1, every_s)
+    assert pace.limit_s() == pytest.approx(limit_s)
+
+
+def test_one_long_step_changes_little(pace: Pace) -> None:
+    steps(pace, 10, 20.0)
+    steps(pace, 10, 20.0, since=1000.0)
+    assert pace.limit_s() == pytest.approx(200.0)
+
+
+@pytest.mark.parametrize("name", ["pause", "validation", "start", "resume", "done"])
+def test_what_is_no_step_has_all_the_time_until_the_next_one(pace: Pace, name: str) -> None:
+    steps(pace, 10, 1.0)
+    pace.see(event(name))
+    assert pace.limit_s() == START_S
+    steps(pace, 1, 1.0, since=500.0)
+    assert pace.limit_s() == STEP_S
+
+
+def test_a_checkpoint_that_is_written_beside_the_steps_changes_nothing(pace: Pace) -> None:
+    steps(pace, 10, 1.0)
+    pace.see(event("checkpoint"))
+    assert pace.limit_s() == STEP_S
+
+
+def test_the_next_launch_has_all_the_time_again(pace: Pace) -> None:
+    steps(pace, 10, 1.0)
+    pace.launch()
+    assert pace.limit_s() == START_S
