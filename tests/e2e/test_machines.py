@@ -74,7 +74,8 @@ def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
     ports = {f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}
     host = f"{cable.network}.1"
     leads = {"ANNEAL_HOME": str(home), "ANNEAL_HOST": host, "ANNEAL_API_KEY": "key", "ANNEAL_RENDEZVOUS": "",
-             "ANNEAL_NODE_DEPLOYMENT": "join/machine", "ANNEAL_STOP_GRACE_S": "10", **ports}
+             "ANNEAL_NODE_DEPLOYMENT": "join/machine", "ANNEAL_STOP_GRACE_S": "10", "ANNEAL_STALL_TIMEOUT_S": "90",
+             "ANNEAL_STEP_TIMEOUT_S": "15", **ports}
     api = f"http://{host}:{ports['ANNEAL_PREFECT_PORT']}/api"
     pair = Pair(cable, home, {**leads, "PREFECT_API_URL": ""})
     started = pair.inside("deployments.cli", "up")
@@ -96,38 +97,60 @@ def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
     assert left_over(home) == set()
 
 
-def test_a_training_calls_its_second_machine_and_once_more_when_that_dies(
-    pair: Pair, shared: Path, stories: Path,
-) -> None:
+def begun(pair: Pair, shared: Path, stories: Path) -> subprocess.Popen[str]:
+    """A training on both machines that has a checkpoint."""
     data = shared / "data" / "mts_dialog" / "validation.jsonl"
     wanted = {**KNOBS, **LONG, "checkpoint_steps": 2, "train_data": str(data), "base_model": str(stories),
               "destination": "acme/notes", "num_evaluation_samples": 2, "max_new_tokens": 4, "deploy": False}
     first = pair.cable.start(
         0, "deployments.cli", "train", "--remote", "--json", *options(wanted), **pair.variables)
+    wait_for(lambda: list(pair.home.glob("trainings/*/step-??????")) or first.poll() is not None,
+             "no checkpoint appeared", WAIT_S)
+    assert first.poll() is None, first.communicate()
+    return first
+
+
+def ended_well(pair: Pair, first: subprocess.Popen[str]) -> None:
+    """One version, by two launches on both machines."""
     try:
-        wait_for(lambda: list(pair.home.glob("trainings/*/step-??????")) or first.poll() is not None,
-                 "no checkpoint appeared", WAIT_S)
-        assert first.poll() is None, first.communicate()
-        (run,) = pair.joined()
-        killed = [process for process in psutil.process_iter(["environ"])
-                  if (process.info["environ"] or {}).get(MARK) == run["id"]]
-        assert killed
-        for process in killed:
-            process.kill()
         stdout, stderr = first.communicate(timeout=WAIT_S)
     finally:
         first.kill()
     assert first.returncode == 0, stderr
     assert json.loads(stdout)["version"] == "acme/notes version 1"
     assert training_processes(pair.home) == []
-
     (folder,) = Store(Settings(home=pair.home)).names("trainings")
     events = [json.loads(line) for line in (pair.home / "store" / folder / "events.jsonl").read_text().splitlines()]
     launches = [event for event in events if event["event"] in ("start", "resume")]
     assert [event["event"] for event in launches] == ["start", "resume"]
     assert {event["ranks"] for event in launches} == {4} and launches[1]["step"] >= 2
+    assert list((pair.home / "launches").iterdir()) == []
+
+
+def test_a_training_calls_its_second_machine_and_once_more_when_that_dies(
+    pair: Pair, shared: Path, stories: Path,
+) -> None:
+    first = begun(pair, shared, stories)
+    (run,) = pair.joined()
+    killed = [process for process in psutil.process_iter(["environ"])
+              if (process.info["environ"] or {}).get(MARK) == run["id"]]
+    assert killed
+    for process in killed:
+        process.kill()
+    ended_well(pair, first)
     wait_for(lambda: [run["state"]["type"] for run in pair.joined()] == ["CRASHED", "COMPLETED"],
              "the second machine's runs do not end", 120)
     message = pair.joined()[1]["state"]["message"]
     assert "exit code 0" in message or "has ended the launch" in message, "whichever it sees first"
-    assert list((pair.home / "launches").iterdir()) == []
+
+
+def test_a_cut_cable_ends_the_launch_and_the_second_machine_is_called_again_once_it_is_back(
+    pair: Pair, shared: Path, stories: Path,
+) -> None:
+    first = begun(pair, shared, stories)
+    pair.cable.plugged(False)
+    wait_for(lambda: training_processes(pair.home) == [], "the launch does not end", WAIT_S)
+    assert first.poll() is None
+    pair.cable.plugged(True)
+    ended_well(pair, first)
+    wait_for(lambda: pair.joined()[-1]["state"]["type"] == "COMPLETED", "the last run there does not end", 120)
