@@ -24,6 +24,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
+from deployments.credentials import ensure_secrets
 from deployments.declared import Declared, declared
 from deployments.pools import CODE, Kind, Pool, ensure_pool
 from infra.errors import UserError
@@ -59,6 +60,8 @@ def deploy(settings: Settings, kind: Kind = "process", *, cpu_pool: bool = False
     with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
         for pool in pools:
             done.differs += ensure_pool(client, pool)
+        if kind == "docker":
+            done.differs += ensure_secrets(client)
         if done.limit:
             make(client, done.limit, slots.slots())
         for one in declared():

@@ -2,9 +2,10 @@
 
 In:   a kind of pool       Out: the pool in Prefect, with its queues: control before all, background behind all
 A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
-ours holds only what trainings need: GPUs, shared memory; on Kubernetes also a grace period for the checkpoint and
-secrets by reference. For a pool without GPUs <kind>-cpu.json is merged on top. Dies half-way: run it again. Limits and
-defaults of job variables that were set in the UI stay.
+ours holds only what trainings need: GPUs, shared memory, secrets by reference (for containers:
+deployments/credentials.py); on Kubernetes also a grace period for the checkpoint. For a pool without GPUs
+<kind>-cpu.json is merged on top. Dies half-way: run it again. Limits and defaults of job variables that were set in
+the UI stay.
 """
 
 from __future__ import annotations

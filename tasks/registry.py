@@ -31,6 +31,12 @@ TAG_CHARACTERS = 4000
 PAGE = 1000
 ALIASES = ("champion", "challenger")
 """What stands for a model without a version: what is served, else what was registered last."""
+PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED",
+           "DEADLINE_EXCEEDED")
+REFUSING = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+AGAIN = ("Look at the MLflow server; when it answers again, start the same again (Retry in the UI): finished steps and "
+         "trained weights are kept.")
+AUTHENTICATE = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where this runs."
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,12 @@ class Registry:
         with told(self.uri):
             aliases = self.client.get_registered_model(name_of(destination)).aliases
         return int(aliases[alias]) if alias in aliases else None
+
+    def run_of(self, destination: str, number: int) -> tuple[str, str]:
+        """Ids of the experiment and the run that a version belongs to."""
+        with told(self.uri):
+            run = self.client.get_model_version(name_of(destination), str(number)).run_id
+            return str(self.client.get_run(run).info.experiment_id), str(run)
 
     def tag(self, destination: str, number: int, tags: dict[str, str]) -> None:
         """Set tags of a version."""
@@ -234,14 +246,17 @@ def uri_of(destination: str, number: int) -> str:
 
 @contextmanager
 def told(uri: str) -> Iterator[None]:
-    """Turn MLflow's failures into Transient where they may pass."""
+    """Turn MLflow's failures into Transient where they may pass, and into UserError where it refuses who asks."""
     from mlflow.exceptions import MlflowException
 
+    where = uri.split("@")[-1]
     try:
         yield
     except MlflowException as error:
-        passing = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
-        kind = Transient if error.error_code in passing else Broken
-        raise kind(f"MLflow does not do it ({error.message})", where=uri.split("@")[-1]) from error
+        if error.error_code in REFUSING:
+            raise UserError("MLflow refuses the user or the password", where=where, fix=AUTHENTICATE) from error
+        if error.error_code in PASSING:
+            raise Transient(f"MLflow does not do it ({error.message})", where=where, fix=AGAIN) from error
+        raise Broken(f"MLflow does not do it ({error.message})", where=where) from error
     except OSError as error:
-        raise Transient(f"MLflow does not answer ({error})", where=uri.split("@")[-1]) from error
+        raise Transient(f"MLflow does not answer ({error})", where=where, fix=AGAIN) from error

@@ -14,7 +14,7 @@ from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Spl
 from infra.settings import Settings
 from tasks.forecast import Forecast
 from tasks.progress import if_it_can
-from tasks.registry import name_of
+from tasks.registry import Registry, name_of
 
 CELL_CHARACTERS = 400
 
@@ -119,12 +119,14 @@ def _tag(run: UUID, tags: set[str]) -> None:
 
 
 def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:
-    """Links to the registered version and to what answers with it."""
+    """Links to the registered version, its MLflow run, the training's folder, and to what answers with the version."""
     if settings.tracking_uri.startswith("http"):
-        page = f"{without_secrets(settings.tracking_uri)}/#/models/{name_of(version.destination)}"
+        pages = f"{without_secrets(settings.tracking_uri).rstrip('/')}/#"
         if_it_can(lambda: create_link_artifact(
             key="version", link_text=f"{version.destination} version {version.number}",
-            link=f"{page}/versions/{version.number}"))
+            link=f"{pages}/models/{name_of(version.destination)}/versions/{version.number}"))
+        if_it_can(lambda: _link_run(settings, version, pages))
+    show("training", training_place(settings, version))
     if deployment.url:
         if_it_can(lambda: create_link_artifact(
             key="endpoint", link=f"{deployment.url}/?model={version.destination}",
@@ -132,6 +134,20 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
     else:
         get_run_logger().warning("registered, not deployed: %s", deployment.reason)
         show("endpoint", f"Not deployed: {deployment.reason}.")
+
+
+def _link_run(settings: Settings, version: Version, pages: str) -> None:
+    experiment, run = Registry(settings).run_of(version.destination, version.number)
+    create_link_artifact(key="mlflow-run", link_text=f"MLflow run of {version.destination} version {version.number}",
+                         link=f"{pages}/experiments/{experiment}/runs/{run}")
+
+
+def training_place(settings: Settings, version: Version) -> str:
+    """Where weights and events.jsonl of the training lie: an s3:// address, or a folder that no browser opens."""
+    root = settings.store_root
+    where = "In the store" if root.startswith("s3://") else "In the store, a folder"
+    return (f"## Training {version.training_id}\n\n{where}: `{root}/trainings/{version.training_id}` has the weights "
+            f"and `events.jsonl`, `{root}/{version.folder}` the version's files.")
 
 
 def _interval(values: list[float]) -> str:

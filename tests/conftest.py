@@ -250,9 +250,9 @@ def wait_until_responds(url: str, timeout_s: float = 30) -> None:
             time.sleep(0.1)
 
 
-def needed(program: str, package: str = "") -> str:
+def needed(program: str, package: str = "", path: str | None = None) -> str:
     """The path of a program; without it the test skips, or fails where .ci/run should have installed it."""
-    found = shutil.which(program)
+    found = shutil.which(program, path=path)
     if found is None:
         message = f"needs {program} (Debian: apt-get install {package or program})"
         if os.environ.get("CI"):

@@ -8,7 +8,7 @@ import pytest
 
 from infra.settings import Settings
 from infra.store import Store
-from tests.conftest import ROOT
+from tests.conftest import BUCKET, ROOT
 from tests.e2e.conftest import Stack, Training, options
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     found = stack.artifacts(stack.runs("finetune acme/notes")[0])
     assert set(found) == {
         "actual", "data", "data-lengths", "forecast", "training-progress", "training-loss", "rouge", "version",
-        "endpoint"}
+        "mlflow-run", "training", "endpoint"}
     assert "60 training and 4 held-out rows" in found["data"]
     assert "| blank lines, left out | 1 | train.jsonl line 61 |" in found["data"]
     assert found["data-lengths"].startswith("data:image/svg+xml;base64,")
@@ -76,6 +76,9 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     assert found["training-loss"].startswith("data:image/svg+xml;base64,")
     assert "| lead3 |" in found["rouge"]
     assert "/#/models/acme--notes/versions/1" in found["version"]
+    (version,) = stack.versions("acme/notes")
+    assert f"/runs/{version.run_id})" in found["mlflow-run"] and "/#/experiments/" in found["mlflow-run"]
+    assert f"`s3://{BUCKET}/e2e/trainings/{first.version['training_id']}`" in found["training"]
 
 
 def test_run_is_found_by_its_model_destination_and_data(stack: Stack, first: Training) -> None:

@@ -7,6 +7,7 @@ held against Kubernetes' own schema.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import MagicMock
 from uuid import uuid4
@@ -76,20 +77,81 @@ def test_the_jobs_of_other_machines_go_with_the_pod_that_leads(
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
 
 
-def test_a_container_sees_the_gpus_and_the_locks(client: SyncPrefectClient) -> None:
+def sent(**values: Any) -> Any:
+    """What docker-py would send to the engine; what it refuses fails here."""
     from docker.models.containers import _create_container_args
     from prefect_docker.worker import DockerWorker
 
-    configuration = rendered("docker")
+    configuration = rendered("docker", **values)
     settings = DockerWorker(work_pool_name="gpu-docker")._build_container_settings(MagicMock(), configuration)
-    sent = _create_container_args({**settings, "version": "1.47"})  # what docker-py refuses fails here
-    host = sent["host_config"]
+    return _create_container_args({**settings, "version": "1.47"})
+
+
+@pytest.fixture
+def secrets(client: SyncPrefectClient) -> Iterator[None]:
+    """The block that `anneal deploy --pool docker` makes, filled."""
+    from deployments.credentials import BLOCK, ensure_secrets
+
+    assert ensure_secrets(client, {"HF_TOKEN": "hf-word", "AWS_ACCESS_KEY_ID": "key"}) == []
+    yield
+    client.delete_block_document(client.read_block_document_by_name(BLOCK, "secret").id)
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_container_sees_the_gpus_and_the_locks() -> None:
+    made = sent()
+    host = made["host_config"]
     assert host["DeviceRequests"] == [
         {"Driver": "nvidia", "Count": -1, "DeviceIDs": [], "Capabilities": [["gpu"]], "Options": {}}]
     assert host["ShmSize"] == 16 * 2**30
     assert host["Binds"] == ["anneal-home:/var/lib/anneal"]
-    assert sent["image"] == "anneal-trainer:latest"
-    assert sent["environment"]["ANNEAL_GPU_LOCKS"] == "/var/lib/anneal/gpus"
+    assert (host["Init"], made["stop_signal"]) == (True, "SIGTERM")
+    assert made["image"] == "anneal-trainer:latest"
+    assert made["environment"]["ANNEAL_GPU_LOCKS"] == "/var/lib/anneal/gpus"
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_small_deployment_asks_docker_for_no_gpu() -> None:
+    from deployments.declared import declared
+    from deployments.pipelines import wanted
+    from deployments.pools import Pool
+
+    found = {one.full_name: wanted(one, Pool("gpu", "docker"))["job_variables"] for one in declared()}
+    counts = {name: sent(**values)["host_config"]["DeviceRequests"][0]["Count"] for name, values in found.items()}
+    assert counts["reconcile/every-minute"] == counts["predict/batch"] == counts["watch/data"] == 0
+    assert counts["finetune/gpu"] == -1
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_container_gets_secrets_that_the_template_only_names() -> None:
+    from deployments.credentials import NAMES
+    from deployments.pools import Pool
+
+    assert "hf-word" not in str(Pool("gpu", "docker").template)
+    environment = sent(env={"ANNEAL_STORE": "s3://anneal/store"})["environment"]
+    assert set(NAMES) <= set(environment)
+    assert (environment["HF_TOKEN"], environment["AWS_ACCESS_KEY_ID"], environment["ANNEAL_API_KEY"]) == (
+        "hf-word", "key", "")
+    assert environment["ANNEAL_STORE"] == "s3://anneal/store"
+    assert environment["ANNEAL_HOME"] == "/var/lib/anneal"
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_secret_that_people_set_is_kept_and_an_empty_one_filled(client: SyncPrefectClient) -> None:
+    from deployments.credentials import ensure_secrets
+
+    assert ensure_secrets(client, {"HF_TOKEN": "another", "ANNEAL_API_KEY": "late"}) == [
+        "secret anneal-run: HF_TOKEN has another value than here (kept)"]
+    environment = sent()["environment"]
+    assert (environment["HF_TOKEN"], environment["ANNEAL_API_KEY"]) == ("hf-word", "late")
+
+
+def test_docker_py_still_takes_no_grace_period() -> None:
+    """Once it does, the pool gets a grace period as on Kubernetes, and DECISIONS.md its correction."""
+    from docker.models.containers import _create_container_args
+
+    with pytest.raises(TypeError, match="stop_timeout"):
+        _create_container_args({"image": "anneal-trainer", "version": "1.47", "stop_timeout": 60})
 
 
 def test_a_default_that_people_set_is_kept_and_said(client: SyncPrefectClient) -> None:
@@ -129,4 +191,9 @@ def test_a_pool_without_gpus_asks_for_none(client: SyncPrefectClient) -> None:
     pod = rendered("kubernetes", "cpu").job_manifest["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 0}
     assert "tolerations" not in pod or pod["tolerations"] == []
-    assert "device_requests" not in rendered("docker", "cpu").container_create_kwargs
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_docker_pool_without_gpus_needs_no_nvidia_driver() -> None:
+    kwargs = rendered("docker", "cpu").container_create_kwargs
+    assert "device_requests" not in kwargs and kwargs["init"] is True

@@ -115,6 +115,31 @@ def test_nothing_is_told_while_another_retraining_is_under_way(
     assert postponed["name"] == "Postponed" and "'the other one' is under way" in postponed["message"], postponed
 
 
+def test_of_two_retrainings_at_once_one_is_cancelled_and_says_why(
+    stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
+) -> None:
+    from datetime import UTC, datetime
+
+    from infra.spec import TrainingSpec
+    from tasks.watch import REFUSED, retraining, was_refused
+
+    wait_for(lambda: not retraining(client), "an earlier retraining does not end")
+    deployment, told = stack.prefect("/deployments/name/retrain/weekly")["id"], datetime.now(UTC)
+    runs = {}
+    for name in ("acme/one", "acme/two"):  # for want of data, the one that may run ends soon
+        wanted = {**watched, "destination": name, "train_data": "/nowhere/chats.jsonl"}
+        path = f"/deployments/{deployment}/create_flow_run"
+        runs[name] = stack.prefect(path, parameters={"training": wanted})["id"]
+    states = {name: stack.wait_until_over(run) for name, run in runs.items()}
+    assert sorted(state["type"] for state in states.values()) == ["CANCELLED", "FAILED"], states
+    for name, state in states.items():
+        spec = TrainingSpec.of({**watched, "destination": name})
+        refused = state["type"] == "CANCELLED"
+        assert state["message"] == REFUSED if refused else "no such file" in state["message"]
+        assert was_refused(client, spec, told) == refused
+        assert stack.prefect(f"/flow_runs/{runs[name]}")["run_count"] == (0 if refused else 1)
+
+
 def test_a_retraining_that_was_refused_is_asked_for_again(
     stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:

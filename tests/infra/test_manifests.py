@@ -21,7 +21,9 @@ KUBERNETES = "1.34"
 MANIFESTS = [part for part in yaml.safe_load_all((INFRA / "kubernetes" / "anneal.yaml").read_text()) if part]
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
 ENV = INFRA / "systemd" / "anneal.env"
-OTHERS = ("PREFECT_", "MLFLOW_", "AWS_", "DO_NOT_TRACK")
+PLACES = ["compose.yaml", "systemd", "kubernetes", "docker", "workpools"]
+VARIABLE = r"\b(?:(?:PREFECT|MLFLOW|POSTGRES|AWS|ANNEAL|S3|HF)_[A-Z0-9_]*[A-Z0-9]|PG[A-Z]+|DO_NOT_TRACK|PYTHON[A-Z]+)\b"
+OTHERS = ("PREFECT_", "MLFLOW_", "AWS_", "PG", "DO_NOT_TRACK")
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
@@ -77,10 +79,24 @@ def test_variables_of_the_example_are_ones_that_something_reads() -> None:
     assert {name for name in names if name.startswith("PREFECT_")} <= prefect
 
 
+def test_the_page_for_teams_says_every_variable_and_no_other() -> None:
+    files = [file for place in PLACES for file in ([INFRA / place] if "." in place else (INFRA / place).iterdir())]
+    used = {name for file in files for name in re.findall(VARIABLE, file.read_text(encoding="utf-8"))}
+    page = (INFRA / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| `(\w+)` \|", page)
+    assert sorted(used) == sorted(rows), set(rows) ^ used
+    assert set(re.findall(VARIABLE, page)) == used
+
+
+def test_every_file_that_the_page_for_teams_links_exists() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (INFRA / "README.md").read_text(encoding="utf-8"))
+    assert links and all((INFRA / link).exists() for link in links)
+
+
 def test_images_get_the_versions_that_the_project_asks_for() -> None:
     wanted = (ROOT / "pyproject.toml").read_text()
     server = (INFRA / "docker" / "server.Dockerfile").read_text()
-    for requirement in re.findall(r'"((?:prefect|fastapi|sqlalchemy|mlflow)[<>=][^"]*)"', server):
+    for requirement in re.findall(r'"((?:prefect|fastapi|sqlalchemy|mlflow\[auth\])[<>=][^"]*)"', server):
         assert f'"{requirement}"' in wanted, requirement
     torch = re.search(r"(?m)^torch==([\d.]+)", (ROOT / "constraints.txt").read_text())
     assert torch and f"pytorch:{torch[1]}-" in (INFRA / "docker" / "trainer.Dockerfile").read_text()
