@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -28,10 +28,9 @@ from infra.clouds import CLOUDS, cloud, cloud_of, hint, says_no
 from infra.crash import crashpoint
 from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
+from infra.s3 import AHEAD_BYTES, Parts, s3
 from infra.settings import Settings
 
-AHEAD_BYTES = 1 << 23
-"""Of an object, asked for at once while it is read from its beginning to its end."""
 BUCKET = re.compile(r"[A-Za-z0-9._-]{0,63}")
 """What botocore takes for a bucket's name, and not for an access point somewhere else; empty: the server itself."""
 
@@ -198,20 +197,14 @@ def filesystem(address: str, settings: Settings) -> Any:
         raise UserError(f"the bucket's name is {shown(bucket.rpartition('@')[2])}", where="s3:// address",
                         allowed="letters, digits, dots and hyphens",
                         fix="The endpoint is set by ANNEAL_S3_ENDPOINT_URL, never in an address.")
-    endpoint = settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "")
-    return fsspec.filesystem(
-        "s3", endpoint_url=endpoint or None, use_listings_cache=False, skip_instance_cache=True,
-        local_expiry_check=True,  # compares ETags here: rclone and others take no notice of If-Match
-        config_kwargs={
-            "connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3},
-            # rclone sends the whole object's checksum with a part of it, and others none with parts
-            "response_checksum_validation": "when_required"})
+    return s3(settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", ""))
 
 
 def open_remote(address: str, settings: Settings) -> BinaryIO:
     """Open one object for reading. Raises UserError when it is not there or not ours to read."""
     with told(address), existing(address):
-        return filesystem(address, settings).open(address, "rb", block_size=AHEAD_BYTES)  # type: ignore[no-any-return]
+        file = filesystem(address, settings).open(address, "rb", block_size=AHEAD_BYTES)
+    return file if cloud_of(address) else cast(BinaryIO, Parts(file))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from array import array
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,14 +26,17 @@ from numpy.typing import NDArray
 from infra.errors import Transient
 from infra.launch import spawn, stop_tree, tail
 from tasks import rows as check
-from tasks.flags import RULES, flags_of
+from tasks.flags import ECHO, RULES, echoes, flags_of
 from tasks.lines import numbered
-from tasks.near import MOST_ROWS, VALUES, Sketches, grams_of, sketch_of
+from tasks.near import MOST_ROWS, VALUES, Sketches, grams_of, sketch_of, sketches_of
 from tasks.shards import Places
-from tasks.survey import Survey, judge
+from tasks.survey import Row, Survey, judge
+from tasks.words import Words, words_of
 
 DOUBTS = {rule: 1 << i for i, rule in enumerate(RULES)}
 """The bit of each rule that a row may meet."""
+BATCH_ROWS, BATCH_BYTES = 1 << 8, 1 << 18
+"""Looked at together: as much as a processor's cache holds."""
 POLL_S = 0.05
 S = TypeVar("S", bound=np.generic)
 
@@ -99,20 +103,58 @@ def look_at(part: Part) -> None:
     """Look at one part, and leave its arrays."""
     doubts, rows, spaced = array("H"), array("q"), 0
     with Path(f"{part.out}.values").open("wb") as values:
-        lines = numbered(Path(part.path), start=part.start, end=part.end)
-        for number, (line_number, line) in enumerate(lines, start=part.row):
-            row = judge(line, line_number, Places(part.path))
-            texts = check.texts_of(row.value, row.kind)
-            words = "\n".join(texts).lower().split()
-            grams = grams_of(words)
-            doubts.append(sum(DOUBTS[doubt] for doubt in flags_of(texts, words, grams)))
-            spaced += row.kind == "prompt" and (texts[0][-1:].isspace() or texts[1][:1].isspace())
-            if number < MOST_ROWS and (compared := grams[part.shared:]):
-                values.write(sketch_of(compared))
-                rows.append(number)
+        first = part.row
+        for batch in _batches(part):
+            texts = [check.texts_of(row.value, row.kind) for row in batch]
+            lower = ["\n".join(one).lower() for one in texts]
+            words = words_of(lower)
+            doubts.extend(_doubts(texts, lower, words.suspects.tolist()))
+            spaced += sum(row.kind == "prompt" and (one[0][-1:].isspace() or one[1][:1].isspace())
+                          for row, one in zip(batch, texts, strict=True))
+            if (count := min(len(batch), MOST_ROWS - first)) > 0:
+                has, sketches = _sketches(lower[:count], words, part.shared)
+                values.write(sketches.tobytes())
+                rows.extend((first + np.flatnonzero(has)).tolist())
+            first += len(batch)
     Path(f"{part.out}.doubts").write_bytes(doubts)
     Path(f"{part.out}.rows").write_bytes(rows)
     Path(f"{part.out}.json").write_text(json.dumps(spaced))
+
+
+def _batches(part: Part) -> Iterator[list[Row]]:
+    places, batch, size = Places(part.path), list[Row](), 0
+    for number, line in numbered(Path(part.path), start=part.start, end=part.end):
+        batch.append(judge(line, number, places))
+        size += len(line)
+        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _doubts(texts: list[list[str]], lower: list[str], suspects: list[bool]) -> Iterator[int]:
+    """DOUBTS of each row; only suspected ones are looked at by all rules."""
+    for one, text, suspected in zip(texts, lower, suspects, strict=True):
+        if suspected:
+            words = text.split()
+            yield sum(DOUBTS[doubt] for doubt in flags_of(one, words, grams_of(words)))
+        else:
+            yield DOUBTS[ECHO] if echoes(one, [], []) else 0
+
+
+def _sketches(lower: list[str], words: Words, shared: int) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
+    """Which of these texts have 5-grams behind the first `shared` ones; and the signatures of those."""
+    grams = words.grams[: len(lower)]
+    hashes, counts = words.hashes[: grams.sum()], np.maximum(grams - shared, 0)
+    place = np.arange(len(hashes)) - np.repeat(np.cumsum(grams) - grams, grams)
+    has = counts > 0
+    values = np.zeros((len(lower), VALUES), np.uint16)
+    values[has] = sketches_of(hashes[place >= shared], counts[has])
+    for number in np.flatnonzero(words.too_long[: len(lower)]).tolist():
+        if compared := grams_of(lower[number].split())[shared:]:
+            has[number], values[number] = True, np.frombuffer(sketch_of(compared), np.uint16)
+    return has, values[has]
 
 
 def _side_by_side(parts: list[Part], processes: int, folder: Path) -> None:

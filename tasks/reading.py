@@ -18,7 +18,7 @@ from tasks.unpack import Readable
 
 TELL_EVERY_S = 5.0
 MEGABYTE = 1_000_000
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 23
 log = logging.getLogger(__name__)
 
 

@@ -22,7 +22,7 @@ from tasks.shards import Places
 SHOWN_ERRORS = 20
 SHOWN_PLACES = 5
 MOST_ROWS = 50_000_000
-"""Rows of a file; packing holds about 50 bytes of each."""
+"""Rows of a file; packing holds about 20 bytes of each."""
 MARK_BYTES = 1 << 24
 NOTHING: tuple[str, ...] = ()
 UNUSED_KEYS, EMPTY_PROMPTS = "rows with keys that are not used", "rows with an empty prompt"

@@ -23,6 +23,8 @@ Pattern = tuple[tuple[int, int], ...]
 """(length, how many of it), ...: what a group of rows holds."""
 Group = tuple[int, Pattern]
 """How many rows, and what each of them holds."""
+SORTED_AT_ONCE = 1 << 20
+"""Examples; each takes 40 bytes meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ def best_fit(lengths: NDArray[np.integer], capacity: int) -> Rows:
         return one_each(0)
     if lengths.min() < 1 or lengths.max() > capacity:
         raise ValueError(f"lengths are {lengths.min()}..{lengths.max()}; expected 1..{capacity}")
-    histogram = np.bincount(lengths, minlength=capacity + 1)
+    histogram = _histogram(lengths, capacity + 1)
     groups = _best_fit_decreasing(histogram, capacity)
-    if _rows_in(groups) * capacity - lengths.sum() >= capacity:  # fewer rows may do
+    if _rows_in(groups) * capacity - int(lengths.sum(dtype=np.int64)) >= capacity:  # fewer rows may do
         groups = min(groups, _row_by_row(histogram, capacity), key=_rows_in)
     return _expand(groups, lengths)
 
@@ -132,10 +134,8 @@ def _next_lengths(left: NDArray[np.integer], space: int, *, first: bool) -> tupl
 
 def _expand(groups: list[Group], lengths: NDArray[np.integer]) -> Rows:
     """Hand the examples out, those of one length in their own order."""
-    small = lengths.astype(np.min_scalar_type(int(lengths.max())))  # numpy's stable sort is linear for 16 bits
-    by_length = np.argsort(small, kind="stable").astype(_index(len(lengths)))
-    next_of = np.concatenate([[0], np.cumsum(np.bincount(lengths))])
-    order: list[NDArray[np.integer]] = []
+    by_length, next_of = _by_length(lengths)
+    order, filled = np.empty(len(lengths), by_length.dtype), 0
     widths: list[NDArray[np.int64]] = []
     for rows, pattern in groups:
         columns = []
@@ -144,9 +144,37 @@ def _expand(groups: list[Group], lengths: NDArray[np.integer]) -> Rows:
             next_of[length] += rows * each
             columns.append(by_length[start : start + rows * each].reshape(rows, each))
         block = np.concatenate(columns, axis=1)
-        order.append(block.ravel())
+        order[filled : filled + block.size] = block.ravel()
+        filled += block.size
         widths.append(np.full(rows, block.shape[1], dtype=np.int64))
-    return Rows(np.concatenate(order), np.concatenate([[0], np.cumsum(np.concatenate(widths))]))
+    return Rows(order, np.concatenate([[0], np.cumsum(np.concatenate(widths))]))
+
+
+def _by_length(lengths: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """The examples by their lengths, those of one length in their own order; and where each length begins.
+
+    Some at a time: sorting all at once takes 16 bytes of memory an example on top.
+    """
+    begins = np.concatenate([[0], np.cumsum(_histogram(lengths))])
+    free = begins.copy()
+    found = np.empty(len(lengths), _index(len(lengths)))
+    for start in range(0, len(lengths), SORTED_AT_ONCE):
+        some = lengths[start : start + SORTED_AT_ONCE]
+        order = np.argsort(some.astype(np.min_scalar_type(int(some.max()))), kind="stable")  # linear for 16 bits
+        counts = np.bincount(some, minlength=len(free) - 1)
+        behind = np.arange(len(some)) - np.repeat(np.cumsum(counts) - counts, counts)
+        found[np.repeat(free[:-1], counts) + behind] = start + order
+        free[:-1] += counts
+    return found, begins
+
+
+def _histogram(lengths: NDArray[np.integer], least: int = 0) -> NDArray[np.int64]:
+    """How many examples there are of each length; as many lengths as `least`."""
+    size = max(int(lengths.max()) + 1, least)
+    found = np.zeros(size, np.int64)
+    for start in range(0, len(lengths), SORTED_AT_ONCE):
+        found += np.bincount(lengths[start : start + SORTED_AT_ONCE], minlength=size)
+    return found
 
 
 def _index(count: int) -> type[np.signedinteger[Any]]:

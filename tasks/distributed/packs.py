@@ -14,7 +14,7 @@ tokenizer and the options, not on how many processes wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,10 +35,10 @@ Marks = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is remembered of a part that is on disk, per segment: int32 counts."""
+    """What is remembered of a part that is on disk, per segment: counts in as few bytes as they need."""
 
-    tokens: NDArray[np.int32]
-    labelled: NDArray[np.int32]
+    tokens: NDArray[np.integer]
+    labelled: NDArray[np.integer]
 
 
 def write_part(folder: Path, number: int, ids: Sequence[Ids], labels: Sequence[Marks], *, vocabulary: int) -> Part:
@@ -50,24 +50,54 @@ def write_part(folder: Path, number: int, ids: Sequence[Ids], labels: Sequence[M
     np.save(folder / f"tokens-{number:05}.npy", tokens.astype(kind, copy=False))
     crashpoint("pack.mid_file")
     np.save(folder / f"labels-{number:05}.npy", np.concatenate([np.zeros(0, bool), *labels]))
-    return Part(np.array([len(one) for one in ids], np.int32), np.array([one.sum() for one in labels], np.int32))
+    return Part(counted([len(one) for one in ids]), counted([int(one.sum()) for one in labels]))
+
+
+def counted(counts: Sequence[int]) -> NDArray[np.integer]:
+    """Counts in two bytes each if that is enough, else in four."""
+    return np.array(counts, np.uint16 if max(counts, default=0) < 1 << 16 else np.int32)
 
 
 def write_index(folder: Path, parts: Sequence[Part], rows: Rows) -> None:
     """Write what leads from rows to the segments of all parts."""
     tokens, labelled = joined([part.tokens for part in parts]), joined([part.labelled for part in parts])
     np.save(folder / "parts.npy", _starts(np.array([len(part.tokens) for part in parts], np.int64)))
-    np.save(folder / "segments.npy", _starts(tokens))
+    _save(folder / "segments.npy", len(tokens) + 1, _starts_of(tokens))
     np.save(folder / "order.npy", rows.order)
     np.save(folder / "rows.npy", rows.starts)
     for name, counts in (("row_tokens", tokens), ("row_labels", labelled)):
-        sums = np.add.reduceat(counts[rows.order], rows.starts[:-1], dtype=np.int64) if len(rows) else rows.order
-        np.save(folder / f"{name}.npy", sums.astype(np.int64))
+        _save(folder / f"{name}.npy", len(rows), _sums(counts, rows))
 
 
-def joined(counts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+def joined(counts: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
     """The same counts of all parts in one array."""
-    return np.concatenate([np.zeros(0, np.int32), *counts])
+    return np.concatenate([np.zeros(0, np.uint16), *counts])
+
+
+def _save(path: Path, count: int, pieces: Iterable[NDArray[np.int64]]) -> None:
+    """The file that `np.save` writes of all pieces in one array of so many, without that array."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (count,)})
+        for piece in pieces:
+            file.write(piece.astype("<i8", copy=False).data)
+
+
+def _starts_of(counts: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
+    """`_starts` in pieces."""
+    start = np.zeros(1, np.int64)
+    yield start
+    for at in range(0, len(counts), LOOKED_AT):
+        piece = start + np.cumsum(counts[at : at + LOOKED_AT], dtype=np.int64)
+        yield piece
+        start = piece[-1:]
+
+
+def _sums(counts: NDArray[np.integer], rows: Rows) -> Iterator[NDArray[np.int64]]:
+    """The counts of each row, in pieces."""
+    for at in range(0, len(rows), LOOKED_AT >> 3):
+        starts = rows.starts[at : at + (LOOKED_AT >> 3) + 1]
+        some = counts[rows.order[starts[0] : starts[-1]]]
+        yield np.add.reduceat(some, starts[:-1] - starts[0], dtype=np.int64)
 
 
 class PackedRows:

@@ -21,6 +21,8 @@ TEXTS = 1000
 
 def ingest(source: str) -> Work:
     """Anneal's ingest step: reads, hashes and stores."""
+    import s3fs  # noqa: F401  # fsspec imports it at the first address; imports do not count
+
     from infra.settings import Settings
     from infra.store import Store
     from tasks.ingest import ingest

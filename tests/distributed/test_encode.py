@@ -169,9 +169,9 @@ def test_the_histogram_counts_every_example_by_its_length(tmp_path: Path, storie
 
 
 def test_bars_are_as_wide_as_it_takes_for_forty() -> None:
-    assert bins({"train": np.array([1, 1, 3]), "validation": np.zeros(0, int)}) == (1, {
+    assert bins({"train": [np.array([1, 1]), np.array([3])], "validation": []}) == (1, {
         "train": [0, 2, 0, 1], "validation": [0, 0, 0, 0]})
-    width, bars = bins({"train": np.array([0, 99, 100, 4000])})
+    width, bars = bins({"train": [np.array([0, 99, 100, 4000])]})
     assert width == 101 and bars["train"] == [3, *[0] * 38, 1]
 
 

@@ -78,11 +78,12 @@ def weights_of(stack: Stack, training: str) -> str:
     return str(found.record["digest"])
 
 
-def started(stack: Stack, parameters: dict[str, Any], name: str) -> str:
+def started(stack: Stack, parameters: dict[str, Any], name: str, undisturbed: Undisturbed) -> str:
     """A run of the deployment, on its way with a checkpoint."""
     home = stack.settings.home_path
     run = stack.start_run({**parameters, **KNOBS, "destination": f"acme/{name}"})
-    wait_for(lambda: training_processes(home) and list(home.glob("trainings/*/step-??????")), f"{run} does not train")
+    wait_for(lambda: training_processes(home) and list(home.glob(f"trainings/{undisturbed.training}/step-??????")),
+             f"{run} does not train")
     return run
 
 
@@ -126,7 +127,7 @@ def state_of(stack: Stack, run: str) -> dict[str, Any]:
 
 
 def test_a_killed_run_goes_on(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
-    run = started(stack, parameters, "killed-run")
+    run = started(stack, parameters, "killed-run", undisturbed)
     ranks = training_processes(stack.settings.home_path)
     killed(flow_process(run))
     assert psutil.wait_procs(ranks, timeout=ORPHAN_S)[1] == []
@@ -138,7 +139,7 @@ def test_a_run_outlives_a_rank(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed, number: signal.Signals,
 ) -> None:
     name = f"rank-{number.name.lower()}"
-    run = started(stack, parameters, name)
+    run = started(stack, parameters, name, undisturbed)
     rank = torchrun_and_ranks(stack)[1][-1]
     rank.send_signal(number)
     assert psutil.wait_procs([rank], timeout=ORPHAN_S)[1] == []
@@ -150,7 +151,7 @@ def test_a_run_outlives_a_rank(
 def test_a_run_outlives_torchrun_and_its_ranks_go_with_it(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:
-    run = started(stack, parameters, "torchrun")
+    run = started(stack, parameters, "torchrun", undisturbed)
     torchrun, ranks = torchrun_and_ranks(stack)
     killed([torchrun])
     assert psutil.wait_procs(ranks, timeout=ORPHAN_S)[1] == []
@@ -160,7 +161,7 @@ def test_a_run_outlives_torchrun_and_its_ranks_go_with_it(
 def test_a_run_killed_with_its_worker_goes_on(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:
-    run = started(stack, parameters, "killed-both")
+    run = started(stack, parameters, "killed-both", undisturbed)
     worker = psutil.Process(running.read(stack.settings)["worker"].pid)
     killed([worker, *flow_process(run)])
     finished(stack, run, "killed-both", undisturbed, attempts=2)
@@ -170,7 +171,7 @@ def test_a_run_killed_with_its_worker_goes_on(
 def test_everything_killed_goes_on_once_the_stack_is_up_again(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:
-    run = started(stack, parameters, "power-cut")
+    run = started(stack, parameters, "power-cut", undisturbed)
     services = [psutil.Process(running.read(stack.settings)["keeper"].pid),
                 *(psutil.Process(service.pid) for service in running.read(stack.settings).values())]
     killed([*services, *flow_process(run), *training_processes(stack.settings.home_path)])
@@ -182,7 +183,7 @@ def test_everything_killed_goes_on_once_the_stack_is_up_again(
 def test_a_run_goes_on_on_another_machine_from_the_store(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed, tmp_path: Path,
 ) -> None:
-    run = started(stack, parameters, "elsewhere")
+    run = started(stack, parameters, "elsewhere", undisturbed)
     wait_for(lambda: Store(stack.settings).names("checkpoints"), "no checkpoint in the store")
     services = running.read(stack.settings)
     killed([psutil.Process(services[name].pid) for name in ("keeper", "worker")])
@@ -201,13 +202,13 @@ def test_a_run_goes_on_on_another_machine_from_the_store(
 
 
 def test_a_run_outlives_its_worker(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
-    run = started(stack, parameters, "killed-worker")
+    run = started(stack, parameters, "killed-worker", undisturbed)
     killed([psutil.Process(running.read(stack.settings)["worker"].pid)])
     finished(stack, run, "killed-worker", undisturbed, resumes=False)
 
 
 def test_a_run_outlives_the_server(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
-    run = started(stack, parameters, "killed-server")
+    run = started(stack, parameters, "killed-server", undisturbed)
     killed([psutil.Process(running.read(stack.settings)["prefect"].pid)])
     wait_for(lambda: running.status(stack.settings)["prefect"] == "running", "the keeper did not start it", 120)
     finished(stack, run, "killed-server", undisturbed, resumes=False)
@@ -216,7 +217,7 @@ def test_a_run_outlives_the_server(stack: Stack, parameters: dict[str, Any], und
 def test_a_run_outlives_an_outage_of_the_store(
     stack: Stack, parameters: dict[str, Any], s3_server: S3Server, undisturbed: Undisturbed,
 ) -> None:
-    run = started(stack, parameters, "store-away")
+    run = started(stack, parameters, "store-away", undisturbed)
     s3_server.kill()
     try:
         time.sleep(STORE_AWAY_S)
@@ -251,7 +252,7 @@ def test_registering_waits_for_a_registry_that_was_killed(
 def test_a_frozen_run_is_taken_over_and_its_process_goes(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:
-    run = started(stack, parameters, "frozen")
+    run = started(stack, parameters, "frozen", undisturbed)
     frozen = flow_process(run)
     ranks = training_processes(stack.settings.home_path)
     for process in [*frozen, *ranks]:
