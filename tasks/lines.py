@@ -40,19 +40,29 @@ def numbered(
         for at, lines in _blocks(file):
             if begins and lines:
                 begins(at)
-            for line in lines:
-                if end is not None and at >= end:
-                    return
-                number += 1
-                at += len(line) + 1
-                if number == 1 and start == 0 and line.startswith(BOM):
-                    line = line.removeprefix(BOM)
-                    if note:
-                        note(MARKED, number)
-                if line and (is_cut(line) or not line.isspace()):
+            if end is not None:
+                lines = _before(lines, end - at)
+            if number == 0 and start == 0 and lines and lines[0].startswith(BOM):
+                lines[0] = lines[0].removeprefix(BOM)
+                if note:
+                    note(MARKED, 1)
+            for number, line in enumerate(lines, number + 1):  # noqa: B020  # for speed
+                if (line and not line.isspace()) or len(line) > LINE_BYTES:
                     yield number, line
                 elif note:
                     note(BLANK_LINES, number)
+            if end is not None and at + sum(map(len, lines)) + len(lines) >= end:
+                return
+
+
+def _before(lines: list[bytes], size: int) -> list[bytes]:
+    """Those that begin in the first `size` bytes."""
+    at = 0
+    for count, line in enumerate(lines):
+        if at >= size:
+            return lines[:count]
+        at += len(line) + 1
+    return lines
 
 
 def _blocks(file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:

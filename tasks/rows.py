@@ -51,12 +51,13 @@ def quick(line: bytes) -> tuple[dict[str, Any], RowKind] | None:
     if len(row) == 2 and "prompt" in row and "completion" in row:
         prompt, answer = row["prompt"], row["completion"]
         if (type(prompt) is str and type(answer) is str and answer and not answer.isspace() and "\0" not in prompt
-                and "\0" not in answer and (line.count(b'"') == 8 or _stand_once(line, b'"prompt"', b'"completion"'))):
+                and "\0" not in answer
+                and (line.count(b'"') == 8 or _quotes(line) == 8 or _stand_once(line, b'"prompt"', b'"completion"'))):
             return {"prompt": prompt, "completion": answer}, "prompt"
     elif len(row) == 1 and "text" in row:
         text = row["text"]
         if (type(text) is str and text and not text.isspace() and "\0" not in text
-                and (line.count(b'"') == 4 or _stand_once(line, b'"text"'))):
+                and (line.count(b'"') == 4 or _quotes(line) == 4 or _stand_once(line, b'"text"'))):
             return row, "text"
     elif len(row) == 1 and "messages" in row and _stand_once(line, b'"messages"'):
         return _quick_messages(row["messages"], line)
@@ -205,6 +206,11 @@ def respelled(row: Iterable[str]) -> str:
 
 def _is_message(value: object) -> bool:
     return isinstance(value, dict) and "role" in value
+
+
+def _quotes(line: bytes) -> int:
+    """Those that begin or end a string; -1 where a backslash behind a backslash makes that hard to tell."""
+    return -1 if b"\\\\" in line else line.count(b'"') - line.count(b'\\"')
 
 
 def _stand_once(line: bytes, *keys: bytes) -> bool:

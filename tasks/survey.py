@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from infra.errors import DataError, shown
 from infra.records import Finding, RowKind
+from tasks import lines
 from tasks import rows as check
 from tasks.hashes import HASH_BYTES, Hashes
 from tasks.lines import LINE_BYTES, is_cut, numbered
@@ -172,9 +173,10 @@ def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
         if found is not None:
             found.mark(at)
 
+    longest = lines.LINE_BYTES
     for number, line in numbered(path, note, begins=begins):
         bad.lines = number
-        common = None if is_cut(line) else check.quick(line)
+        common = check.quick(line) if len(line) <= longest else None
         if common and found and common[1] == found.kind:  # for speed: nearly all rows
             value = common[0]
         else:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from prefect.logging import get_run_logger
 
@@ -138,6 +139,13 @@ def hold_out(prompts: Hashes, kept: NDArray[np.bool_], wanted: int) -> NDArray[n
     return held
 
 
+def line_of(value: dict[str, Any]) -> bytes:
+    """What JSON makes of a clean row. orjson writes strings alike, five times as fast, but no spaces between."""
+    if "messages" in value:
+        return JSON.encode(value).encode()
+    return b"{%s}" % b", ".join([b'"%s": %s' % (key.encode(), orjson.dumps(text)) for key, text in value.items()])
+
+
 class Files:
     """The files of a split while they are written; `rows` counts what went into each."""
 
@@ -156,13 +164,13 @@ class Files:
     def write(self, row: Row, where: str, name: str, reason: str | None = None) -> None:
         """Put a row and its place into a split, or among the dropped ones if there is a reason."""
         if reason is None:
-            self._put(name, row.value)
+            self._put(name, line_of(row.value))
             self._places[name].write(where.encode() + b"\n")
         else:
-            self._put("dropped", {"where": where, "reason": reason, "row": row.value})
+            self._put("dropped", JSON.encode({"where": where, "reason": reason, "row": row.value}).encode())
 
-    def _put(self, name: str, value: dict[str, Any]) -> None:
-        self._rows[name].write(JSON.encode(value).encode() + b"\n")
+    def _put(self, name: str, line: bytes) -> None:
+        self._rows[name].write(line + b"\n")
         self.rows[name] += 1
         crashpoint("validate.mid_file")
 

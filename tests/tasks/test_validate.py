@@ -21,7 +21,7 @@ from tasks.rows import clean, json_value, kind_of, quick, unused_keys
 from tasks.shards import Places
 from tasks.survey import judge as judged
 from tasks.survey import survey
-from tasks.validate import hold_out, validate
+from tasks.validate import hold_out, line_of, validate
 from tests.tasks.test_rows import closely
 
 
@@ -261,3 +261,19 @@ def test_published_json_cases_are_judged_alike(shared: Path) -> None:
     for name, document in published_cases(shared).items():
         for line in (document, b'{"text": ' + document + b"}", b'{"text": "t", "x": ' + document + b"}"):
             assert quick(line) in (None, closely(line)), name
+
+
+def test_rows_are_written_as_json_writes_them() -> None:
+    signs = "".join(chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000)
+    for value in ({"prompt": signs, "completion": "a"}, {"text": signs}, {"completion": "", "prompt": "\x7f\u2028"},
+                  {"messages": [{"role": "user", "content": signs}]}):
+        assert line_of(value) == json.dumps(value, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(("line", "common"), [
+    (rb'{"prompt": "say \"hi\"", "completion": "\"prompt\""}', True), (rb'{"text": "\"\n"}', True),
+    (rb'{"prompt": "a", "prompt": "\"b\"", "completion": "c"}', False), (rb'{"text": 1, "text": "\"b\""}', False),
+    (rb'{"text": "a\\", "text": "b\\"}', False), (rb'{"prompt": "a\\", "completion": "b\\"}', True),
+    (rb'{"prompt": 1, "prompt": "a\\", "completion": "b\\"}', False)])
+def test_a_key_that_stands_twice_is_seen_among_quotes_in_strings(line: bytes, common: bool) -> None:
+    assert (quick(line) is not None) == common
