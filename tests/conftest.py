@@ -235,7 +235,7 @@ def wait_for(happened: Callable[[], Any], what: str = "it did not happen", timeo
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def wait_until_responds(url: str, timeout_s: float = 30) -> None:
