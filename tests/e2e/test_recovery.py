@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def trained_anew(stack: Stack, undisturbed: Undisturbed) -> None:
     """Forget it, or there would be nothing to train."""
     wait_for(lambda: training_processes(stack.settings.home_path) == [], "an earlier training does not end", RECOVERY_S)
     Store(stack.settings).remove(f"trainings/{undisturbed.training}")
+    shutil.rmtree(stack.settings.home_path / "trainings" / undisturbed.training, ignore_errors=True)
 
 
 def weights_of(stack: Stack, training: str) -> str:
@@ -184,7 +186,7 @@ def test_a_run_goes_on_on_another_machine_from_the_store(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed, tmp_path: Path,
 ) -> None:
     run = started(stack, parameters, "elsewhere", undisturbed)
-    wait_for(lambda: Store(stack.settings).names("checkpoints"), "no checkpoint in the store")
+    wait_for(lambda: Store(stack.settings).names(f"checkpoints/{undisturbed.training}"), "no checkpoint in the store")
     services = running.read(stack.settings)
     killed([psutil.Process(services[name].pid) for name in ("keeper", "worker")])
     killed(flow_process(run))
