@@ -193,7 +193,8 @@ def test_a_run_goes_on_on_another_machine_from_the_store(
     other = subprocess.Popen(
         [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", "gpu-pool"], cwd=ROOT,
         env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api,
-             "ANNEAL_HOME": str(tmp_path), "ANNEAL_GPU_LIMIT": "gpu-other", "PREFECT_WORKER_QUERY_SECONDS": "3"},
+             "ANNEAL_HOME": str(tmp_path), "ANNEAL_GPU_LIMIT": "gpu-other", "PREFECT_WORKER_QUERY_SECONDS": "3",
+             "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         finished(stack, run, "elsewhere", undisturbed, attempts=2)
