@@ -17,8 +17,8 @@ from prefect.client.schemas.actions import BlockDocumentCreate, BlockDocumentUpd
 from prefect.exceptions import ObjectNotFound
 
 BLOCK = "anneal-run"
-NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_USERNAME",
-         "MLFLOW_TRACKING_PASSWORD", "ANNEAL_API_KEY", "ANNEAL_WEBHOOK_SECRET")
+NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "HF_TOKEN",
+         "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "ANNEAL_API_KEY", "ANNEAL_WEBHOOK_SECRET")
 """Where one is empty, whoever reads it takes it as not set. PREFECT_API_AUTH_STRING comes from the worker itself."""
 
 

@@ -101,7 +101,8 @@ def wanted(one: Declared, pool: Pool) -> dict[str, Any]:
         "enforce_parameter_schema": True, "pull_steps": [{STEP: {"directory": CODE[pool.kind]}}],
         "parameter_openapi_schema": parameter_schema(flow_of(one.entrypoint)).model_dump_for_openapi(),
         **({"parameters": one.parameters} if one.parameters else {}),
-        **({"concurrency_limit": limit.limit, "concurrency_options": options} if limit else {})}
+        "concurrency_limit": limit.limit if limit else None,
+        **({"concurrency_options": options} if limit else {})}
 
 
 def differences(stored: DeploymentResponse, values: dict[str, Any]) -> list[str]:

@@ -3,8 +3,8 @@ webhook how runs ended.
 
 In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
       signed messages (tasks/notify.py)
-One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment would be held by a run that died
-for five minutes. Dies half-way: the next run does the rest.
+One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a
+run that died. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile
 """
 

@@ -68,5 +68,15 @@ class Parts(io.RawIOBase):
     def _next(self) -> bytes:
         while self._asked < self._size and len(self._coming) < REQUESTS:
             start, self._asked = self._asked, min(self._asked + AHEAD_BYTES, self._size)
-            self._coming.append(self._threads.submit(self._file.cache.fetcher, start, self._asked))
-        return self._coming.popleft().result() if self._coming else b""
+            self._coming.append(self._threads.submit(self._fetch, start, self._asked))
+        if not self._coming:
+            return b""
+        part = self._coming[0].result()  # one that failed stays the first: nothing behind it is handed out
+        self._coming.popleft()
+        return part
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        part = bytes(self._file.cache.fetcher(start, end))
+        if len(part) != end - start:
+            raise OSError(f"the server sent {len(part)} bytes for the range {start} to {end}")
+        return part

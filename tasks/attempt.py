@@ -2,6 +2,7 @@
 
 In:   the flow run that this process executes    Out: <store>/runs/<flow run id>.json, what each attempt reached;
       signs of life among Prefect's events
+On disk meanwhile: <home>/runs/<flow run id>.lock, with host, pid and the attempt's number in it
 A run that was taken for dead and started elsewhere has a higher `run_count`: the older process stops its children
 and goes without a word, because what it would report belongs to the newer one. A frozen one on this machine is woken
 for that, and killed if it does not go: it would keep its training and its GPUs for ever. A cancelled run stops even

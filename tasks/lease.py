@@ -1,7 +1,7 @@
 """A lease of a concurrency limit's slots: taken, kept, and given back, also those of processes that died.
 
 In:   a limit, a number of slots      Out: a lease, renewed for as long as it is held
-On disk meanwhile: <folder>/<lease id>, locked by its holder
+On disk meanwhile: <folder>/<lease id>, locked by its holder, whose host stands in it
 Prefect's own `concurrency()` does not tell the lease's id, so that the slots of a killed training could not be given
 back before their minute is over. Dies half-way: the kernel drops the file's lock, and whoever wants slots next gives
 the dead one's back at once; without that the server does so within a minute or two.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,13 +25,13 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 
+from infra.errors import Transient
 from infra.files import locked
 
 LEASE_S = 60
 """The shortest that Prefect takes."""
 RENEW_S = 20
 RENEWAL_END_S = 5
-UNLOCKED = ".new"
 LOST = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 """What the server says of a lease that is over."""
 log = logging.getLogger(__name__)
@@ -77,43 +78,71 @@ def give_back(client: SyncPrefectClient, lease: UUID) -> None:
     except (PrefectException, httpx.HTTPError) as error:
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in LOST:
             return
-        log.warning("GPU slots not given back, their lease ends in %d s: %s", LEASE_S, error)
+        log.warning("slots not given back, their lease ends in %d s: %s", LEASE_S, error)
 
 
 def give_back_of_the_dead(client: SyncPrefectClient, folder: Path) -> None:
-    """Free the slots of processes that died with them."""
+    """Free the slots of processes of this machine that died with them."""
     folder.mkdir(parents=True, exist_ok=True)
     for note in folder.iterdir():
-        with suppress(FileNotFoundError), note.open("r+") as file:  # not found: its holder has just ended well
-            if note.suffix != UNLOCKED and locked(file):
-                log.info("the slots of a training that died are given back")
-                give_back(client, UUID(note.name))
-                note.unlink()
+        try:
+            with note.open("r+") as file:
+                if file.read() == socket.gethostname() and locked(file):
+                    log.info("slots of a process that died are given back")
+                    give_back(client, UUID(note.name))
+                    note.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:  # its holder has just ended well, or it is no note
+            log.debug("not looked at: %s (%s)", note, error)
 
 
 @contextmanager
 def held_lease(client: SyncPrefectClient, limit: str, count: int, lease: UUID, folder: Path) -> Iterator[None]:
-    """Keep a lease that was taken, and give it back."""
-    with noted(folder, lease) as note:
-        renewal = Renewal(limit, count, lease, note)
-        renewal.start()
-        try:
-            yield
-        finally:
-            renewal.over.set()
-            renewal.join(RENEWAL_END_S)
-            give_back(client, renewal.lease)
+    """Keep a lease that was taken, and give it back. Raises Transient where nothing can be written."""
+    try:
+        note = Note(folder, lease)
+    except OSError as error:
+        give_back(client, lease)
+        raise Transient(f"a lease cannot be noted ({error})", where=str(folder)) from error
+    renewal = Renewal(limit, count, lease, note)
+    renewal.start()
+    try:
+        yield
+    finally:
+        renewal.over.set()
+        renewal.join(RENEWAL_END_S)
+        give_back(client, renewal.lease)
+        note.remove()
+
+
+class Note:
+    """A file named like a lease that is locked for as long as its holder lives; the host is written once it is."""
+
+    def __init__(self, folder: Path, lease: UUID) -> None:
+        self._path = folder / str(lease)
+        self._file = self._path.open("w")
+        assert locked(self._file), "whoever else looks at it finds no host in it and leaves it alone"
+        self._file.write(socket.gethostname())
+        self._file.flush()
+
+    def rename(self, lease: UUID) -> None:
+        """It stands for another lease from here on."""
+        self._path = self._path.rename(self._path.with_name(str(lease)))
+
+    def remove(self) -> None:
+        """The holder has ended."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
 
 
 class Renewal(threading.Thread):
-    """Renews a lease until it is over; one that an outage of the server outlasted is taken anew if it can be.
+    """Renews a lease until it is over; one that an outage of the server outlasted is taken anew once it can be.
 
     A renewal that fails must not end a training of hours.
     """
 
     def __init__(self, limit: str, count: int, lease: UUID, note: Note) -> None:
         super().__init__(name=f"lease of {limit}", daemon=True)
-        self._limit, self._count, self._note = limit, count, note
+        self._limit, self._count, self._note, self._said = limit, count, note, False
         self._context = contextvars.copy_context()
         self.lease = lease
         self.over = threading.Event()
@@ -126,47 +155,26 @@ class Renewal(threading.Thread):
         with get_client(sync_client=True) as client:
             while not self.over.wait(RENEW_S):
                 try:
-                    client.renew_concurrency_lease(self.lease, LEASE_S)
-                except httpx.HTTPStatusError as error:
-                    if error.response.status_code in LOST and not self.over.is_set():
-                        self._take_again(client)
+                    self._once(client)
                 except (PrefectException, httpx.HTTPError) as error:
                     log.debug("lease not renewed: %s", error)
+
+    def _once(self, client: SyncPrefectClient) -> None:
+        try:
+            client.renew_concurrency_lease(self.lease, LEASE_S)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code not in LOST:
+                raise
+            self._take_again(client)
 
     def _take_again(self, client: SyncPrefectClient) -> None:
         lease = take(client, self._limit, self._count)
         if lease is None:
-            log.warning("the lease of %s ran out and others have its slots; this training goes on", self._limit)
-            return
-        self.lease = lease
-        self._note.rename(lease)
-
-
-class Note:
-    """A file named like a lease that is locked for as long as its holder lives."""
-
-    def __init__(self, folder: Path, lease: UUID) -> None:
-        self._folder, self._name = folder, f"{lease}{UNLOCKED}"
-        self._file = (folder / self._name).open("w")
-        locked(self._file)
-        self.rename(lease)
-
-    def rename(self, lease: UUID) -> None:
-        """It stands for another lease from here on."""
-        (self._folder / self._name).rename(self._folder / str(lease))
-        self._name = str(lease)
-
-    def remove(self) -> None:
-        """The holder has ended."""
-        (self._folder / self._name).unlink(missing_ok=True)
-        self._file.close()
-
-
-@contextmanager
-def noted(folder: Path, lease: UUID) -> Iterator[Note]:
-    """Say on the disk that this process has the lease."""
-    note = Note(folder, lease)
-    try:
-        yield note
-    finally:
-        note.remove()
+            if not self._said:
+                log.warning("the lease of %s ran out and its slots are not free; the work goes on", self._limit)
+            self._said = True
+        elif self.over.is_set():  # the holder ended meanwhile
+            give_back(client, lease)
+        else:
+            self.lease = lease
+            self._note.rename(lease)

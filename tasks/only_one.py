@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") -> Iterator[IO[str]]:
+def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") -> Iterator[None]:
     """Hold the lock. With `takeover_s` its holder has lost its work to this process: it is woken, has that long to find
     out and end (tasks/attempt.py), and is then killed if it is a process of this machine.
 
@@ -48,7 +48,7 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
         file.truncate(0)
         file.write(f"{socket.gethostname()} {os.getpid()} {note}".rstrip())
         file.flush()
-        yield file
+        yield
 
 
 def died_with(lock: Path, note: str) -> bool:

@@ -28,20 +28,24 @@ class Pace:
         self._longest_s, self._shortest_s = settings.stall_timeout_s, settings.step_timeout_s
         self._usual: deque[float] = deque(maxlen=USUAL_STEPS)
         self._last: float | None = None
+        self._newest: float | None = None
 
     def launch(self) -> None:
         """The ranks are started."""
-        self._last = None
+        self._last = self._newest = None
 
     def see(self, event: dict[str, Any]) -> None:
         """Take one event."""
         if event["event"] in BESIDE:
             return
         if event["event"] != "step":
-            self._last = None
+            # The trainer tells of a step while it does the next one, but of the last before a pause at once.
+            self._last = self._newest = None
             return
+        if self._newest is not None:
+            self._usual.append(self._newest)
         if self._last is not None:
-            self._usual.append(event["time"] - self._last)
+            self._newest = event["time"] - self._last
         self._last = event["time"]
 
     def limit_s(self) -> float:

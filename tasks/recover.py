@@ -69,7 +69,11 @@ def recover(
 ) -> Recovered:
     """One pass over the runs of `flows`, but for the one that makes it."""
     done = Recovered()
+    # Those that wait for a second look do so after those that are surely dead.
     for run in dead(settings, client, flows) or silent(client, flows, except_run, sleep):
+        now = client.read_flow_run(run.id).state
+        if now is None or run.state is None or now.id != run.state.id:  # it ended meanwhile, or began
+            continue
         gone: State[None] = Crashed(message="Its process is gone: it gives no sign of life any more.")
         client.set_flow_run_state(run.id, gone, force=True)
         done.crashed.append(run.name)
@@ -103,9 +107,10 @@ def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:
 
 
 def dead(settings: Settings, client: SyncPrefectClient, flows: tuple[str, ...]) -> list[FlowRun]:
-    """Runs that say they run, whose process was one of this machine."""
+    """Runs of workers that say they run, whose process was one of this machine. A command gives its lock back before it
+    tells how it ended."""
     return [run for run in runs_in(client, flows, StateType.RUNNING)
-            if died_with(lock_of(settings, run.id), str(run.run_count))]
+            if run.deployment_id is not None and died_with(lock_of(settings, run.id), str(run.run_count))]
 
 
 def silent(

@@ -33,10 +33,12 @@ ALIASES = ("champion", "challenger")
 """What stands for a model without a version: what is served, else what was registered last."""
 PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED",
            "DEADLINE_EXCEEDED")
-REFUSING = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+REFUSING = {"UNAUTHENTICATED": "the user or the password", "CUSTOMER_UNAUTHORIZED": "the user or the password",
+            "PERMISSION_DENIED": "this to the user: it may read, not write"}
 AGAIN = ("Look at the MLflow server; when it answers again, start the same again (Retry in the UI): finished steps and "
          "trained weights are kept.")
-AUTHENTICATE = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where this runs."
+AUTHENTICATE = ("Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user who may write where this runs; "
+                "then start the same again: finished steps and the weights are kept.")
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def told(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         if error.error_code in REFUSING:
-            raise UserError("MLflow refuses the user or the password", where=where, fix=AUTHENTICATE) from error
+            raise UserError(f"MLflow refuses {REFUSING[error.error_code]}", where=where, fix=AUTHENTICATE) from error
         if error.error_code in PASSING:
             raise Transient(f"MLflow does not do it ({error.message})", where=where, fix=AGAIN) from error
         raise Broken(f"MLflow does not do it ({error.message})", where=where) from error

@@ -143,6 +143,7 @@ def run_smaller_if_needed(
     ranks = ranks_of(spec.num_ranks)
     share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
     while True:
+        on_poll()  # what the launch before told must not count as this one's
         pace.launch()
         try:
             return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes,

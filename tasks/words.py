@@ -32,7 +32,6 @@ MOST_TEXTS = 1 << 10
 """Texts of a batch: as many as the low bits of a gram's hash can number."""
 LONGEST_GRAM = 1 << 9
 """In bytes. A text with a longer one is left to the caller."""
-LEAST_GRAM = 2 * GRAM_WORDS - 1
 
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]

@@ -84,6 +84,6 @@ def test_a_dead_run_is_found_and_scheduled_again_on_postgres(
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
     client.set_flow_run_state(run.id, Running(), force=True)  # no process ever has it
     time.sleep(0.5)
-    done = recover.recover(client, Store(settings), ("predict",), sleep=lambda _: time.sleep(1.5))
+    done = recover.recover(settings, client, Store(settings), ("predict",), sleep=lambda _: time.sleep(1.5))
     assert (done.crashed, done.again) == (["dead"], ["dead"])
     assert client.read_flow_run(run.id).state_name == "AwaitingRetry"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
@@ -92,6 +92,43 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
         assert (done.crashed, done.again, waits) == (["died here"], ["died here"], [1])
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
+
+
+@pytest.mark.parametrize("ends", ["by itself", "as a command"])
+def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str,
+) -> None:
+    from prefect.states import Completed, Running
+
+    from flows.predict import predict
+    from tasks import recover
+    from tasks.attempt import lock_of
+    from tasks.only_one import only_one
+
+    settings, parameters = Settings(home=tmp_path), {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
+    if ends == "as a command":  # its lock is free before it tells Prefect how it ended
+        run = client.create_flow_run(predict, parameters=parameters)
+    else:
+        deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+        run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    with only_one(lock_of(settings, run.id), "a run", note="1"):
+        pass
+    if ends == "by itself":
+        found = recover.dead
+
+        def dead(*arguments: Any) -> Any:
+            runs = found(*arguments)
+            assert [one.id for one in runs] == [run.id]
+            client.set_flow_run_state(run.id, Completed(), force=True)
+            return runs
+
+        monkeypatch.setattr(recover, "dead", dead)
+    try:
+        assert recover.recover(settings, client, Store(stack.settings), ("predict",)).crashed == []
+        assert client.read_flow_run(run.id).state_name == ("Completed" if ends == "by itself" else "Running")
+    finally:
+        client.set_flow_run_state(run.id, Completed(), force=True)
 
 
 def test_a_second_reconcile_leaves_it_to_the_first(

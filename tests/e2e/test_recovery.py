@@ -13,10 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -25,6 +26,9 @@ from infra import stack as running
 from infra.store import Store
 from tests.conftest import ROOT, S3Server, training_processes, wait_for
 from tests.e2e.conftest import LONG, Stack, options
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -128,6 +132,17 @@ def state_of(stack: Stack, run: str) -> dict[str, Any]:
     return dict(stack.prefect(f"/flow_runs/{run}")["state"])
 
 
+@pytest.fixture
+def no_schedule(client: SyncPrefectClient) -> Iterator[None]:
+    """Only events start a reconcile, which then has no time for a second look: the next would be for the next event."""
+    deployment = client.read_deployment_by_name("reconcile/every-minute")
+    (minute,) = deployment.schedules
+    client.update_deployment_schedule(deployment.id, minute.id, active=False)
+    yield
+    client.update_deployment_schedule(deployment.id, minute.id, active=True)
+
+
+@pytest.mark.usefixtures("no_schedule")
 def test_a_killed_run_goes_on(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
     run = started(stack, parameters, "killed-run", undisturbed)
     ranks = training_processes(stack.settings.home_path)
@@ -160,6 +175,7 @@ def test_a_run_outlives_torchrun_and_its_ranks_go_with_it(
     finished(stack, run, "torchrun", undisturbed)
 
 
+@pytest.mark.usefixtures("no_schedule")
 def test_a_run_killed_with_its_worker_goes_on(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +14,7 @@ from infra.errors import Transient
 from infra.settings import Settings
 from infra.store import Store
 from tasks.attempt import Attempt, Standing, name_of, reached, read_attempts, standing_of
+from tasks.only_one import died_with, only_one
 from tasks.recover import crashed_at, is_stuck
 
 RUN = UUID("11111111-2222-4333-8444-555555555555")
@@ -70,6 +73,20 @@ def test_a_store_that_is_away_costs_the_note_only(store: Store, monkeypatch: pyt
 def test_a_damaged_note_counts_as_none(store: Store) -> None:
     store.write(name_of(RUN), '{"1": "pa')
     assert read_attempts(store, RUN) == {}
+
+
+@pytest.mark.parametrize(("host", "note", "asked", "dead"), [
+    ("here", "2", "2", True), ("here", "1", "2", False), ("elsewhere", "2", "2", False), ("here", "", "2", False)])
+def test_a_free_lock_means_dead_on_this_machine_and_for_that_attempt(
+    tmp_path: Path, host: str, note: str, asked: str, dead: bool,
+) -> None:
+    lock = tmp_path / "lock"
+    with only_one(lock, "a run", note=note):
+        assert not died_with(lock, asked)
+    if host == "elsewhere":
+        lock.write_text(lock.read_text().replace(socket.gethostname(), "another"))
+    assert died_with(lock, asked) is dead
+    assert not died_with(tmp_path / "none", asked)
 
 
 def test_outside_of_a_flow_run_nothing_is_noted(settings: Settings) -> None:

@@ -25,6 +25,16 @@ def steps(pace: Pace, count: int, every_s: float, *, since: float = 0.0) -> None
         pace.see({"event": "step", "time": since + step * every_s})
 
 
+def trained(pace: Pace, count: int, every_s: float, pause_every: int) -> None:
+    """As the trainer tells it: each step once the next one is done, the last before a pause at once."""
+    for done in range(1, count + 1):
+        if done % pause_every != 1:
+            pace.see({"event": "step", "time": done * every_s})
+        if done % pause_every == 0:
+            pace.see({"event": "step", "time": done * every_s})
+            pace.see({"event": "pause", "time": done * every_s})
+
+
 def event(name: str) -> dict[str, Any]:
     return {"event": name, "time": 0.0}
 
@@ -32,14 +42,21 @@ def event(name: str) -> dict[str, Any]:
 def test_a_start_has_all_the_time(pace: Pace) -> None:
     assert pace.limit_s() == START_S
     pace.see(event("start"))
-    steps(pace, ENOUGH_STEPS, 1.0)  # one gap less
+    steps(pace, ENOUGH_STEPS + 1, 1.0)  # one gap less, and the newest is not counted yet
     assert pace.limit_s() == START_S
 
 
 @pytest.mark.parametrize(("every_s", "limit_s"), [(0.1, STEP_S), (12.0, STEP_S), (20.0, 200.0), (200.0, START_S)])
 def test_between_steps_ten_times_the_usual_but_within_bounds(pace: Pace, every_s: float, limit_s: float) -> None:
-    steps(pace, ENOUGH_STEPS + 1, every_s)
+    steps(pace, ENOUGH_STEPS + 2, every_s)
     assert pace.limit_s() == pytest.approx(limit_s)
+
+
+@pytest.mark.parametrize("pause_every", [3, 4, 10])
+def test_the_step_before_a_pause_which_is_told_at_once_says_nothing(pace: Pace, pause_every: int) -> None:
+    trained(pace, 60 + 2, 30.0, pause_every)
+    steps(pace, 1, 30.0, since=62 * 30.0)
+    assert pace.limit_s() == pytest.approx(300.0)
 
 
 def test_one_long_step_changes_little(pace: Pace) -> None:
