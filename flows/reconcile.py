@@ -19,6 +19,7 @@ from prefect.logging import get_run_logger
 
 from infra.settings import Settings
 from infra.store import Store
+from tasks.attempt import locks_of
 from tasks.lease import if_free
 from tasks.notify import notify
 from tasks.recover import RECOVERED, Recovered, forget, recover
@@ -54,7 +55,7 @@ def look(settings: Settings, client: SyncPrefectClient) -> None:
     for often in OFTEN:
         forget(client, often, KEPT)
     if datetime.now(UTC).minute == TIDY_MINUTE:
-        log.info("notes of runs removed: %d", tidy(client, store))
+        log.info("notes of runs removed: %d", tidy(client, store, locks_of(settings)))
     for told in notify(settings, client, store):
         log.info("webhook: %s", told)
 

@@ -100,7 +100,12 @@ def name_of(run: UUID) -> str:
 
 def lock_of(settings: Settings, run: UUID) -> Path:
     """The lock that the process of a flow run holds, with the attempt's number in it."""
-    return settings.home_path / "runs" / f"{run}.lock"
+    return locks_of(settings) / f"{run}.lock"
+
+
+def locks_of(settings: Settings) -> Path:
+    """Where they lie."""
+    return settings.home_path / "runs"
 
 
 def cancelled() -> Any:

@@ -1,6 +1,6 @@
 """Remove what was noted about runs that ended long ago: how far they came, and who was told.
 
-In:   <store>/runs/*, <store>/notifications/*      Out: fewer of them
+In:   <store>/runs/*, <store>/notifications/*, <home>/runs/*.lock      Out: fewer of them
 Notes of runs that this Prefect server does not know are left: they may be another server's, with the same store.
 Dies half-way: the next one goes on.
 """
@@ -8,6 +8,7 @@ Dies half-way: the next one goes on.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -22,11 +23,12 @@ IDENTITY = len(str(UUID(int=0)))
 AT_A_TIME = 200
 
 
-def tidy(client: SyncPrefectClient, store: Store) -> int:
-    """Remove them; returns how many."""
+def tidy(client: SyncPrefectClient, store: Store, locks: Path) -> int:
+    """Remove them, and the locks in that folder (tasks/attempt.py); returns how many notes."""
     notes = [name for folder in (RUNS, notify.NOTIFICATIONS) for name in store.names(folder)]
     runs = {name: UUID(name.rsplit("/", 1)[-1][:IDENTITY]) for name in notes}
-    known = sorted(set(runs.values()), key=str)
+    held = {path: UUID(path.stem) for path in locks.glob("*.lock")}
+    known = sorted({*runs.values(), *held.values()}, key=str)
     over: set[UUID] = set()
     for start in range(0, len(known), AT_A_TIME):
         found = client.read_flow_runs(
@@ -35,4 +37,6 @@ def tidy(client: SyncPrefectClient, store: Store) -> int:
     gone = [name for name, run in runs.items() if run in over]
     for name in gone:
         store.discard(name)
+    for path in (path for path, run in held.items() if run in over):
+        path.unlink(missing_ok=True)
     return len(gone)

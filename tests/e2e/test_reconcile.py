@@ -172,8 +172,8 @@ def test_a_silent_run_that_is_heard_of_again_is_left_alone(
         client.set_flow_run_state(run.id, Cancelled(), force=True)
 
 
-def test_notes_of_runs_are_removed_when_they_ended_long_ago(
-    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
+def test_notes_and_locks_of_runs_are_removed_when_they_ended_long_ago(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:
     from datetime import timedelta
     from uuid import uuid4
@@ -190,9 +190,11 @@ def test_notes_of_runs_are_removed_when_they_ended_long_ago(
     client.set_flow_run_state(ended, Cancelled(), force=True)
     for run in (ended, stranger):
         store.write(name_of(run), "{}")
+        (tmp_path / f"{run}.lock").touch()
     store.write(f"notifications/{ended}-1.done", "delivered")
-    assert tidy.tidy(client, store) == 0
+    assert tidy.tidy(client, store, tmp_path) == 0
     monkeypatch.setattr(tidy, "KEPT", timedelta(0))
-    assert tidy.tidy(client, store) >= 2
+    assert tidy.tidy(client, store, tmp_path) >= 2
+    assert [path.stem for path in tmp_path.iterdir()] == [str(stranger)]
     assert [store.read(name_of(run)) for run in (ended, stranger)] == [None, "{}"]
     assert store.read(f"notifications/{ended}-1.done") is None

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 ORPHAN_S = 5
 RECOVERY_S = 400
-"""Silence of a heartbeat and a half twice, up to a minute until the next look, and a training on a busy machine."""
+"""At the worst silence of a sign and a half twice, a minute until the next look, and a training on a busy machine."""
 STORE_AWAY_S = 20
 RUN_MARK = "PREFECT__FLOW_RUN_ID"
 
