@@ -1,20 +1,22 @@
 """How long a training may be silent before it counts as frozen.
 
 In:   the trainer's events      Out: a number of seconds, which infra/launch.py holds the ranks to
-A start loads weights and compiles, a pause validates or writes: both take as long as ANNEAL_STALL_TIMEOUT_S lets them.
-Between two steps the steps before them say what is usual: ten times that is too long (torchtitan and torchft use fixed
-times, which are too long for small models or too short for large ones), but never less than ANNEAL_STEP_TIMEOUT_S.
+A start loads weights and compiles: it takes as long as ANNEAL_STALL_TIMEOUT_S lets it, and so do the first pauses, in
+which ranks validate or write. Between two steps the steps before them say what is usual, and after a pause those of its
+kind: ten times that is too long (torchtitan and torchft use fixed times, which are too long for small models or too
+short for large ones), but never less than ANNEAL_STEP_TIMEOUT_S.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from statistics import median
 from typing import Any
 
 from infra.settings import Settings
 
 ENOUGH_STEPS = 5
+ENOUGH_PAUSES = 2
 USUAL_STEPS = 20
 TIMES_USUAL = 10
 BESIDE = ("checkpoint",)
@@ -29,10 +31,13 @@ class Pace:
         self._usual: deque[float] = deque(maxlen=USUAL_STEPS)
         self._last: float | None = None
         self._newest: float | None = None
+        self._pause, self._paused = "", 0.0
+        self._pauses: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=USUAL_STEPS))
 
     def launch(self) -> None:
         """The ranks are started."""
         self._last = self._newest = None
+        self._pause = ""
 
     def see(self, event: dict[str, Any]) -> None:
         """Take one event."""
@@ -41,7 +46,12 @@ class Pace:
         if event["event"] != "step":
             # The trainer tells of a step while it does the next one, but of the last before a pause at once.
             self._last = self._newest = None
+            if event["event"] == "pause":
+                self._pause, self._paused = event["what"], event["time"]
             return
+        if self._pause:
+            self._pauses[self._pause].append(event["time"] - self._paused)
+            self._pause = ""
         if self._newest is not None:
             self._usual.append(self._newest)
         if self._last is not None:
@@ -50,6 +60,7 @@ class Pace:
 
     def limit_s(self) -> float:
         """Seconds until the next event at the latest."""
-        if self._last is None or len(self._usual) < ENOUGH_STEPS:
+        usual, enough = (self._pauses[self._pause], ENOUGH_PAUSES) if self._pause else (self._usual, ENOUGH_STEPS)
+        if len(usual) < enough or (self._last is None and not self._pause):
             return self._longest_s
-        return min(self._longest_s, max(self._shortest_s, TIMES_USUAL * median(self._usual)))
+        return min(self._longest_s, max(self._shortest_s, TIMES_USUAL * median(usual)))

@@ -32,11 +32,11 @@ def trained(pace: Pace, count: int, every_s: float, pause_every: int) -> None:
             pace.see({"event": "step", "time": done * every_s})
         if done % pause_every == 0:
             pace.see({"event": "step", "time": done * every_s})
-            pace.see({"event": "pause", "time": done * every_s})
+            pace.see({"event": "pause", "what": "checkpoint", "time": done * every_s})
 
 
 def event(name: str) -> dict[str, Any]:
-    return {"event": name, "time": 0.0}
+    return {"event": name, "what": "validation", "time": 0.0}
 
 
 def test_a_start_has_all_the_time(pace: Pace) -> None:
@@ -72,6 +72,29 @@ def test_what_is_no_step_has_all_the_time_until_the_next_one(pace: Pace, name: s
     assert pace.limit_s() == START_S
     steps(pace, 1, 1.0, since=500.0)
     assert pace.limit_s() == STEP_S
+
+
+def test_a_pause_like_those_before_it_has_ten_times_what_they_took(pace: Pace) -> None:
+    for number in range(2):
+        assert pace.limit_s() == START_S, number
+        pace.see({"event": "pause", "what": "checkpoint", "time": 1000.0 * number})
+        assert pace.limit_s() == START_S, number
+        steps(pace, 1, 1.0, since=1000.0 * number + 30.0)  # the first step after it
+    pace.see({"event": "pause", "what": "checkpoint", "time": 5000.0})
+    assert pace.limit_s() == pytest.approx(300.0)
+    pace.see({"event": "validation", "time": 5001.0})  # what it was for
+    assert pace.limit_s() == pytest.approx(300.0)
+    pace.see({"event": "pause", "what": "validation", "time": 5002.0})
+    assert pace.limit_s() == START_S, "none of its kind was seen"
+
+
+def test_a_start_after_a_pause_has_all_the_time(pace: Pace) -> None:
+    for number in range(3):
+        pace.see({"event": "pause", "what": "checkpoint", "time": 100.0 * number})
+        steps(pace, 1, 1.0, since=100.0 * number + 1.0)
+    pace.see({"event": "pause", "what": "checkpoint", "time": 1000.0})
+    pace.launch()
+    assert pace.limit_s() == START_S
 
 
 def test_a_checkpoint_that_is_written_beside_the_steps_changes_nothing(pace: Pace) -> None:
