@@ -49,8 +49,8 @@ class Settings(BaseSettings):
         900, description="A training that tells nothing for this long at its start, or in its first validations and "
         "checkpoints, is stopped.", gt=0)
     step_timeout_s: float = Field(
-        120, description="The same later on, or ten times what a step, validation or checkpoint usually takes if that is "
-        "more.", gt=0)
+        120, description="The same later on, or ten times what a step, validation or checkpoint usually takes, if "
+        "that is more.", gt=0)
     stop_grace_s: float = Field(25, description="Time a stopped training has to save its checkpoint.", gt=0)
     gpu_limit: str = Field(
         "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
