@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 from infra.settings import Settings
 from infra.store import Store
 from tasks.attempt import locks_of
-from tasks.lease import if_free
+from tasks.lease import if_free, leases_of
 from tasks.notify import notify
 from tasks.recover import RECOVERED, Recovered, forget, recover
 from tasks.tidy import tidy
@@ -38,7 +38,7 @@ WATCHED = (*RECOVERED, *OFTEN, "join")
 def reconcile() -> None:
     """Find runs whose processes died and let them go on; tell the webhook how runs ended."""
     settings, log = Settings(), get_run_logger()
-    with get_client(sync_client=True) as client, if_free(client, LIMIT, settings.home_path / "leases") as mine:
+    with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings)) as mine:
         if mine:
             look(settings, client)
         else:

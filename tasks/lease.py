@@ -27,6 +27,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectExcep
 
 from infra.errors import Transient
 from infra.files import locked
+from infra.settings import Settings
 
 LEASE_S = 60
 """The shortest that Prefect takes."""
@@ -35,6 +36,11 @@ RENEWAL_END_S = 5
 LOST = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 """What the server says of a lease that is over."""
 log = logging.getLogger(__name__)
+
+
+def leases_of(settings: Settings) -> Path:
+    """The folder in which this home's leases are noted."""
+    return settings.home_path / "leases"
 
 
 @contextmanager

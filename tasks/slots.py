@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_URL
 from infra.errors import Transient, UserError
 from infra.settings import Settings
 from tasks.gpus import gpus, held
-from tasks.lease import give_back_of_the_dead, held_lease, make, take
+from tasks.lease import give_back_of_the_dead, held_lease, leases_of, make, take
 
 POLL_S = 2.0
 NO_LIMIT = "none"
@@ -53,7 +53,7 @@ def slots() -> int:
 @contextmanager
 def leased(settings: Settings, count: int) -> Iterator[None]:
     """Hold slots of the limit; what the user set it to in Prefect's UI stays."""
-    limit, folder = limit_of(settings), settings.home_path / "leases"
+    limit, folder = limit_of(settings), leases_of(settings)
     if not limit or not PREFECT_API_URL.value():
         yield
         return
