@@ -7,7 +7,7 @@ only, gradients clipped, no dropout, no activation checkpointing. Each contender
 turns with the other's (medians); warm-up and validation are not in the figures. Options of `make`:
 OPTIONS="--part lora --bases FOLDER" runs one part and keeps the bases (13.5 and 2.2 GB) for the next one;
 --only 'anneal: accumulation 2, compiled' (a regular expression, for several with |) tries some of the variants.
-Without a GPU the same code runs a Llama of 20 million weights in fp32 on rows of 512: no goal is met by that.
+Without a GPU the same code runs a Llama of 20 million weights on rows of 512: no goal is met by that.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Scale:
 
 GPU = Scale(("llama2_7b", LLAMA_2_7B), ("tinyllama", TINYLLAMA), "bf16", length=4096, rows=4, trial=3, rounds=3,
             windows={"anneal": 67, "trl": 8})
-CPU = Scale(("llama20m", LLAMA_20M), ("llama20m_grouped", {**LLAMA_20M, "num_key_value_heads": 2}), "fp32",
+CPU = Scale(("llama20m", LLAMA_20M), ("llama20m_grouped", {**LLAMA_20M, "num_key_value_heads": 2}), "bf16",
             length=512, rows=1, trial=1, rounds=2, windows={"anneal": 2, "trl": 2})
 
 
