@@ -69,7 +69,7 @@ def main() -> None:
         attn_implementation=options["attention"])
     cuda = torch.cuda.is_available()
     # The plain Trainer is given examples: as many a batch as the rows of the others hold.
-    each = 1.0 if options["trainer"] == "trl" else (len(packs.segments) - 1) / len(packs)
+    each = 1.0 if options["trainer"] == "trl" else packs.segments / len(packs)
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": max(1, round(options["rows"] * each)),
         "gradient_accumulation_steps": spec.gradient_accumulation_steps, "learning_rate": spec.learning_rate,
