@@ -16,6 +16,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import BlockDocumentCreate, BlockDocumentUpdate
 from prefect.exceptions import ObjectNotFound
 
+from infra.errors import UserError
+
 BLOCK = "anneal-run"
 NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "HF_TOKEN",
          "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "ANNEAL_API_KEY", "ANNEAL_WEBHOOK_SECRET")
@@ -23,7 +25,10 @@ NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS
 
 
 def ensure_secrets(client: SyncPrefectClient, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Create the block, or fill what is empty in it; returns what it holds otherwise than the environment."""
+    """Create the block, or fill what is empty in it; returns what it holds otherwise than the environment.
+
+    Raises UserError if somebody has made a block of that name which holds no keys.
+    """
     kind = client.read_block_type_by_slug(Secret.get_block_type_slug())
     try:
         known = client.read_block_document_by_name(BLOCK, kind.slug)
@@ -34,7 +39,11 @@ def ensure_secrets(client: SyncPrefectClient, environment: Mapping[str, str] = o
         client.create_block_document(BlockDocumentCreate(
             name=BLOCK, data={"value": values}, block_type_id=kind.id, block_schema_id=schema.id))
         return []
-    stored = dict(known.data["value"])
+    stored = known.data["value"]
+    if not isinstance(stored, dict):
+        raise UserError(f"the Secret block {BLOCK} holds plain text", where="Prefect's UI, Blocks",
+                        allowed=f"a JSON object with keys such as {', '.join(NAMES[:3])}",
+                        fix="Make it one, or delete the block: anneal deploy makes a new one of its environment.")
     filled = {**stored, **{name: stored.get(name) or environment.get(name, "") for name in NAMES}}
     if filled != stored:
         client.update_block_document(known.id, BlockDocumentUpdate(data={"value": filled}, merge_existing_data=False))

@@ -3,7 +3,7 @@
 In:   a command, a log file     Out: the exit code; the child's stdout and stderr in the log
 Dies half-way: the kernel kills the child when this process dies (PR_SET_PDEATHSIG); ranks do
 the same towards torchrun. The child is its own session, so that a terminal's Ctrl-C reaches
-only us, and we decide: SIGTERM, a grace period to save a checkpoint, then SIGKILL to the tree.
+only us, and we decide: SIGTERM, a grace period to save a checkpoint (none for who hangs), then SIGKILL to the tree.
 Run alone: python -m infra.launch PARENT_PID COMMAND...   (the wrapper the child starts as)
 """
 
@@ -54,6 +54,7 @@ def run_group(
                 last_change, last_size = time.monotonic(), size
             limit_s = stall_timeout_s()
             if progress is not None and time.monotonic() - last_change > limit_s:
+                grace_s = 0.0  # who hangs does not come to the end of a step, where it could save
                 raise Transient(
                     f"no progress for {limit_s:.0f} s", where=str(command[-1]),
                     fix="The processes were stopped; the next try resumes at the last checkpoint.")

@@ -146,6 +146,19 @@ def test_a_secret_that_people_set_is_kept_and_an_empty_one_filled(client: SyncPr
     assert (environment["HF_TOKEN"], environment["ANNEAL_API_KEY"]) == ("hf-word", "late")
 
 
+@pytest.mark.usefixtures("secrets")
+def test_a_block_of_plain_text_is_refused_and_kept(client: SyncPrefectClient) -> None:
+    from prefect.blocks.system import Secret
+
+    from deployments.credentials import BLOCK, ensure_secrets
+    from infra.errors import UserError
+
+    Secret(value="a word").save(BLOCK, overwrite=True)  # type: ignore[unused-coroutine]
+    with pytest.raises(UserError, match="plain text"):
+        ensure_secrets(client, {"HF_TOKEN": "another"})
+    assert client.read_block_document_by_name(BLOCK, "secret").data == {"value": "a word"}
+
+
 def test_docker_py_still_takes_no_grace_period() -> None:
     """Once it does, the pool gets a grace period as on Kubernetes, and DECISIONS.md its correction."""
     from docker.models.containers import _create_container_args

@@ -62,18 +62,34 @@ def test_grandchildren_in_their_own_session_are_stopped_too(tmp_path: Path) -> N
     assert wait_dead(int(pid_file.read_text()))
 
 
-def test_sigterm_comes_first_and_leaves_time_to_save(tmp_path: Path) -> None:
-    saved = tmp_path / "saved"
+def saver(saved: Path) -> list[str]:
+    """A command that takes half a second after SIGTERM to save."""
     code = ("import signal, sys, time\n"
             f"def save(*_): time.sleep(0.5); open({str(saved)!r}, 'w').write('x'); sys.exit(4)\n"
             "signal.signal(signal.SIGTERM, save); print('ready', flush=True); time.sleep(60)")
+    return [sys.executable, "-c", code]
+
+
+def test_who_hangs_gets_no_time_to_save(tmp_path: Path) -> None:
+    saved, log = tmp_path / "saved", tmp_path / "log"
+
+    def patience_s() -> float:
+        return 0 if "ready" in tail(log) else 60
+
+    with pytest.raises(Transient):
+        run_group(saver(saved), log=log, progress=tmp_path / "events", stall_timeout_s=patience_s, grace_s=10)
+    assert "ready" in tail(log) and not saved.exists()
+
+
+def test_sigterm_comes_first_and_leaves_time_to_save(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
 
     def stop_when_ready() -> None:
         if "ready" in tail(tmp_path / "log"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_group([sys.executable, "-c", code], log=tmp_path / "log", on_poll=stop_when_ready, grace_s=10)
+        run_group(saver(saved), log=tmp_path / "log", on_poll=stop_when_ready, grace_s=10)
     assert saved.exists()
 
 
