@@ -23,7 +23,7 @@ def see(browser: Chrome, path: str) -> WebElement:
 
 def into_view(browser: Chrome, element: WebElement) -> None:
     """Scroll to it."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)  # type: ignore[no-untyped-call]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
 
 
 def click(browser: Chrome, path: str) -> None:

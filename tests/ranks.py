@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ POLL_S = 0.02
 NOTICE_S = 5
 """A rank that has lost another one may take this long to notice by itself."""
 # bitsandbytes starts CUDA when it is imported, and a process that has cannot be forked.
-forked = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+forked: ForkServerContext | SpawnContext = (
+    multiprocessing.get_context("spawn") if torch.cuda.is_available() else multiprocessing.get_context("forkserver"))
 if isinstance(forked, ForkServerContext):
     forked.set_forkserver_preload(PRELOAD)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -233,4 +232,4 @@ PARTS = {"lora": lora, "full": full}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

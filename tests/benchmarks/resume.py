@@ -111,7 +111,7 @@ def wait_for(out: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, A
 def median_step(out: Path) -> float:
     """Seconds between the reports of two steps that follow each other."""
     told = [event for event in read_events(out)[0] if event["event"] == "step"]
-    return median(b["time"] - a["time"] for a, b in pairwise(told) if b["step"] == a["step"] + 1)
+    return float(median(b["time"] - a["time"] for a, b in pairwise(told) if b["step"] == a["step"] + 1))
 
 
 if __name__ == "__main__":

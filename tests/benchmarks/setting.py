@@ -71,5 +71,5 @@ class Setting:
 
     def flop_per_token_of_all(self) -> float:
         """As NeMo AutoModel's records count: 4 (6 where all are trained) for each of the N weights, embeddings too."""
-        weights = sum(weight.numel() for weight in empty_base(self.base, torch.float32).parameters())
+        weights: int = sum(weight.numel() for weight in empty_base(self.base, torch.float32).parameters())
         return (4.0 if self.lora_rank else 6.0) * weights

@@ -183,7 +183,12 @@ def soak(running: Stack, window_s: float, chance: random.Random) -> dict[str, An
 
     run = running.start_run({**wanted, "destination": NAME, "max_steps": steps, "checkpoint_steps": every})
     log = Log(home)
-    wait_for(lambda: log.read() or log.steps, "it does not train", END_S)
+
+    def trains() -> bool:
+        log.read()
+        return bool(log.steps)
+
+    wait_for(trains, "it does not train", END_S)
     end = log.steps[0][0] + window_s
     faults = list(strikes(running, run, log, end, steps, chance))
     follow(running, run, log)

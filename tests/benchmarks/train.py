@@ -11,7 +11,6 @@ FLOP: 6 a weight of every linear layer and token, of the head per labelled token
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -130,4 +129,4 @@ def share_of_matmul(setting: Setting, found: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

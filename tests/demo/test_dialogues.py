@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
 
@@ -12,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from deployments.demo import corpus, scenes
 from deployments.demo.dialogues import MAX_UTTERANCES, MIN_UTTERANCES, SLOT, test_rows, train_rows, write
-from deployments.demo.names import TEST, TRAIN
+from deployments.demo.names import TEST, TRAIN, Cast
 from deployments.demo.phrases import POOLS
 
 test_rows.__test__ = False  # type: ignore[attr-defined]  # a generator of rows, not a test
@@ -49,7 +50,9 @@ def test_splits_share_no_person_town_or_venue() -> None:
 
 
 @pytest.mark.parametrize("rows, cast", [(train_rows, TRAIN), (test_rows, TEST)])
-def test_every_name_of_a_summary_is_in_its_dialogue(rows, cast) -> None:
+def test_every_name_of_a_summary_is_in_its_dialogue(
+    rows: Callable[[], Iterator[dict[str, str]]], cast: Cast,
+) -> None:
     for row in rows():
         assert words(row["completion"]) & cast.words() <= words(row["prompt"])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from infra.spec import TrainingSpec
 from tasks.distributed.job import TrainJob
@@ -48,6 +49,12 @@ def make_job(tmp_path: Path, stories: Path) -> MakeJob:
                         chunk_tokens=CHUNK, key="test")
 
     return make
+
+
+def gradient_of(tensor: Tensor) -> Tensor:
+    """What `backward` has left there."""
+    assert tensor.grad is not None
+    return tensor.grad
 
 
 def events_of(job: TrainJob, kind: str = "step") -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def test_of_a_chat_the_answers_and_their_ends_are_learned(chat: tuple[Codec, int
     ids, labels = flatten(codec.row("messages", {"messages": turns}, "", train_on_prompt=False))
     assert np.count_nonzero(ids == end) == 4 and np.count_nonzero(ids[labels] == end) == 2
     assert codec.eos not in ids and ids[-1] == end and labels[-1]
-    learned = "".join(codec.decode(ids[labels]).split())
+    learned = "".join(codec.decode(ids[labels].tolist()).split())
     assert learned == "yofine</s>"
     assert end in codec.stop_ids
     rendered = codec.tokenizer.apply_chat_template(turns, tokenize=False)

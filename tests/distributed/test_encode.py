@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,12 +28,13 @@ def codec(stories: Path) -> Codec:
     return Codec(load_tokenizer(stories))
 
 
-def run(tmp_path: Path, tokenizer: Path, **knobs: object) -> tuple[Path, dict[str, dict[str, int]]]:
+def run(tmp_path: Path, tokenizer: Path, **knobs: Any) -> tuple[Path, dict[str, dict[str, int]]]:
     source, out = tmp_path / "rows", tmp_path / "out"
-    source.mkdir(), out.mkdir()
+    source.mkdir()
+    out.mkdir()
     for split in ("train", "validation"):
         (source / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    values = {"chunk_tokens": 64, "pack": True, "wrap": False, "train_on_prompt": False, **knobs}
+    values: dict[str, Any] = {"chunk_tokens": 64, "pack": True, "wrap": False, "train_on_prompt": False, **knobs}
     job = EncodeJob(out=str(out), rows=str(source), tokenizer=str(tokenizer), kind="prompt", separator="", **values)
     assert encode(job) == 0
     return out, json.loads((out / "result.json").read_text())
@@ -41,7 +43,7 @@ def run(tmp_path: Path, tokenizer: Path, **knobs: object) -> tuple[Path, dict[st
 def test_the_loss_is_on_completions_and_the_end_token(codec: Codec) -> None:
     ids, labels = flatten(codec.row("prompt", {"prompt": "Hi:", "completion": " you"}, "", train_on_prompt=False))
     assert ids[0] == codec.bos[0] and ids[-1] == codec.eos and labels[-1]
-    assert codec.decode(ids[labels][:-1]).strip() == "you"
+    assert codec.decode(ids[labels][:-1].tolist()).strip() == "you"
 
 
 def test_the_loss_can_be_put_on_prompts_too(codec: Codec) -> None:
@@ -120,7 +122,7 @@ def test_only_what_the_assistant_says_is_learned(codec: Codec) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"},
                 {"role": "user", "content": "bye"}, {"role": "assistant", "content": "ciao"}]
     ids, labels = flatten(codec.row("messages", {"messages": messages}, "", train_on_prompt=False))
-    assert codec.decode(ids[labels]) == "yociao" and list(ids[labels]).count(codec.eos) == 2
+    assert codec.decode(ids[labels].tolist()) == "yociao" and list(ids[labels]).count(codec.eos) == 2
     question, answer = codec.question("messages", {"messages": messages}, "")
     assert answer == "ciao" and question == ids[: len(question)].tolist()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tasks.distributed.head import LinearCrossEntropy, head_loss
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import load_base
 from tasks.distributed.packs import PackedRows
-from tests.distributed.conftest import CHUNK, write_pack
+from tests.distributed.conftest import CHUNK, gradient_of, write_pack
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_packed_loss_and_gradient_equal_single_examples(
     rows: PackedRows, stories: Path, monkeypatch: pytest.MonkeyPatch, chunk_logits: int,
 ) -> None:
     monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
-    cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
+    cpu: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
     plain, packed = load_base(stories, **cpu), PackedLoss(load_base(stories, **cpu))
     batch = batch_of(rows, np.arange(3))
     expected, found = reference(plain, batch), packed(batch)
@@ -53,7 +54,8 @@ def test_packed_loss_and_gradient_equal_single_examples(
     found.backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     for a, b in zip(plain.parameters(), packed.parameters(), strict=True):
-        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5 * float(a.grad.abs().max()))
+        wanted = gradient_of(a)
+        assert torch.allclose(wanted, gradient_of(b), rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -61,7 +63,7 @@ def test_packed_and_padded_gradients_agree_to_one_in_a_million(
     rows: PackedRows, stories: Path, attention: str,
 ) -> None:
     """The usual way with transformers: a rectangle of padded examples, a mask, -100 where nothing is learnt."""
-    cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
+    cpu: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
     plain, packed = load_base(stories, **cpu), PackedLoss(load_base(stories, **cpu))
     plain.set_attn_implementation(attention)
     batch = batch_of(rows, np.arange(len(rows)))
@@ -141,10 +143,11 @@ def test_a_change_in_one_segment_does_not_reach_another(rows: PackedRows, storie
 
     def hidden(ids: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            return model.base_model(
+            states: torch.Tensor = model.base_model(
                 input_ids=ids.unsqueeze(0), position_ids=batch.positions_T.unsqueeze(0), use_cache=False,
                 cu_seq_lens_q=batch.bounds_S1, cu_seq_lens_k=batch.bounds_S1, max_length_q=batch.longest,
                 max_length_k=batch.longest).last_hidden_state[0]
+            return states
 
     end = int(batch.bounds_S1[1])
     changed = batch.ids_T.clone()
@@ -162,8 +165,8 @@ def test_attention_by_products_is_attention(sizes: list[int], heads: tuple[int, 
     bounds = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32)
     found, _ = packed_attention(torch.nn.Module(), q, k, v, None, cu_seq_lens_q=bounds, max_length_q=max(sizes))
     expected = torch.cat([
-        torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
-        for parts in zip(*(x.split(sizes, dim=2) for x in (q, k, v)), strict=True)], dim=2)
+        torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        for query, key, value in zip(*(x.split(sizes, dim=2) for x in (q, k, v)), strict=True)], dim=2)
     weights = torch.randn_like(expected)
     assert torch.allclose(found.transpose(1, 2), expected, atol=2e-6)
     ours, theirs = (
@@ -174,7 +177,7 @@ def test_attention_by_products_is_attention(sizes: list[int], heads: tuple[int, 
 def test_a_sliding_window_hides_what_is_too_far() -> None:
     q = torch.randn(1, 2, 10, 8)
     bounds = torch.tensor([0, 10], dtype=torch.int32)
-    args = {"cu_seq_lens_q": bounds, "max_length_q": 10}
+    args: dict[str, Any] = {"cu_seq_lens_q": bounds, "max_length_q": 10}
     near, _ = packed_attention(torch.nn.Module(), q, q, q, None, sliding_window=3, **args)
     other = q.clone()
     other[:, :, 0] += 1
@@ -202,7 +205,7 @@ def test_rows_are_filled_up_with_segments_that_teach_nothing(rows: PackedRows, s
     for batch in (plain, filled):
         model.zero_grad()
         model(batch).backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+        gradients.append(torch.cat([gradient_of(parameter).flatten() for parameter in model.parameters()]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-6
     assert rows.tokens_in[0] == CHUNK
     full = (None, Filled(1, CHUNK, CHUNK))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from infra.errors import Broken, UserError
+from infra.spec import Precision
 from tasks.distributed import merge as child
 from tasks.distributed.job import MergeJob
 from tasks.distributed.model import load_base, save_model
@@ -78,7 +79,8 @@ def result_of(job: MergeJob) -> dict[str, Any]:
 
 def plain(folder: str, **options: Any) -> torch.Tensor:
     """Logits by transformers alone."""
-    return AutoModelForCausalLM.from_pretrained(folder, **options)(input_ids=IDS).logits.detach()
+    logits: torch.Tensor = AutoModelForCausalLM.from_pretrained(folder, **options)(input_ids=IDS).logits
+    return logits.detach()
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["lm_head"], ["embed_tokens", "up_proj"]],
@@ -194,10 +196,10 @@ def test_tied_weights_that_are_merged_into_both_are_noticed(
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_one_bit_in_the_file_is_noticed(dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_bit_in_the_file_is_noticed(dtype: Precision, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = child.save_rounded
 
-    def save(merged: Any, base: Path, folder: Path, dtype: str) -> None:
+    def save(merged: Any, base: Path, folder: Path, dtype: Precision) -> None:
         real(merged, base, folder, dtype)
         path = folder / "model.safetensors"
         data = bytearray(path.read_bytes())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from infra.errors import EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
@@ -20,6 +20,7 @@ from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
 from tasks.distributed.job import TrainJob
 from tasks.distributed.packs import PackedRows
+from tasks.distributed.parallel import StopFlag
 from tests import ranks
 from tests.conftest import free_port, rank_variables
 from tests.distributed.conftest import MakeJob, events_of, losses
@@ -32,7 +33,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process as the only rank."""
     for name, value in rank_variables(0, 1, free_port()).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(trainer.StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
+    monkeypatch.setattr(StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
 
 
 def wait_for_step(job: TrainJob, step: int) -> None:
@@ -62,9 +63,13 @@ def test_layers_are_compiled_once(one_rank: None, make_job: MakeJob, parallelism
     assert rows > 4 and rows % 4, "the last batch of an epoch has fewer rows"
     graphs = []
     tell = trainer.Trainer._tell
+
+    def counting(self: trainer.Trainer, step: int, loss: float, norm: float) -> None:
+        tell(self, step, loss, norm)
+        graphs.append(counters["stats"]["unique_graphs"])
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_tell", lambda self, *told: (
-            tell(self, *told), graphs.append(counters["stats"]["unique_graphs"])))
+        patch.setattr(trainer.Trainer, "_tell", counting)
         assert trainer.train(job) == 0
     assert graphs[0] > 0 and len(graphs) == 6 and len(set(graphs)) == 1, graphs
 
@@ -84,7 +89,7 @@ def test_ranks_diverge_together_and_keep_no_checkpoint_of_it(make_job: MakeJob, 
     for folder in Path(job.out).glob("step-??????"):
         weights = {"model": {f"model.{name}": torch.zeros_like(weight) for name, weight in
                              load_file(Path(job.base) / "model.safetensors").items()}}
-        dcp.load(weights, checkpoint_id=folder)
+        load(weights, checkpoint_id=folder)
         assert all(weight.isfinite().all() for weight in weights["model"].values())
 
 
@@ -165,8 +170,8 @@ def test_the_best_weights_are_kept_and_training_stops_when_they_get_no_better(ma
     assert step == best, "the signal is read a step later"
     weights = load_file(Path(job.out) / "model" / "model.safetensors")
     last = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    dcp.load({"model": {f"model.{name}": weight for name, weight in last.items()}},
-             checkpoint_id=Path(reached.out) / f"step-{step:06d}")
+    load({"model": {f"model.{name}": weight for name, weight in last.items()}},
+         checkpoint_id=Path(reached.out) / f"step-{step:06d}")
     assert all(torch.equal(weights[name], last[name]) for name in weights)
 
 

@@ -187,9 +187,10 @@ class Respawned:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deployments.predictor"], cwd=ROOT, env=self.environment, stdout=log, stderr=log)
 
-    def look(self) -> None:
-        """Start it again if it is dead."""
+    def look(self) -> int:
+        """Start it again if it is dead; how often it has died."""
         if self.process.poll() is not None:
             self.deaths += 1
             self.start()
+        return self.deaths
 

@@ -153,7 +153,7 @@ def test_a_block_of_plain_text_is_refused_and_kept(client: SyncPrefectClient) ->
     from deployments.credentials import BLOCK, ensure_secrets
     from infra.errors import UserError
 
-    Secret(value="a word").save(BLOCK, overwrite=True)  # type: ignore[unused-coroutine]
+    Secret(value="a word").save(BLOCK, overwrite=True)
     with pytest.raises(UserError, match="plain text"):
         ensure_secrets(client, {"HF_TOKEN": "another"})
     assert client.read_block_document_by_name(BLOCK, "secret").data == {"value": "a word"}

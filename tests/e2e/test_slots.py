@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psutil
 import pytest
@@ -109,7 +109,7 @@ def test_a_lease_that_the_server_took_back_is_taken_anew(
     folder = settings.home_path / "leases"
     with leased(settings, 1):
         (first,) = folder.iterdir()
-        lease.give_back(client, lease.UUID(first.name))  # as the server does once a lease has not been renewed
+        lease.give_back(client, UUID(first.name))  # as the server does once a lease has not been renewed
         wait_for(lambda: taken(client, settings) == 1, "it is not taken anew", 30)
         wait_for(lambda: [path.name for path in folder.iterdir()] != [first.name], "the note is the old one", 30)
     assert (taken(client, settings), list(folder.iterdir())) == (0, [])

@@ -146,6 +146,7 @@ def test_a_retraining_that_was_refused_is_asked_for_again(
     from datetime import UTC, datetime
     from uuid import UUID
 
+    from prefect.client.schemas.objects import State
     from prefect.states import Cancelled, Completed
 
     from infra.spec import TrainingSpec
@@ -155,7 +156,8 @@ def test_a_retraining_that_was_refused_is_asked_for_again(
     deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
     told = datetime.now(UTC)
     assert not was_refused(client, spec, told)
-    for state, is_refused in ((Cancelled(message=REFUSED), True), (Completed(), False)):
+    ends: list[tuple[State[Any], bool]] = [(Cancelled(message=REFUSED), True), (Completed(), False)]
+    for state, is_refused in ends:
         run = client.create_flow_run_from_deployment(
             deployment, parameters={"training": {**watched, "destination": "acme/refused"}}, state=state)
         assert client.read_flow_run(run.id).state_name == state.name

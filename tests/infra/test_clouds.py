@@ -78,13 +78,13 @@ def test_a_file_that_changes_while_it_is_read_is_read_once_more(settings: Settin
     said: list[str] = []
     files = fsspec.filesystem("memory")
     files.pipe_file("/bucket/big.jsonl", b'{"text": "old"}\n' * 9)
-    find, looks = ingest_module.find_shards, []
+    looks: list[tuple[Any, ...]] = []
 
     def finding(*given: Any) -> Any:
         if len(looks) == 1:
             files.pipe_file("/bucket/big.jsonl", b'{"text": "newer"}\n' * 9)
         looks.append(given)
-        return find(*given)
+        return find_shards(*given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest_module, "find_shards", finding)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,13 @@ def test_a_sealed_folder_verifies_with_its_record(sealed: Path) -> None:
 @pytest.mark.parametrize("damage", ["flip", "truncate", "zeros", "remove", "unsealed", "torn manifest"])
 def test_a_damaged_folder_is_not_done(sealed: Path, damage: str) -> None:
     path = sealed / "a.txt"
-    {
+    damages: dict[str, Callable[[], object]] = {
         "flip": lambda: path.write_text("alphA"), "truncate": lambda: path.write_text("alph"),
         "zeros": lambda: path.write_bytes(b"\0" * 5), "remove": path.unlink,
         "unsealed": (sealed / MANIFEST).unlink,
         "torn manifest": lambda: (sealed / MANIFEST).write_text((sealed / MANIFEST).read_text()[:-20]),
-    }[damage]()
+    }
+    damages[damage]()
     assert verify(sealed) is None
 
 

@@ -10,7 +10,7 @@ import pytest
 from infra.errors import UserError
 from infra.spec import TrainingSpec
 
-NEEDED = {"train_data": "d.jsonl", "base_model": "m", "destination": "acme/summarizer"}
+NEEDED: dict[str, Any] = {"train_data": "d.jsonl", "base_model": "m", "destination": "acme/summarizer"}
 
 
 def test_a_spec_travels_as_json() -> None:

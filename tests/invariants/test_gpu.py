@@ -19,8 +19,8 @@ from infra.errors import EXIT_OUT_OF_MEMORY
 from infra.spec import TrainingSpec
 from tasks.distributed.job import TrainJob
 from tests import ranks
-from tests.distributed.conftest import events_of, write_pack
-from tests.invariants.conftest import MakeJob, trajectory
+from tests.distributed.conftest import MakeJob, events_of, write_pack
+from tests.invariants.conftest import trajectory
 from tests.invariants.test_resume import outcome
 from tests.invariants.test_trajectory import check, log_of, recorded
 

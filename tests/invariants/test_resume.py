@@ -15,8 +15,8 @@ from infra.errors import EXIT_PREEMPTED
 from infra.files import sha256_of
 from tasks.distributed.job import TrainJob
 from tests import ranks
-from tests.distributed.conftest import events_of
-from tests.invariants.conftest import MakeJob, trajectory
+from tests.distributed.conftest import MakeJob, events_of
+from tests.invariants.conftest import trajectory
 
 pytestmark = pytest.mark.slow
 

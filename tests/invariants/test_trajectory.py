@@ -16,8 +16,8 @@ import torch
 from tasks.distributed.cpu_attention import short_segments
 from tasks.distributed.job import TrainJob
 from tests import ranks
-from tests.distributed.conftest import events_of
-from tests.invariants.conftest import MakeJob, trajectory, write_data
+from tests.distributed.conftest import MakeJob, events_of
+from tests.invariants.conftest import trajectory, write_data
 
 pytestmark = pytest.mark.slow
 

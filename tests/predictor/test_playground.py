@@ -39,7 +39,7 @@ def test_page_streams_the_answer_to_what_is_typed(
     assert at(browser, "answer") == expected[version]
     assert at(browser, "error") == ""
     assert not browser.find_element("id", "key").is_displayed()
-    assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []  # type: ignore[no-untyped-call]
+    assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []
 
 
 def test_refusals_are_shown_as_the_predictors_sentence(served: Predictor, browser: Chrome, tmp_path: Path) -> None:
@@ -76,8 +76,7 @@ def test_page_asks_for_the_key_where_there_is_one(
 def fill(browser: Chrome, **values: str) -> None:
     """Type into the page's fields, and run."""
     for name, value in values.items():
-        browser.execute_script(  # type: ignore[no-untyped-call]
-            "arguments[0].value = arguments[1]", see(browser, f"//*[@id='{name}']"), value)
+        browser.execute_script("arguments[0].value = arguments[1]", see(browser, f"//*[@id='{name}']"), value)
     see(browser, "//button[@id='run']").click()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from infra.spec import TaskType
 from tasks import metrics
 from tasks.metrics import Table, classification, extraction, fields_of, label_of, question, style
 
@@ -148,5 +149,5 @@ def test_a_chat_has_rouge_and_perplexity() -> None:
 
 
 @pytest.mark.parametrize("task", ["question", "extraction", "classification", "chat", "style"])
-def test_without_rows_there_are_no_scores(task: metrics.TaskType) -> None:
+def test_without_rows_there_are_no_scores(task: TaskType) -> None:
     assert metrics.scored(task, [], {"tuned": np.zeros((0, 3)), "base": np.zeros((0, 3))}, ()) == {}

@@ -17,8 +17,9 @@ import pytest
 from infra import fetch
 from infra.errors import DataChanged, DataError
 from infra.files import READ_BYTES
+from infra.s3 import AHEAD_BYTES
 from infra.settings import Settings
-from infra.store import AHEAD_BYTES, Store, filesystem
+from infra.store import Store, filesystem
 from tasks import reading
 from tasks.ingest import FILE, ingest
 from tasks.reading import BLOCK_BYTES, Ahead, Standing, Teller
@@ -124,7 +125,7 @@ def test_a_file_on_the_web_that_changes_is_read_once_more(
 ) -> None:
     """It breaks off, and is another version when it is asked for again."""
     old, new = row("old") * 2000, row("new") * 2000
-    site.body, site.ends = old, [len(old) // 2] * 2 * changes  # of what is asked for first, and of what follows
+    site.body, site.ends = old, [len(old) // 2] * (2 * changes)  # of what is asked for first, and of what follows
     asked, left = fetch._asked, changes
 
     def changing(method: str, address: str, settings: Settings, headers: dict[str, str], patience: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from infra.errors import DataError, Transient
+from infra.launch import spawn
 from infra.records import Dataset, Finding, Split
 from infra.settings import Settings
 from infra.spec import Drop
@@ -104,8 +105,12 @@ def test_any_number_of_processes_finds_the_same(
             for row in range(400)]
     bring(settings, store, tmp_path / "d", rows), bring(settings, store, tmp_path / "h", rows[:90])
     started = []
-    spawned = look.spawn
-    monkeypatch.setattr(look, "spawn", lambda command, log: started.append(command) or spawned(command, log=log))
+
+    def noted(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+        started.append(command)
+        return spawn(command, log=log)
+
+    monkeypatch.setattr(look, "spawn", noted)
     found = []
     for processes in (1, 2, 3):
         own = Store(Settings(home=tmp_path / f"home{processes}"))
@@ -132,7 +137,7 @@ def test_a_process_that_dies_is_told_and_leaves_no_other(
     monkeypatch.setattr(survey, "MARK_BYTES", 1)
     monkeypatch.setattr(lines, "BLOCK_BYTES", 256)
     data = bring(settings, store, tmp_path / "d", [{"text": told(row)} for row in range(40)])
-    children = []
+    children: list[subprocess.Popen[bytes]] = []
 
     def dies(command: list[str], log: Path) -> subprocess.Popen[bytes]:
         code = "import time; time.sleep(60)" if not children else "import os; os.kill(os.getpid(), 9)"

@@ -36,7 +36,8 @@ def closely(line: bytes) -> tuple[dict[str, Any], str] | None:
         return None
 
 
-@pytest.mark.parametrize("line", [json.dumps(row, ensure_ascii=one).encode() for row in LINES for one in (0, 1)] + RAW)
+@pytest.mark.parametrize(
+    "line", [json.dumps(row, ensure_ascii=one).encode() for row in LINES for one in (False, True)] + RAW)
 def test_what_is_judged_quickly_is_judged_alike(line: bytes) -> None:
     found, wanted = quick(line), closely(line)
     assert found is None or found == wanted

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,13 +132,13 @@ def test_files_that_never_stop_changing_are_left_for_the_next_time(settings: Set
 
 
 def test_what_was_told_is_noted_for_each_destination_and_its_data(store: Store) -> None:
-    spec = TrainingSpec(train_data="s3://me:pw@b/*.jsonl", base_model="m", destination="acme/notes")
+    given: dict[str, Any] = {"train_data": "s3://me:pw@b/*.jsonl", "base_model": "m", "destination": "acme/notes"}
+    spec = TrainingSpec(**given)
     seen, told = Look(fingerprint="f", files=2, bytes=3), datetime.now(UTC)
     assert noted(store, spec) is None
     note(store, spec, seen, told)
     assert noted(store, spec) == (seen, told)
     for other in ({"destination": "acme/other"}, {"train_data": "s3://b/*.jsonl"}, {"validation_data": "v.jsonl"}):
-        assert noted(store, TrainingSpec(**{
-            "train_data": spec.train_data, "base_model": "m", "destination": "acme/notes", **other})) is None
+        assert noted(store, TrainingSpec(**{**given, **other})) is None
     (name,) = store.names("watched")
     assert "pw" not in (store.read(name) or "")
