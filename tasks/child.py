@@ -36,6 +36,8 @@ RANK_LOST = re.compile(r"Signal \d+ \(SIG|Connection (closed|reset) by peer|Time
 """What torchrun and gloo say when a rank was killed or its host went away."""
 RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?!.*ChildFailedError)[\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
 """The last line of a Python traceback."""
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+"""Bars are for terminals, and what libraries will rename is not the user's business; who sets them decides."""
 CONTRACT_FILES = (JOB, ROOM, EVENTS, RESULT, ERROR, LOG)
 
 
@@ -84,7 +86,9 @@ def run_child(
 def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
     """What each of this machine's ranks is told beside torchrun's own variables."""
     threads = str(settings.threads_for(ranks))
-    return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", GPUS_SEEN: str(len(gpus())), **environment()}
+    quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
+    return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", GPUS_SEEN: str(len(gpus())), **quiet,
+            **environment()}
 
 
 def failure(folder: Path, code: int, module: str) -> AnnealError:
