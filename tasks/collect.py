@@ -21,8 +21,8 @@ from infra.errors import UserError
 from infra.files import locked
 from infra.settings import Settings
 from infra.store import Store
+from tasks.checkpoints import CHECKPOINTS
 from tasks.registry import Registry
-from tasks.train import CHECKPOINTS
 
 KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations")
 """Folders of the store that are collected. Predictions are somebody's results and stay."""

@@ -43,15 +43,15 @@ class Pace:
         """Take one event."""
         if event["event"] in BESIDE:
             return
+        if self._pause and event["event"] in ("step", "pause"):
+            self._pauses[self._pause].append(event["time"] - self._paused)
+            self._pause = ""
         if event["event"] != "step":
             # The trainer tells of a step while it does the next one, but of the last before a pause at once.
             self._last = self._newest = None
             if event["event"] == "pause":
                 self._pause, self._paused = event["what"], event["time"]
             return
-        if self._pause:
-            self._pauses[self._pause].append(event["time"] - self._paused)
-            self._pause = ""
         if self._newest is not None:
             self._usual.append(self._newest)
         if self._last is not None:

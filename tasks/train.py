@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import Broken, OutOfMemory, RanksLost, Transient
-from infra.files import digest_of, sha256_of, verify, write_atomic
+from infra.files import digest_of, sha256_of, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.attempt import reached
+from tasks.checkpoints import Copies, bring_checkpoint, in_store
 from tasks.child import TRAIN, ranks_of, run_child, settled
 from tasks.companions import call_nodes
 from tasks.distributed.events import drop_torn_line, read_events
-from tasks.distributed.job import EVENTS, TrainJob
+from tasks.distributed.job import EVENTS, TrainJob, checkpoint_folders
 from tasks.forecast import device_of, forecast
 from tasks.only_one import only_one
 from tasks.pace import Pace
@@ -40,7 +41,8 @@ from tasks.slots import hold
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
-CHECKPOINTS = "checkpoints"
+PARTS = "parts"
+"""The file with the number of micro-batches that fitted after memory had run out."""
 LAUNCHES, SAME_LAUNCHES = "launches.json", 3
 LAUNCHES_AT_MOST = 1000
 """`comes_no_further` stops long before, where launches leave no newer checkpoint."""
@@ -95,6 +97,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             result = run_while_it_gets_on(settings, job, run, seen.look, pace)
         finally:
             seen.look()
+            seen.copies.finish()
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model")
             shutil.copy(run / EVENTS, draft.path / EVENTS)
@@ -103,7 +106,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
                 "method": "full" if spec.peft_method == "full" else "lora",
                 "digest": _model_digest(run / "model")})
             draft.commit(trained.folder, trained.to_json())
-        for name in store.names(f"{CHECKPOINTS}/{identity}"):
+        for name in in_store(store, identity):
             store.remove(name)
         shutil.rmtree(run, ignore_errors=True)
     return trained
@@ -139,9 +142,11 @@ def run_smaller_if_needed(
     The numbers stay the same: only the cut of a batch into micro-batches changes. Training goes on at the
     last checkpoint. Raises OutOfMemory when a micro-batch is a single row.
     """
-    spec, nodes = TrainingSpec.from_json(job.spec), settings.machines
+    spec, nodes, noted = TrainingSpec.from_json(job.spec), settings.machines, Path(job.out) / PARTS
     ranks = ranks_of(spec.num_ranks)
     share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
+    if noted.exists():  # of a launch before this one
+        job = with_parts(job, max(spec.gradient_accumulation_steps or 1, min(int(noted.read_text()), share)))
     while True:
         on_poll()  # what the launch before told must not count as this one's
         pace.launch()
@@ -149,36 +154,26 @@ def run_smaller_if_needed(
             return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes,
                              call=lambda launch: call_nodes(settings, launch), patience_s=pace.limit_s)
         except OutOfMemory as error:
-            parts = spec.gradient_accumulation_steps or 1
+            parts = TrainingSpec.from_json(job.spec).gradient_accumulation_steps or 1
             if parts >= share:
                 raise
-            spec = dataclasses.replace(spec, gradient_accumulation_steps=min(2 * parts, share))
-            job = dataclasses.replace(job, spec=spec.to_json())
+            parts = min(2 * parts, share)
+            write_atomic(noted, str(parts))
+            job = with_parts(job, parts)
             log.warning("training=%s %s; micro-batches of %d rows from here on", job.key, error.found,
-                        math.ceil(share / spec.gradient_accumulation_steps))
+                        math.ceil(share / parts))
+
+
+def with_parts(job: TrainJob, parts: int) -> TrainJob:
+    """The same training, a rank's share of a batch in so many micro-batches."""
+    spec = dataclasses.replace(TrainingSpec.from_json(job.spec), gradient_accumulation_steps=parts)
+    return dataclasses.replace(job, spec=spec.to_json())
 
 
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:
     """The weights trained earlier from the same spec, if they still verify."""
     manifest = store.find(f"trainings/{training_id(spec, pack, base)}")
     return Trained.of(dict(manifest.record)) if manifest else None
-
-
-def bring_checkpoint(store: Store, identity: str, run: Path) -> None:
-    """Take over the checkpoint in a remote store if it is newer than what this machine has."""
-    if store.is_local:
-        return
-    here = max((path.name for path in run.glob("step-??????") if verify(path)), default="")
-    for name in reversed(store.names(f"{CHECKPOINTS}/{identity}")):
-        if name.rsplit("/", 1)[-1] <= here:
-            return
-        if store.find(name) is not None:
-            part = run / "fetched.part"
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(store.fetch(name) / CHECKPOINTS, part)
-            shutil.rmtree(run / name.rsplit("/", 1)[-1], ignore_errors=True)  # damaged, or it would not be older
-            part.rename(run / name.rsplit("/", 1)[-1])
-            return
 
 
 def comes_no_further(run: Path) -> bool:
@@ -192,37 +187,22 @@ def comes_no_further(run: Path) -> bool:
 
 def newest_checkpoint(run: Path) -> str:
     """The name of its folder, or an empty string."""
-    return max((path.name for path in run.glob("step-??????")), default="")
+    return next((path.name for path in checkpoint_folders(run)), "")
 
 
 class _Seen:
-    """Passes events on as they are written, and copies new checkpoints to a remote store."""
+    """Passes events on as they are written, and has new checkpoints copied to a remote store."""
 
     def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch, pace: Pace) -> None:
-        self._store, self._identity, self._run, self._offset = store, identity, run, offset
-        self._watch, self._pace = watch, pace
+        self._run, self._offset, self._watch, self._pace = run, offset, watch, pace
+        self.copies = Copies(store, identity, run)
 
     def look(self) -> None:
         events, self._offset = read_events(self._run, self._offset)
         for event in events:
             self._pace.see(event)
             self._watch(event)
-        if not self._store.is_local and any(event["event"] == "checkpoint" for event in events):
-            try:
-                self._copy_newest()
-            except Transient as error:
-                log.warning("checkpoint not copied, trying again at the next: %s", error)
-
-    def _copy_newest(self) -> None:
-        for folder in sorted(self._run.glob("step-??????"), reverse=True):
-            if verify(folder) is not None:
-                older = self._store.names(f"{CHECKPOINTS}/{self._identity}")
-                with self._store.draft() as draft:
-                    shutil.copytree(folder, draft.path / CHECKPOINTS)
-                    draft.commit(f"{CHECKPOINTS}/{self._identity}/{folder.name}", {"training": self._identity})
-                for name in older[:-1]:
-                    self._store.remove(name)
-                return
+        self.copies.look(new=any(event["event"] == "checkpoint" for event in events))
 
 
 def _model_digest(folder: Path) -> str:

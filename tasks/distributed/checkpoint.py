@@ -4,8 +4,8 @@ On disk:   <run>/step-000100/   DCP files and manifest.json, renamed into place 
            <run>/best/          the same, weights only, of the lowest validation loss so far
 Dies half-way: a `.part` folder that the next save removes; the checkpoint before it stands.
 There is no random state to save: seeds are functions of (seed, step, rank), like the data order.
-A checkpoint whose manifest does not verify is passed over, and said so. Training waits only while
-the state is copied to host memory. Weights are saved by their names in the model, whole or in
+A checkpoint whose manifest does not verify is passed over, said so, and put aside as `.damaged`. Training waits only
+while the state is copied to host memory. Weights are saved by their names in the model, whole or in
 shards: another number of ranks, or the other kind of parallelism, can read them.
 """
 
@@ -36,10 +36,11 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from infra.crash import crashpoint
 from infra.errors import Transient
 from infra.files import seal, sync_folder, verify
+from tasks.distributed.job import BEST, checkpoint_folders, checkpoint_name
 from tasks.distributed.parallel import Group
 
 KEPT = 2
-BEST = "best"
+DAMAGED = ".damaged"
 FULL_BYTES = 1 << 20
 """With less than this left, a failed write is a full disk."""
 OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -64,15 +65,20 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any],
-             ) -> None:
-        """Copy the state after `step` finished steps, and write it while the next ones run."""
-        weights, state = get_state_dict(model, optimizer, options=OPTIONS)
-        self._start(f"step-{step:06d}", {"model": weights, "optimizer": state}, {"step": step, **record})
+    def save(
+        self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any],
+        began: float,
+    ) -> None:
+        """Copy the state after `step` finished steps, and write it while the next ones run.
 
-    def save_best(self, step: int, model: torch.nn.Module, record: Mapping[str, Any]) -> None:
+        Training has stood still since `began` (of time.monotonic): that is where stall_s counts from.
+        """
+        weights, state = get_state_dict(model, optimizer, options=OPTIONS)
+        self._start(checkpoint_name(step), {"model": weights, "optimizer": state}, {"step": step, **record}, began)
+
+    def save_best(self, step: int, model: torch.nn.Module, record: Mapping[str, Any], began: float) -> None:
         """The same for the weights alone, in the place of the best."""
-        self._start(BEST, {"model": get_model_state_dict(model, options=OPTIONS)}, {"step": step, **record})
+        self._start(BEST, {"model": get_model_state_dict(model, options=OPTIONS)}, {"step": step, **record}, began)
 
     def wait(self) -> None:
         """Until the last save is in place. Raises OSError, of a full disk among others, and Transient."""
@@ -80,16 +86,24 @@ class Checkpoints:
             self._writing.result()
             self._writing = None
 
-    def latest(self, key: str) -> Found | None:
-        """The newest checkpoint that verifies and belongs to the training `key`, as the first rank sees it."""
-        return self._ranks.from_first(self._newest(key) if self._ranks.is_first else None)
+    def latest(self, key: str, *, with_best: bool = False) -> Found | None:
+        """The newest checkpoint that verifies and belongs to the training `key`, as the first rank sees it.
 
-    def _newest(self, key: str) -> Found | None:
-        for folder in _folders(self._run):
-            found = _read(folder, key)
+        `with_best`: one that knows of a best step is of no use without the weights of it.
+        """
+        return self._ranks.from_first(self._newest(key, with_best) if self._ranks.is_first else None)
+
+    def _newest(self, key: str, with_best: bool) -> Found | None:
+        for folder in checkpoint_folders(self._run):
+            found, reason = _read(folder, key), "damaged, or of another training"
             if found is not None:
-                return found
-            self._tell("checkpoint_passed_over", folder=folder.name, reason="damaged, or of another training")
+                if not (with_best and found.record["progress"]["best_step"]) or _read(self._run / BEST, key):
+                    return found
+                reason = "the best weights, which it counts on, are damaged or missing"
+            self._tell("checkpoint_passed_over", folder=folder.name, reason=reason)
+            aside = folder.with_name(f"{folder.name}{DAMAGED}")  # else it would take the place of a good one
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
         return None
 
     def load(self, found: Found, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -100,20 +114,18 @@ class Checkpoints:
         set_state_dict(
             model, optimizer, model_state_dict=both["model"], optim_state_dict=both["optimizer"], options=OPTIONS)
 
-    def load_best(self, key: str, model: torch.nn.Module) -> int:
-        """Put the best weights back; returns their step. Raises Transient if they are damaged."""
+    def load_best(self, key: str, model: torch.nn.Module) -> None:
+        """Put the best weights back. Raises Transient if they are damaged."""
         found = _read(self._run / BEST, key)
         if found is None:
             raise Transient("the best weights are damaged", where=str(self._run / BEST),
-                            fix="The next try trains again from the last checkpoint.")
+                            fix="The next try trains again from a checkpoint before them, or from the start.")
         weights = {"model": get_model_state_dict(model, options=OPTIONS)}
         load(weights, checkpoint_id=found.folder)
         set_model_state_dict(model, weights["model"], options=OPTIONS)
-        return found.step
 
-    def _start(self, name: str, state: dict[str, Any], record: Mapping[str, Any]) -> None:
+    def _start(self, name: str, state: dict[str, Any], record: Mapping[str, Any], began: float) -> None:
         self.wait()
-        began = time.monotonic()
         part = self._run / f"{name}.part"
         if self._ranks.is_first:
             shutil.rmtree(part, ignore_errors=True)
@@ -142,7 +154,7 @@ class Checkpoints:
         part.rename(target)
         sync_folder(self._run)
         crashpoint("train.checkpoint.after_commit")
-        for old in _folders(self._run)[KEPT:]:
+        for old in checkpoint_folders(self._run)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
         self._tell("checkpoint", step=record["step"], folder=target.name, stall_s=round(stall_s, 4),
                    seconds=round(time.monotonic() - began, 3))
@@ -168,8 +180,3 @@ def write_error(error: BaseException, part: Path, *causes: BaseException) -> Exc
     if is_full:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
     return Transient(f"it could not be written ({error})", where=part.name)
-
-
-def _folders(run: Path) -> list[Path]:
-    """Checkpoint folders, the newest first."""
-    return sorted((p for p in run.glob("step-*") if p.is_dir() and p.suffix != ".part"), reverse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from infra.records import RowKind
 from infra.spec import Precision
 
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
+BEST = "best"
+"""The folder with the weights of the lowest validation loss so far."""
 ROOM, ROOM_BYTES = "room", 1 << 14
 """A file that gives its place to error.json when the disk is full."""
 GPUS_SEEN = "ANNEAL_GPUS_SEEN"
@@ -32,6 +35,23 @@ BLOCK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 23}
 VALIDATION_PROMPT = -1
 """Row number of the answer to the spec's validation_prompt."""
 J = TypeVar("J", bound="Job")
+
+
+def checkpoint_name(step: int) -> str:
+    """Of the folder with the state after so many steps."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int:
+    """The step in the name of a checkpoint's folder; -1 in other names."""
+    found = re.fullmatch(r"step-(\d{6,})", name)
+    return int(found[1]) if found else -1
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """The checkpoints of a training, the newest first."""
+    return sorted((path for path in run.glob("step-*") if step_of(path.name) >= 0),
+                  key=lambda path: step_of(path.name), reverse=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,8 @@ from tasks.distributed.validation import held_out_loss
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""torch has no error of its own for that."""
 
 
 def train(job: TrainJob) -> int:
@@ -56,14 +58,14 @@ def train(job: TrainJob) -> int:
         for step in range(started, trainer.plan.steps):
             trainer.step(step, stop)
             done, last = step + 1, step + 1 == trainer.plan.steps
-            wants_stop = trainer.look_back()
+            trainer.look_back()
             if trainer.validates_after(done) and trainer.validate(done):
                 break
             if last:
                 break
-            if wants_stop or done % spec.checkpoint_steps == 0:
+            if trainer.wants_stop or done % spec.checkpoint_steps == 0:
                 trainer.save(done)
-            if wants_stop:
+            if trainer.wants_stop:
                 trainer.checkpoints.wait()
                 trainer.events.emit("preempted", step=done)
                 return EXIT_PREEMPTED
@@ -110,6 +112,8 @@ class Trainer:
         self.seconds_before, self.began = 0.0, time.monotonic()
         self.bad = torch.zeros((), device=ranks.device)
         self.figures: deque[tuple[int, Later]] = deque()
+        self.wants_stop = False
+        """Some rank was told to stop, as the figures read so far say on all ranks alike."""
 
     # ------------------------------------------------------------------ one step
 
@@ -151,18 +155,16 @@ class Trainer:
         crashpoint("train.after_backward")
         return total
 
-    def look_back(self, *, all_of_them: bool = False) -> bool:
+    def look_back(self, *, all_of_them: bool = False) -> None:
         """Read the figures of the step before the last one, which the device has finished meanwhile.
 
-        True when any rank was told to stop. Raises Diverged; no weight was updated since that step.
+        Raises Diverged; no weight was updated since that step.
         """
-        wants_stop = False
         while len(self.figures) > (0 if all_of_them else 1):
             step, figures = self.figures.popleft()
             loss, norm, stops = figures.get()
-            wants_stop = wants_stop or stops > 0
+            self.wants_stop |= stops > 0
             self._tell(step, loss, norm)
-        return wants_stop
 
     def _tell(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss + norm):
@@ -203,7 +205,7 @@ class Trainer:
         if progress.loss_best is None or value < progress.loss_best:
             progress.loss_best, progress.best_step, progress.not_better = value, done, 0
             if self.spec.keep_weights == "best":
-                self.checkpoints.save_best(done, self.built.loss, {"key": self.job.key})
+                self.checkpoints.save_best(done, self.built.loss, {"key": self.job.key}, time.monotonic())
         else:
             progress.not_better += 1
         self.events.emit("validation", step=done, loss=value, perplexity=math.exp(min(value, 700)))
@@ -215,15 +217,16 @@ class Trainer:
 
     def save(self, done: int) -> None:
         """Checkpoint after `done` finished steps."""
+        began = time.monotonic()
         self.look_back(all_of_them=True)  # a step that is not finite never gets into one
         self.events.emit("pause", step=done, what="checkpoint")
         self.progress.seconds = self._seconds()
         self.checkpoints.save(done, self.built.loss, self.optimizer, {
-            "key": self.job.key, "progress": asdict(self.progress)})
+            "key": self.job.key, "progress": asdict(self.progress)}, began)
 
     def resume(self) -> int:
         """Load the newest good checkpoint; returns the number of finished steps."""
-        found, started = self.checkpoints.latest(self.job.key), 0
+        found, started = self.checkpoints.latest(self.job.key, with_best=self.spec.keep_weights == "best"), 0
         if found is not None:
             self.checkpoints.load(found, self.built.loss, self.optimizer)
             self.progress = Progress(**found.record["progress"])
@@ -248,8 +251,8 @@ class Trainer:
         save_trained(self.built, self.run / "model", self.ranks)
         crashpoint("train.final.before_commit")
         if self.ranks.is_first:
-            for checkpoint in (*self.run.glob("*.part"), self.run / "best"):
-                shutil.rmtree(checkpoint, ignore_errors=True)
+            for part in self.run.glob("*.part"):
+                shutil.rmtree(part, ignore_errors=True)
             self.job.finish(self._result(started))
             self.events.emit("done", step=self.progress.steps)
 
@@ -273,12 +276,14 @@ def main(job: TrainJob) -> int:
             raise Preempted("the training was told to stop and saved a checkpoint", where="training",
                             fix="Start it again; it goes on from there.")
         return EXIT_DONE
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(
-            f"out of memory ({str(error).splitlines()[0]})", where="training",
-            fix="Lower chunk_size or train_batch_size, or use more GPUs.") from error
     except torch.distributed.DistError as error:
         raise Transient(f"a rank lost the others ({str(error).splitlines()[0]})", where="training") from error
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and NO_MEMORY not in str(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory ({(str(error).splitlines() or ['the machine has no more'])[0]})", where="training",
+            fix="Lower chunk_size or train_batch_size, or use more GPUs.") from error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,8 +51,10 @@ def resumes_at(point: str, nth: int) -> int:
 
 
 def outcome(job: TrainJob, method: str) -> tuple[dict[int, tuple[float, float]], str]:
-    """What must not change: every logged figure, and the weights."""
-    return trajectory(job), sha256_of(Path(job.out) / WEIGHTS[method])
+    """What must not change: every logged figure, those of a step that was done twice too, and the weights."""
+    last = trajectory(job)
+    assert all((event["loss"], event["grad_norm"]) == last[event["step"]] for event in events_of(job))
+    return last, sha256_of(Path(job.out) / WEIGHTS[method])
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +96,17 @@ def test_a_signal_to_one_rank_saves_on_all_and_changes_nothing(
     assert outcome(stopped, method) == outcome(alone, method)
 
 
+@pytest.mark.parametrize("knobs", [
+    {"checkpoint_steps": 1}, {"checkpoint_steps": 1000, "validation_steps": 1}, {"checkpoint_steps": 2}])
+def test_a_signal_is_heard_though_every_step_ends_with_a_pause(
+    knobs: dict[str, Any], make_job: MakeJob, tmp_path: Path,
+) -> None:
+    job = make_job("stopped", **knobs)
+    fired = tmp_path / "fired"
+    assert ranks.run(job, 1, ANNEAL_CRASH_AT="train.mid_step:SIGTERM:4", ANNEAL_CRASH_FIRED=fired) == [EXIT_PREEMPTED]
+    assert fired.exists() and 4 <= events_of(job, "preempted")[0]["step"] <= 5
+
+
 @pytest.mark.parametrize(("before", "after", "ways"), [
     (2, 1, ("fsdp", "ddp")), pytest.param(1, 2, ("ddp", "fsdp"), marks=pytest.mark.chaos)])
 def test_other_ranks_and_the_other_parallelism_go_on_where_these_stopped(
@@ -102,9 +116,12 @@ def test_other_ranks_and_the_other_parallelism_go_on_where_these_stopped(
     knobs = {"peft_method": "full", "checkpoint_steps": 2}
     alone, moved = make_job("alone", **knobs), make_job("moved", parallelism=ways[0], **knobs)
     assert ranks.run(alone, 1) == [0]
-    ranks.run(moved, before, ANNEAL_CRASH_AT="train.mid_step:SIGKILL:8:0", ANNEAL_CRASH_FIRED=tmp_path / "fired")
+    fired = tmp_path / "fired"
+    codes = ranks.run(moved, before, ANNEAL_CRASH_AT="train.mid_step:SIGKILL:8:0", ANNEAL_CRASH_FIRED=fired)
+    assert fired.exists() and codes[0] == -signal.SIGKILL
     moved = make_job("moved", parallelism=ways[1], **knobs)
     assert ranks.run(moved, after) == [0] * after
+    assert events_of(moved, "resume")[0]["step"] >= 4
     wanted, found = trajectory(alone), trajectory(moved)
     assert {step: loss for step, (loss, _) in found.items()} == pytest.approx(
         {step: loss for step, (loss, _) in wanted.items()}, rel=5e-6)

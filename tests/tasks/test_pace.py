@@ -52,6 +52,16 @@ def test_between_steps_ten_times_the_usual_but_within_bounds(pace: Pace, every_s
     assert pace.limit_s() == pytest.approx(limit_s)
 
 
+def test_a_pause_that_another_one_follows_is_learned_too(pace: Pace) -> None:
+    for round_s in (0.0, 1000.0, 2000.0):
+        pace.see({"event": "pause", "what": "validation", "time": round_s})
+        pace.see({"event": "validation", "time": round_s + 40})
+        pace.see({"event": "pause", "what": "checkpoint", "time": round_s + 40})
+        pace.see({"event": "step", "time": round_s + 41})
+    pace.see({"event": "pause", "what": "validation", "time": 3000.0})
+    assert pace.limit_s() == pytest.approx(400.0)
+
+
 @pytest.mark.parametrize("pause_every", [3, 4, 10])
 def test_the_step_before_a_pause_which_is_told_at_once_says_nothing(pace: Pace, pause_every: int) -> None:
     trained(pace, 60 + 2, 30.0, pause_every)

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks import child
+from tasks.checkpoints import CHECKPOINTS, Copies, bring_checkpoint, in_store
 from tasks.distributed.job import TrainJob
 from tasks.only_one import only_one
 from tasks.pace import Pace
 from tasks.train import (
-    CHECKPOINTS,
-    bring_checkpoint,
     comes_no_further,
     run_smaller_if_needed,
     run_while_it_gets_on,
@@ -86,6 +86,29 @@ def test_a_damaged_checkpoint_here_gives_way_to_the_same_step_from_elsewhere(rem
     assert (run / "step-000010" / "weights").read_text() == "theirs"
 
 
+def test_watching_goes_on_while_a_checkpoint_is_copied_with_the_best_weights(
+    remote: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened, draft = threading.Event(), remote.draft
+    monkeypatch.setattr(remote, "draft", lambda: draft() if opened.wait(60) else None)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    copies = Copies(remote, "t", here)
+    checkpoint(here, 999_950, "first")
+    copies.look(new=True)
+    checkpoint(here, 1_000_000, "second")
+    checkpoint(here, 0, "best").rename(here / "best")
+    copies.look(new=True)
+    assert in_store(remote, "t") == []
+    opened.set()
+    copies.finish()
+    assert in_store(remote, "t")[0] == f"{CHECKPOINTS}/t/step-1000000"
+    bring_checkpoint(remote, "t", there)
+    assert {path.name: (path / "weights").read_text() for path in there.iterdir()} == {
+        "step-1000000": "second", "best": "best"}
+
+
 def test_what_auto_precision_means_here_is_part_of_the_training(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for gpus, bf16 in (((), False), ((), True), (("NVIDIA H100",), False)):
@@ -110,6 +133,9 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
     with pytest.raises(OutOfMemory):
         run_smaller_if_needed(settings, job, lambda: None, Pace(settings))
     assert tried == [1, 2, 4, 6]
+    with pytest.raises(OutOfMemory):
+        run_smaller_if_needed(settings, job, lambda: None, Pace(settings))
+    assert tried[4:] == [6], "what fitted is known to the next launch"
 
 
 def test_a_second_process_at_the_same_training_is_refused(tmp_path: Path) -> None:
