@@ -90,6 +90,8 @@ class Forecast(Record):
     usd: float | None
     usd_per_hour: float | None
     """Of one device."""
+    paid: int = 1
+    """Devices: the GPUs, or the machines where the ranks share a CPU each."""
 
     def lines(self) -> dict[str, str]:
         """What people read, by name."""
@@ -112,7 +114,7 @@ class Forecast(Record):
     def spent(self, trained: Trained) -> dict[str, str]:
         """The same of a finished training, as far as it is known."""
         price = {} if self.usd_per_hour is None else {
-            "price": f"{trained.seconds / 3600 * self.usd_per_hour * trained.ranks:.2f} USD"}
+            "price": f"{trained.seconds / 3600 * self.usd_per_hour * self.paid:.2f} USD"}
         return {"steps": f"{trained.steps}", "memory of each rank": f"{trained.peak_memory_bytes / GIB:.2f} GiB",
                 "time": f"{trained.seconds:.0f} s", **price}
 
@@ -135,16 +137,17 @@ def estimate(
     per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
+    paid = nodes if name == "CPU" else ranks
     # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights; a second forward.
     each = (6 if spec.peft_method == "full" else 4) + (2 if spec.activation_checkpointing else 0)
     fastest = None if device is None else each * parameters * tokens / (
-        device.tflops * 1e12 * device.utilization * (ranks if name != "CPU" else 1))
+        device.tflops * 1e12 * device.utilization * paid)
     plain = fastest if fastest is None or name == "CPU" else fastest / NOT_COMPILED[spec.peft_method]
     compiled, because = compiles(spec, name, plain)
     spec = dataclasses.replace(spec, compile_layers=compiled)
     spec, memory, parallelism, why = cut(config, spec, pack, ranks, parameters, trainable, device, nodes)
     known: dict[str, Any] = {
-        "device": name, "ranks": ranks, "steps": int(steps), "tokens": tokens, "parameters": parameters,
+        "device": name, "ranks": ranks, "paid": paid, "steps": int(steps), "tokens": tokens, "parameters": parameters,
         "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
         "parallelism": parallelism, "why": why, "parts": spec.gradient_accumulation_steps,
         "compile_layers": compiled, "why_compiled": because}
@@ -153,7 +156,7 @@ def estimate(
         return Forecast(**known, fits=None, seconds=None, usd=None, usd_per_hour=None)
     return Forecast(
         **known, fits=sum(memory.values()) / GIB <= device.usable_gib, seconds=round(seconds, 1),
-        usd=round(seconds / 3600 * device.usd_per_hour * ranks, 4), usd_per_hour=device.usd_per_hour)
+        usd=round(seconds / 3600 * device.usd_per_hour * paid, 4), usd_per_hour=device.usd_per_hour)
 
 
 def device_of(settings: Settings) -> tuple[str, Device | None]:

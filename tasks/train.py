@@ -91,8 +91,8 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         job = TrainJob(
             out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
             packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
-            parallelism=expected.parallelism, peak_tflops=device.tflops if device else 0.0,
-            usd_per_hour=device.usd_per_hour if device else 0.0)
+            parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
+            usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
         try:
             result = run_while_it_gets_on(settings, job, run, seen.look, pace)
         finally:

@@ -25,9 +25,11 @@ class Events:
     folder: Path
     total: int
     muted: bool = False
-    ranks: int = 1
     peak_tflops: float = 0.0
     usd_per_hour: float = 0.0
+    """These two: of all devices together."""
+    seconds_before: float = 0.0
+    """Of the launches up to the checkpoint that this one goes on from: they cost money too."""
     _start: float = field(default_factory=time.monotonic)
     _tokens: int = 0
     _labels: int = 0
@@ -67,9 +69,9 @@ class Events:
         """What needs the table of devices."""
         found = {}
         if self.peak_tflops:
-            found["mfu"] = round(self._flops / elapsed / 1e12 / self.peak_tflops / self.ranks, 4)
+            found["mfu"] = round(self._flops / elapsed / 1e12 / self.peak_tflops, 4)
         if self.usd_per_hour:
-            found["usd"] = round(elapsed / 3600 * self.usd_per_hour * self.ranks, 6)
+            found["usd"] = round((self.seconds_before + elapsed) / 3600 * self.usd_per_hour, 6)
         return found
 
     @property

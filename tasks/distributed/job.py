@@ -102,9 +102,9 @@ class TrainJob(Job):
     parallelism: str = "ddp"
     """ddp, fsdp or hsdp: `auto` is decided before."""
     peak_tflops: float = 0.0
-    """Of one device, for the share of it that is used; 0: not known."""
+    """Of all devices together, for the share of it that is used; 0: not known."""
     usd_per_hour: float = 0.0
-    """Of one device."""
+    """Of all devices together."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ class Trainer:
              {"params": [p for p in self.trainable if p.ndim <= 1], "weight_decay": 0.0}],
             lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
         self.events = Events(self.run, self.plan.steps, muted=not ranks.is_first, peak_tflops=job.peak_tflops,
-                             usd_per_hour=job.usd_per_hour, ranks=ranks.world)
+                             usd_per_hour=job.usd_per_hour)
         self.flops = flops_of(self.built.causal, full=spec.peft_method == "full")
         self.checkpoints = Checkpoints(self.run, ranks, self.events.emit)
         self.progress = Progress()
@@ -231,6 +231,7 @@ class Trainer:
             self.checkpoints.load(found, self.built.loss, self.optimizer)
             self.progress = Progress(**found.record["progress"])
             started, self.seconds_before = found.step, self.progress.seconds
+            self.events.seconds_before = self.seconds_before
         if reason := unrepeatable(self.built):
             self.events.emit("not_repeatable", reason=reason)
         check_isolation(self.built)

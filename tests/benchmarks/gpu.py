@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,6 +142,8 @@ def main() -> None:
     options = options_of()
     needs_shared()
     cuda = torch.cuda.is_available()
+    if cuda and not find_spec("liger_kernel"):
+        sys.exit("TRL is compared at its best: pip install liger-kernel")
     scale = GPU if cuda else CPU
     figures: dict[str, Any] = {"formulas": FORMULAS}
     goals: Goals = {}

@@ -103,7 +103,9 @@ def test_a_table_of_devices_of_ones_own_is_used(settings: Settings, past: Past) 
     own = forecast(settings, past.spec, past.pack, past.base)
     assert own.seconds and own.usd == pytest.approx(own.seconds, rel=1e-3)
     spent = dataclasses.replace(past.trained, seconds=7.0, ranks=3)
-    assert f"| price | {own.usd:.2f} USD | 21.00 USD |" in report.forecast_report(own, spent)
+    assert f"| price | {own.usd:.2f} USD | 7.00 USD |" in report.forecast_report(own, spent)
+    four = forecast(settings, dataclasses.replace(past.spec, num_ranks=4), past.pack, past.base)
+    assert (four.ranks, four.seconds, four.usd) == (4, own.seconds, own.usd), "ranks of a CPU share it"
     (settings.home_path / "hardware.toml").write_text("[CPU]\nflops = 1\n")
     with pytest.raises(UserError, match="table cannot be read"):
         forecast(settings, past.spec, past.pack, past.base)
