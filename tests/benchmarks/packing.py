@@ -8,7 +8,6 @@ does not install beside these versions (it pins transformers 5.16.1 and TRL of i
 
 from __future__ import annotations
 
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from trl import pack_dataset
 
 from tasks.distributed.packer import Rows, best_fit
-from tests.benchmarks.data import llama_2_tokenizer, lognormal_lengths, needs_shared, rows_of
+from tests.benchmarks.data import llama_2_tokenizer, lognormal_lengths, needs_shared, packs_of, samsum
 from tests.benchmarks.report import finish, interleaved, medians, say, seconds
 from tests.distributed.test_packer import check
 
@@ -56,12 +55,13 @@ def main() -> None:
 
 
 def samsum_lengths() -> NDArray[np.int64]:
-    """Tokens of each training example of SAMSum: begin, prompt, completion, end."""
-    tokenizer = llama_2_tokenizer()
-    with tempfile.TemporaryDirectory() as folder:
-        lines = (rows_of(Path(folder), train="train") / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [row["prompt"] + row["completion"] for row in map(json.loads, lines)]
-    return np.array([len(ids) + 2 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
+    """Tokens of each training example of SAMSum, as the pipeline encodes it for Llama 2."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        llama_2_tokenizer().save_pretrained(folder / "tokenizer")
+        packs = packs_of(samsum(folder / "rows", 1), folder / "tokenizer", GOAL_AT, folder / "packs")
+        starts: NDArray[np.int64] = np.load(packs / "train" / "segments.npy")
+        return np.diff(starts)
 
 
 def against_trl(name: str, lengths: NDArray[np.int64], capacity: int) -> dict[str, Any]:
