@@ -64,9 +64,10 @@ class Cable:
         """Run a Python module as that node."""
         lead = {"ANNEAL_NODES": 2, "ANNEAL_RENDEZVOUS": f"{self.network}.1:29500"} if number == 0 else {}
         settings = {"ANNEAL_THREADS": 1, **lead, **environment}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[number], sys.executable, "-m", *command], cwd=ROOT, text=True,
-            env={**os.environ, **{key: str(value) for key, value in settings.items()}},
+            env={**inherited, **{key: str(value) for key, value in settings.items()}},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def plugged(self, wanted: bool) -> None:
