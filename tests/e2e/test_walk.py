@@ -62,7 +62,7 @@ def test_walk_from_the_form_to_an_answer(stack: Stack, browser: Chrome, tmp_path
     album.take("version-link")
     click(browser, f"//a[contains(., '{DESTINATION} version 1')]")
     browser.switch_to.window(browser.window_handles[-1])
-    see(browser, "//*[contains(text(), 'challenger') or contains(text(), 'champion')]")
+    see(browser, "//*[text()[contains(., 'challenger') or contains(., 'champion')]]")
     album.take("mlflow-version")
 
     open_artifact(browser, stack, run, "endpoint")
