@@ -145,29 +145,23 @@ def run_smaller_if_needed(
     spec, nodes, noted = TrainingSpec.from_json(job.spec), settings.machines, Path(job.out) / PARTS
     ranks = ranks_of(spec.num_ranks)
     share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
+    parts = spec.gradient_accumulation_steps or 1
     if noted.exists():  # of a launch before this one
-        job = with_parts(job, max(spec.gradient_accumulation_steps or 1, min(int(noted.read_text()), share)))
+        parts = max(parts, min(int(noted.read_text()), share))
     while True:
+        job = dataclasses.replace(job, spec=dataclasses.replace(spec, gradient_accumulation_steps=parts).to_json())
         on_poll()  # what the launch before told must not count as this one's
         pace.launch()
         try:
             return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes,
                              call=lambda launch: call_nodes(settings, launch), patience_s=pace.limit_s)
         except OutOfMemory as error:
-            parts = TrainingSpec.from_json(job.spec).gradient_accumulation_steps or 1
             if parts >= share:
                 raise
             parts = min(2 * parts, share)
             write_atomic(noted, str(parts))
-            job = with_parts(job, parts)
             log.warning("training=%s %s; micro-batches of %d rows from here on", job.key, error.found,
                         math.ceil(share / parts))
-
-
-def with_parts(job: TrainJob, parts: int) -> TrainJob:
-    """The same training, a rank's share of a batch in so many micro-batches."""
-    spec = dataclasses.replace(TrainingSpec.from_json(job.spec), gradient_accumulation_steps=parts)
-    return dataclasses.replace(job, spec=spec.to_json())
 
 
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:

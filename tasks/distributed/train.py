@@ -109,7 +109,7 @@ class Trainer:
         self.flops = flops_of(self.built.causal, full=spec.peft_method == "full")
         self.checkpoints = Checkpoints(self.run, ranks, self.events.emit)
         self.progress = Progress()
-        self.seconds_before, self.began = 0.0, time.monotonic()
+        self.began = time.monotonic()
         self.bad = torch.zeros((), device=ranks.device)
         self.figures: deque[tuple[int, Later]] = deque()
         self.wants_stop = False
@@ -230,8 +230,7 @@ class Trainer:
         if found is not None:
             self.checkpoints.load(found, self.built.loss, self.optimizer)
             self.progress = Progress(**found.record["progress"])
-            started, self.seconds_before = found.step, self.progress.seconds
-            self.events.seconds_before = self.seconds_before
+            started, self.events.seconds_before = found.step, self.progress.seconds
         if reason := unrepeatable(self.built):
             self.events.emit("not_repeatable", reason=reason)
         check_isolation(self.built)
@@ -267,7 +266,7 @@ class Trainer:
             "trainable": sum(p.numel() for p in self.trainable), "peak_memory_bytes": peak, "resumed_from": started}
 
     def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.began
+        return self.events.seconds_before + time.monotonic() - self.began
 
 
 def main(job: TrainJob) -> int:

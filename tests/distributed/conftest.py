@@ -15,6 +15,8 @@ from infra.spec import TrainingSpec
 from tasks.distributed.job import TrainJob
 from tasks.distributed.packer import best_fit, one_each
 from tasks.distributed.packs import write_index, write_part
+from tasks.distributed.parallel import StopFlag
+from tests.conftest import free_port, rank_variables
 
 CHUNK = 64
 MakeJob = Callable[..., TrainJob]
@@ -49,6 +51,14 @@ def make_job(tmp_path: Path, stories: Path) -> MakeJob:
                         chunk_tokens=CHUNK, key="test")
 
     return make
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process as the only rank; its signals stay as they are."""
+    for name, value in rank_variables(0, 1, free_port()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
 
 
 def gradient_of(tensor: Tensor) -> Tensor:

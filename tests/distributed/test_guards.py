@@ -17,19 +17,11 @@ from tasks.distributed import attention, cpu_attention, preflight
 from tasks.distributed import train as trainer
 from tasks.distributed.schedule import learning_rate
 from tests import ranks
-from tests.conftest import free_port, rank_variables
 from tests.distributed.conftest import MakeJob
 
 pytestmark = pytest.mark.slow
 
 RATE, STEPS = 1e-3, 100
-
-
-@pytest.fixture
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process as the only rank."""
-    for name, value in rank_variables(0, 1, free_port()).items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.usefixtures("one_rank")

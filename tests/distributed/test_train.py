@@ -20,20 +20,10 @@ from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
 from tasks.distributed.job import TrainJob
 from tasks.distributed.packs import PackedRows
-from tasks.distributed.parallel import StopFlag
 from tests import ranks
-from tests.conftest import free_port, rank_variables
 from tests.distributed.conftest import MakeJob, events_of, losses
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process as the only rank."""
-    for name, value in rank_variables(0, 1, free_port()).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(StopFlag, "__init__", lambda self: setattr(self, "is_set", False))
 
 
 def wait_for_step(job: TrainJob, step: int) -> None:
