@@ -29,7 +29,7 @@ LOG_TAIL_BYTES = 16_000
 def run_group(
     command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None,
     on_poll: Callable[[], None] | None = None, progress: Path | None = None,
-    stall_timeout_s: Callable[[], float] = lambda: 900.0, grace_s: float = 25,
+    stall_timeout_s: Callable[[], float] = lambda: 900.0, grace_s: Callable[[], float] = lambda: 25.0,
 ) -> int:
     """Run `command` to its end and return its exit code (negative: killed by that signal).
 
@@ -37,6 +37,7 @@ def run_group(
         on_poll: called about four times a second while the child runs; may raise to stop it.
         progress: a file that grows while the child gets on; without it nothing counts as a stall.
         stall_timeout_s: how long it may stay as it is, asked anew at every look.
+        grace_s: how long it may take to end after SIGTERM, asked anew while it ends.
 
     Raises:
         Transient: `progress` did not change for that long.
@@ -54,7 +55,7 @@ def run_group(
                 last_change, last_size = time.monotonic(), size
             limit_s = stall_timeout_s()
             if progress is not None and time.monotonic() - last_change > limit_s:
-                grace_s = 0.0  # who hangs does not come to the end of a step, where it could save
+                grace_s = no_grace  # who hangs does not come to the end of a step, where it could save
                 raise Transient(
                     f"no progress for {limit_s:.0f} s", where=str(command[-1]),
                     fix="The processes were stopped; the next try resumes at the last checkpoint.")
@@ -77,7 +78,12 @@ def spawn(
             start_new_session=True, env={**os.environ, "PYTHONPATH": path, **(env or {})})
 
 
-def stop_tree(child: subprocess.Popen[bytes], members: set[psutil.Process], grace_s: float) -> None:
+def no_grace() -> float:
+    """For who cannot save anything."""
+    return 0.0
+
+
+def stop_tree(child: subprocess.Popen[bytes], members: set[psutil.Process], grace_s: Callable[[], float]) -> None:
     """SIGTERM the child, wait, then SIGKILL it and every process it ever had.
 
     torchrun passes SIGTERM on to its ranks, which live in sessions of their own.
@@ -85,7 +91,9 @@ def stop_tree(child: subprocess.Popen[bytes], members: set[psutil.Process], grac
     members |= _descendants(child.pid)
     if child.poll() is None:
         child.terminate()
-        _wait(child, grace_s)
+        told = time.monotonic()
+        while child.poll() is None and time.monotonic() - told < grace_s():
+            _wait(child, POLL_S)
     if child.poll() is None:
         child.kill()
         child.wait()

@@ -50,12 +50,15 @@ ALIVE = "anneal.run.alive"
 """A run gives this event as sign of life. Prefect's own heartbeats come as often as its settings in the run's process
 say, by default every three minutes."""
 CANCEL_POLLS = 3  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
+CANCEL_GRACE_S = 5.0
+"""A cancelled training keeps its last checkpoint; it need not save another, and its GPUs are wanted elsewhere."""
 TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
 log = logging.getLogger(__name__)
 _held: list[ExitStack] = []
 """Locks that go with the process."""
+_fence: contextvars.ContextVar[Fence | None] = contextvars.ContextVar("fence", default=None)
 _current: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar("attempt", default=None)
 
 
@@ -83,6 +86,12 @@ def reached(mark: str) -> None:
     """Note that this process's flow run came so far; nothing outside of one."""
     if (attempt := _current.get()) is not None:
         attempt.reached(mark)
+
+
+def stop_grace_s(settings: Settings) -> float:
+    """How long ranks may take to save and end that are told to stop: not as long where the run was cancelled."""
+    fence = _fence.get()
+    return min(settings.stop_grace_s, CANCEL_GRACE_S) if fence and fence.sees_cancelled else settings.stop_grace_s
 
 
 def read_attempts(store: Store, run: UUID) -> dict[str, str]:
@@ -127,8 +136,8 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
     run = context.flow_run
     with get_client(sync_client=True) as client:
         number = client.read_flow_run(run.id).run_count
-    token = _current.set(Attempt(store, run.id, number))
     fence = Fence(run.id, number)
+    tokens = _current.set(Attempt(store, run.id, number)), _fence.set(fence)
     fence.start()
     try:
         with ExitStack() as locks:
@@ -150,7 +159,8 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
             os._exit(EXIT_TAKEN)
     finally:
         fence.over.set()
-        _current.reset(token)
+        _current.reset(tokens[0])
+        _fence.reset(tokens[1])
 
 
 class Fence(threading.Thread):
@@ -163,6 +173,7 @@ class Fence(threading.Thread):
         self._context = contextvars.copy_context()
         self.over = threading.Event()
         self.standing: Standing = "ours"
+        self.sees_cancelled = False
 
     def run(self) -> None:
         """Poll until the flow's body is over. A server that is away says nothing about whose the run is."""
@@ -176,7 +187,8 @@ class Fence(threading.Thread):
                     told = time.monotonic()
                     emit_event(ALIVE, resource={"prefect.resource.id": f"prefect.flow-run.{self._run}"})
                 found = self._ask(client)
-                cancelled = cancelled + 1 if found == "cancelled" else 0
+                self.sees_cancelled = found == "cancelled"
+                cancelled = cancelled + 1 if self.sees_cancelled else 0
                 if self.over.is_set() or found == "ours" or 0 < cancelled < CANCEL_POLLS:
                     continue
                 if not callable(signal.getsignal(signal.SIGTERM)):  # a flow outside of the main thread

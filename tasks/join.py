@@ -65,7 +65,7 @@ def join_launch(
 
 def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
     """Run this node's ranks of one launch to their end, or until the first node's; returns how they ended."""
-    work = Path(launch.job).parent.name
+    work, watch = Path(launch.job).parent.name, Watch(path)
     log.info("training=%s node %d starts %d ranks", work, node, launch.ranks)
     try:
         environment = rank_environment(settings, launch.ranks) | interface_to(launch, os.environ)
@@ -74,8 +74,10 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
             seen_by(path, node).unlink(missing_ok=True)
             return "the launch was over before its ranks were started"
         code = run_group(
-            [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=Watch(path),
-            log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"), grace_s=settings.stop_grace_s)
+            [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
+            log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"),
+            # ranks save together: those that the first node has left behind cannot
+            grace_s=lambda: 0.0 if watch.is_over else settings.stop_grace_s)
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():
             ended_mark(path, node).write_text(str(code), encoding="utf-8")
@@ -91,13 +93,17 @@ class Watch:
     def __init__(self, path: Path) -> None:
         self._path, self._beat = path, -1
         self._seen = time.monotonic()
+        self.is_over = False
 
     def __call__(self) -> None:
         launch = read_launch(self._path)
         now = time.monotonic()
         if launch is not None and launch.beat != self._beat:
             self._beat, self._seen = launch.beat, now
-        elif launch is None and now - self._seen > ENDING_S:
-            raise Over("the first node has ended the launch")
-        elif now - self._seen > LOST_S:
-            raise Over(f"the first node has not been heard of for {LOST_S:.0f} s")
+            return
+        limit_s, reason = LOST_S, f"has not been heard of for {LOST_S:.0f} s"
+        if launch is None:
+            limit_s, reason = ENDING_S, "has ended the launch"
+        if now - self._seen > limit_s:
+            self.is_over = True
+            raise Over(f"the first node {reason}")

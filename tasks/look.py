@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.errors import Transient
-from infra.launch import spawn, stop_tree, tail
+from infra.launch import no_grace, spawn, stop_tree, tail
 from tasks import rows as check
 from tasks.flags import ECHO, RULES, echoes, flags_of
 from tasks.lines import numbered
@@ -175,7 +175,7 @@ def _side_by_side(parts: list[Part], processes: int, folder: Path) -> None:
             running = [child for child in running if child not in ended]
     finally:
         for child in running:
-            stop_tree(child, set(), 0)
+            stop_tree(child, set(), no_grace)
 
 
 def _joined(parts: list[Part], name: str, kind: type[S]) -> NDArray[S]:

@@ -10,28 +10,24 @@ The training id is a function of everything the weights depend on, and of nothin
 from __future__ import annotations
 
 import base64
-import dataclasses
-import json
-import logging
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.errors import Broken, OutOfMemory, RanksLost, Transient
-from infra.files import digest_of, sha256_of, write_atomic
+from infra.files import digest_of, sha256_of
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
-from tasks.attempt import reached
+from tasks.attempt import reached, stop_grace_s
 from tasks.checkpoints import Copies, bring_checkpoint, in_store
-from tasks.child import TRAIN, ranks_of, run_child, settled
+from tasks.child import ranks_of, settled
 from tasks.companions import call_nodes
 from tasks.distributed.events import drop_torn_line, read_events
-from tasks.distributed.job import EVENTS, TrainJob, checkpoint_folders
+from tasks.distributed.job import EVENTS, TrainJob
 from tasks.forecast import device_of, forecast
+from tasks.launches import Launches
 from tasks.only_one import only_one
 from tasks.pace import Pace
 from tasks.policy import HOUR_S, found_done, step
@@ -41,16 +37,12 @@ from tasks.slots import hold
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
-PARTS = "parts"
-"""The file with the number of micro-batches that fitted after memory had run out."""
-LAUNCHES, SAME_LAUNCHES = "launches.json", 3
 LAUNCHES_AT_MOST = 1000
-"""`comes_no_further` stops long before, where launches leave no newer checkpoint."""
+"""tasks/launches.py stops long before, where they leave no newer checkpoint."""
 CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
 MARKS = ("start", "resume", "checkpoint")
 """Events from which a relaunched training would go on."""
-log = logging.getLogger(__name__)
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -93,8 +85,10 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
             parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
             usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
+        launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch),
+                            grace_s=lambda: stop_grace_s(settings))
         try:
-            result = run_while_it_gets_on(settings, job, run, seen.look, pace)
+            result = launches.run_while_it_gets_on(job)
         finally:
             seen.look()
             seen.copies.finish()
@@ -112,76 +106,10 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
     return trained
 
 
-def run_while_it_gets_on(
-    settings: Settings, job: TrainJob, run: Path, on_poll: Callable[[], None], pace: Pace,
-) -> dict[str, Any]:
-    """Run the ranks; where they die after a new checkpoint, again at once: only what comes no further has to wait.
-
-    Raises RanksLost for a launch that left no newer checkpoint, Broken for three of them in a row.
-    """
-    while True:
-        before = newest_checkpoint(run)
-        try:
-            return run_smaller_if_needed(settings, job, on_poll, pace)
-        except Transient as error:
-            if comes_no_further(run):
-                raise Broken(f"{SAME_LAUNCHES} launches in a row ended at the same checkpoint; the last one: {error}",
-                             where=f"training {job.key}") from error
-            if newest_checkpoint(run) == before:
-                raise RanksLost(str(error)) from error
-            log.warning("training=%s goes on at %s: %s", job.key, newest_checkpoint(run), error.found)
-            on_poll()
-            drop_torn_line(run)
-
-
-def run_smaller_if_needed(
-    settings: Settings, job: TrainJob, on_poll: Callable[[], None], pace: Pace,
-) -> dict[str, Any]:
-    """Run the ranks; where memory runs out, again with micro-batches of half the size.
-
-    The numbers stay the same: only the cut of a batch into micro-batches changes. Training goes on at the
-    last checkpoint. Raises OutOfMemory when a micro-batch is a single row.
-    """
-    spec, nodes, noted = TrainingSpec.from_json(job.spec), settings.machines, Path(job.out) / PARTS
-    ranks = ranks_of(spec.num_ranks)
-    share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
-    parts = spec.gradient_accumulation_steps or 1
-    if noted.exists():  # of a launch before this one
-        parts = max(parts, min(int(noted.read_text()), share))
-    while True:
-        job = dataclasses.replace(job, spec=dataclasses.replace(spec, gradient_accumulation_steps=parts).to_json())
-        on_poll()  # what the launch before told must not count as this one's
-        pace.launch()
-        try:
-            return run_child(settings, job, TRAIN, ranks=ranks, on_poll=on_poll, nodes=nodes,
-                             call=lambda launch: call_nodes(settings, launch), patience_s=pace.limit_s)
-        except OutOfMemory as error:
-            if parts >= share:
-                raise
-            parts = min(2 * parts, share)
-            write_atomic(noted, str(parts))
-            log.warning("training=%s %s; micro-batches of %d rows from here on", job.key, error.found,
-                        math.ceil(share / parts))
-
-
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:
     """The weights trained earlier from the same spec, if they still verify."""
     manifest = store.find(f"trainings/{training_id(spec, pack, base)}")
     return Trained.of(dict(manifest.record)) if manifest else None
-
-
-def comes_no_further(run: Path) -> bool:
-    """Note at which checkpoint a launch ended; whether the last ones all ended there."""
-    noted = run / LAUNCHES
-    earlier = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else []
-    ended = [*earlier, newest_checkpoint(run)][-SAME_LAUNCHES:]
-    write_atomic(noted, json.dumps(ended))
-    return len(ended) == SAME_LAUNCHES and len(set(ended)) == 1
-
-
-def newest_checkpoint(run: Path) -> str:
-    """The name of its folder, or an empty string."""
-    return next((path.name for path in checkpoint_folders(run)), "")
 
 
 class _Seen:

@@ -13,6 +13,7 @@ Without a GPU the same code runs a Llama of 20 million weights on rows of 512: n
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import tempfile
@@ -163,6 +164,7 @@ def main() -> None:
             say(f"{part}: {name}, {scale.rows} rows of {scale.length} tokens a step")
             figures[part], part_goals = PARTS[part](bench)
             goals |= part_goals
+            say(json.dumps({part: figures[part]}))  # a later part, or a lease that ends, must not cost them
     if not cuda:
         figures["missing"] = "no CUDA device: these are figures of a small model on a CPU, those of a GPU are missing"
     judged = {f"{goal} (is {found})" if cuda else f"{goal} (missing: no CUDA device)": cuda and met

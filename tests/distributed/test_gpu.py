@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tasks.distributed.attention import packed_attention
+from tasks.distributed.data import Batch, Feed, Plan
 from tasks.distributed.decode import Sampling, answers
 from tasks.distributed.model import load_base, load_tokenizer
+from tasks.distributed.packs import PackedRows
 from tasks.distributed.text import Codec
 from tests.conftest import ROOT
-from tests.distributed.conftest import gradient_of
+from tests.distributed.conftest import gradient_of, write_pack
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -42,3 +46,20 @@ def test_greedy_answers_are_those_of_the_cpu() -> None:
     found = [answers(load_base(BASE, dtype=torch.float32, device=torch.device(device)), ids,
                      [Sampling(max_new_tokens=24)] * 2, stop_ids=codec.stop_ids) for device in ("cpu", "cuda")]
     assert found[0] == found[1] and all(found[0])
+
+
+def test_batches_are_copied_from_page_locked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = PackedRows(write_pack(tmp_path / "packs") / "train")
+    plan, found, locked = Plan(len(rows), batch=4, epochs=1, max_steps=0, seed=0), {}, []
+    move = Batch.to
+
+    def noted(batch: Batch, device: torch.device) -> Batch:
+        locked.append(all(tensor.is_pinned() for tensor in (batch.ids_T, batch.positions_T, batch.labels_N)))
+        return move(batch, device)
+
+    monkeypatch.setattr(Batch, "to", noted)
+    for device in ("cpu", "cuda"):
+        feed = Feed(rows, plan, rank=0, world=1, count=2, device=torch.device(device), started=0)
+        found[device] = [(batch.ids_T.tolist(), batch.labels_N.tolist()) for batch in feed]
+    assert found["cpu"] == found["cuda"] and len(found["cpu"]) > 2
+    assert locked == [False] * len(found["cpu"]) + [True] * len(found["cuda"])

@@ -39,9 +39,15 @@ def test_a_command_stops_when_its_run_is_cancelled_in_prefect(stack: Stack, para
     assert stack.versions("acme/stopped") == []
 
 
-def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, parameters: dict[str, Any]) -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(
+    stack: Stack, parameters: dict[str, Any], frozen: bool,
+) -> None:
+    """With the settings as shipped; also where ranks cannot come to the end of their step."""
     home = stack.settings.home_path
-    wanted = {**parameters, **LONG, "num_train_epochs": 500, "max_steps": 0, "destination": "acme/cancelled", "seed": 7}
+    assert stack.settings.stop_grace_s > CANCEL_S
+    wanted = {**parameters, **LONG, "num_train_epochs": 500, "max_steps": 0, "destination": "acme/cancelled",
+              "seed": 70 + frozen}
     known = checkpoints(home)
     run = stack.start_run(wanted)
     wait_for(lambda: len(training_processes(home)) > parameters["num_ranks"]
@@ -50,6 +56,8 @@ def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(stack: Stack, p
     assert len(ranks) == parameters["num_ranks"] + 1, "the ranks and their torchrun"
     (folder,) = {path.parent for path in checkpoints(home) - known}
 
+    if frozen:
+        next(process for process in ranks if "torch.distributed.run" not in process.cmdline()).suspend()
     cancelled = time.monotonic()
     stack.prefect(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
     _, alive = psutil.wait_procs(ranks, timeout=CANCEL_S - (time.monotonic() - cancelled))

@@ -43,7 +43,8 @@ def test_a_child_killed_by_a_signal_gives_its_number(tmp_path: Path) -> None:
 def test_a_child_without_progress_is_stopped(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(Transient, match="no progress for 1 s"):
-        run_group(SLEEPER, log=tmp_path / "log", progress=tmp_path / "events", stall_timeout_s=lambda: 1, grace_s=5)
+        run_group(SLEEPER, log=tmp_path / "log", progress=tmp_path / "events", stall_timeout_s=lambda: 1,
+                  grace_s=lambda: 5)
     assert time.monotonic() - started < 20
 
 
@@ -58,7 +59,7 @@ def test_grandchildren_in_their_own_session_are_stopped_too(tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_group([sys.executable, "-c", code], log=tmp_path / "log", on_poll=stop_once_started, grace_s=2)
+        run_group([sys.executable, "-c", code], log=tmp_path / "log", on_poll=stop_once_started, grace_s=lambda: 2)
     assert wait_dead(int(pid_file.read_text()))
 
 
@@ -77,7 +78,7 @@ def test_who_hangs_gets_no_time_to_save(tmp_path: Path) -> None:
         return 0 if "ready" in tail(log) else 60
 
     with pytest.raises(Transient):
-        run_group(saver(saved), log=log, progress=tmp_path / "events", stall_timeout_s=patience_s, grace_s=10)
+        run_group(saver(saved), log=log, progress=tmp_path / "events", stall_timeout_s=patience_s, grace_s=lambda: 10)
     assert "ready" in tail(log) and not saved.exists()
 
 
@@ -89,8 +90,28 @@ def test_sigterm_comes_first_and_leaves_time_to_save(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_group(saver(saved), log=tmp_path / "log", on_poll=stop_when_ready, grace_s=10)
+        run_group(saver(saved), log=tmp_path / "log", on_poll=stop_when_ready, grace_s=lambda: 10)
     assert saved.exists()
+
+
+def test_time_to_save_can_become_shorter_while_it_runs(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def grace_s() -> float:
+        asked.append(60 if len(asked) < 2 else 0)
+        return asked[-1]
+
+    code = ("import signal, time; signal.signal(signal.SIGTERM, lambda *_: None)\n"
+            "print('ready', flush=True); time.sleep(60)")
+
+    def stop_when_ready() -> None:
+        if "ready" in tail(tmp_path / "log"):
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_group([sys.executable, "-c", code], log=tmp_path / "log", on_poll=stop_when_ready, grace_s=grace_s)
+    assert asked == [60, 60, 0] and time.monotonic() - began < 30
 
 
 def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:

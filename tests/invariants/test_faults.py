@@ -11,8 +11,8 @@ from infra.settings import Settings
 from tasks.child import run_child
 from tasks.distributed.events import read_events
 from tasks.distributed.job import TrainJob
+from tasks.launches import Launches
 from tasks.pace import Pace
-from tasks.train import run_smaller_if_needed
 from tests.conftest import training_processes
 from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory
@@ -39,7 +39,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_number(
 ) -> None:
     job = make_job("run", num_ranks=ranks, checkpoint_steps=2)
     fired = inject(monkeypatch, job, wish)
-    run_smaller_if_needed(settings, job, lambda: None, Pace(settings))
+    Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
     assert fired.exists() and '"gradient_accumulation_steps\\": 2' in (Path(job.out) / "job.json").read_text()
     assert len(events_of(job, "start") + events_of(job, "resume")) == 2
     check(trajectory(job), recorded("lora"))
@@ -66,7 +66,7 @@ def test_a_rank_that_freezes_between_steps_is_found_long_before_a_start_would_be
     settings = Settings(home=tmp_path / "home", stall_timeout_s=900, step_timeout_s=STEP_S, stop_grace_s=1)
     job = make_job("run", num_ranks=2, checkpoint_steps=50, num_train_epochs=6, run_validation=False)
     pace, offset = Pace(settings), 0
-    fired = inject(monkeypatch, job, "train.after_backward:SIGSTOP:8:1")
+    fired = inject(monkeypatch, job, "train.after_backward:SIGSTOP:12:1")
 
     def look() -> None:
         nonlocal offset
@@ -75,5 +75,5 @@ def test_a_rank_that_freezes_between_steps_is_found_long_before_a_start_would_be
             pace.see(event)
 
     with pytest.raises(Transient, match=f"no progress for {STEP_S} s"):
-        run_smaller_if_needed(settings, job, look, pace)
+        Launches(settings, pace, look).run_smaller_if_needed(job)
     assert fired.exists() and training_processes(job.out) == []

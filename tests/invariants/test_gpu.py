@@ -5,7 +5,6 @@ On one GPU: the recorded trajectory, exact resume, memory that really runs out, 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 from importlib.util import find_spec
@@ -16,26 +15,21 @@ import pytest
 import torch
 
 from infra.errors import EXIT_OUT_OF_MEMORY
-from infra.spec import TrainingSpec
+from infra.settings import Settings
 from tasks.distributed.job import TrainJob
+from tasks.launches import PARTS, Launches
+from tasks.pace import Pace
 from tests import ranks
 from tests.distributed.conftest import MakeJob, events_of, write_pack
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_resume import outcome
-from tests.invariants.test_trajectory import check, log_of, recorded
+from tests.invariants.test_trajectory import check, check_bf16, log_of, losses_of, recorded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-BF16_RTOL = 2e-2
-"""bf16 keeps 8 bits; the loss of a step is the mean over some hundred places."""
 LONG_TOKENS = 512
 COMPILED = {"compile_layers": "on", "pack_sequences": True}
-
-
-def losses_of(job: TrainJob) -> list[float]:
-    """By step."""
-    return [loss for _, (loss, _) in sorted(trajectory(job).items())]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -47,11 +41,14 @@ def test_a_gpu_gives_the_recorded_trajectory(method: str, parallelism: str, make
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("knobs", [{}, COMPILED, {"activation_checkpointing": True}], ids=["", "compiled", "again"])
+@pytest.mark.parametrize(
+    "knobs", [{}, COMPILED, {"activation_checkpointing": True}, {"parallelism": "fsdp"},
+              {**COMPILED, "parallelism": "fsdp"}],
+    ids=["", "compiled", "again", "fsdp", "fsdp_compiled"])
 def test_bf16_stays_close_to_the_recorded_trajectory(method: str, knobs: dict[str, Any], make_job: MakeJob) -> None:
     job = make_job("run", peft_method=method, precision="bf16", **knobs)
     assert ranks.run(job, 1) == [0], log_of(job)
-    assert losses_of(job) == pytest.approx([loss for loss, _ in recorded(method).values()], rel=BF16_RTOL)
+    check_bf16(job, method)
 
 
 @pytest.fixture
@@ -77,24 +74,26 @@ def test_a_kill_changes_nothing(
     assert outcome(killed, method) == outcome(smooth, method)
 
 
-def test_memory_that_really_runs_out_is_told_and_smaller_parts_fit(make_job: MakeJob, long_packs: str) -> None:
+def test_memory_that_really_runs_out_halves_the_micro_batch(
+    make_job: MakeJob, long_packs: str, settings: Settings, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def training(name: str, parts: int) -> TrainJob:
         return make_job(name, packs=long_packs, chunk_tokens=LONG_TOKENS, precision="bf16", peft_method="full",
-                        train_batch_size=64, gradient_accumulation_steps=parts, num_train_epochs=1)
+                        num_ranks=1, train_batch_size=64, gradient_accumulation_steps=parts, num_train_epochs=1)
 
-    free = {parts: training(f"free{parts}", parts) for parts in (1, 4)}
+    free = {parts: training(f"free{parts}", parts) for parts in (1, 2, 4)}
     for job in free.values():
         assert ranks.run(job, 1) == [0], log_of(job)
     peaks = {parts: result_of(job)["peak_memory_bytes"] for parts, job in free.items()}
     assert peaks[4] < 0.6 * peaks[1]
     limit = 0.8 * peaks[1] / torch.cuda.get_device_properties(0).total_memory
-    limited = {"PYTORCH_CUDA_ALLOC_CONF": f"per_process_memory_fraction:{limit:.6f}"}
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", f"per_process_memory_fraction:{limit:.6f}")
+    alone = training("alone", 1)
+    assert ranks.run(alone, 1) == [EXIT_OUT_OF_MEMORY], log_of(alone)
     job = training("limited", 1)
-    assert ranks.run(job, 1, **limited) == [EXIT_OUT_OF_MEMORY], log_of(job)
-    spec = TrainingSpec.from_json(job.spec)
-    smaller = dataclasses.replace(job, spec=dataclasses.replace(spec, gradient_accumulation_steps=4).to_json())
-    assert ranks.run(smaller, 1, **limited) == [0], log_of(job)
-    assert losses_of(smaller) == losses_of(free[4])
+    Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
+    parts = int((Path(job.out) / PARTS).read_text())
+    assert parts in (2, 4) and losses_of(job) == losses_of(free[parts])
 
 
 def result_of(job: TrainJob) -> dict[str, Any]:

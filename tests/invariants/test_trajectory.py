@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parent / "golden"
 LOSS_RTOL, NORM_RTOL = 5e-6, 1e-4
+BF16_RTOL = 2e-2
+"""bf16 keeps 8 bits; the loss of a step is the mean over some hundred places."""
 DRIFT = 0.5
 """Residuals that all lean one way are an error even within the tolerance: |mean| <= DRIFT x LOSS_RTOL."""
 CUTS: dict[str, tuple[int, dict[str, object]]] = {
@@ -82,6 +84,26 @@ def test_every_cut_gives_the_recorded_trajectory(cut: str, method: str, make_job
         options["LOCAL_WORLD_SIZE"] = 2
     assert ranks.run(job, world, **options) == [0] * world, log_of(job)
     check(trajectory(job), recorded(method))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("knobs", [{}, {"parallelism": "fsdp"}], ids=["ddp", "fsdp"])
+def test_bf16_stays_close_to_the_recorded_trajectory(method: str, knobs: dict[str, Any], make_job: MakeJob) -> None:
+    job = make_job("run", peft_method=method, precision="bf16", **knobs)
+    assert ranks.run(job, 2) == [0, 0], log_of(job)
+    check_bf16(job, method)
+
+
+def losses_of(job: TrainJob) -> list[float]:
+    """By step."""
+    return [loss for _, (loss, _) in sorted(trajectory(job).items())]
+
+
+def check_bf16(job: TrainJob, method: str) -> None:
+    """Within what bf16 can tell, and not the same: the training did not run in fp32."""
+    found, wanted = losses_of(job), [loss for loss, _ in recorded(method).values()]
+    assert found == pytest.approx(wanted, rel=BF16_RTOL)
+    assert found != pytest.approx(wanted, rel=10 * LOSS_RTOL)
 
 
 def log_of(job: TrainJob) -> str:

@@ -13,7 +13,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from infra.errors import Transient
 from infra.settings import Settings
 from infra.store import Store
-from tasks.attempt import Attempt, Standing, name_of, reached, read_attempts, standing_of
+from tasks import attempt as attempts
+from tasks.attempt import Attempt, Fence, Standing, name_of, reached, read_attempts, standing_of, stop_grace_s
 from tasks.only_one import died_with, only_one
 from tasks.recover import crashed_at, is_stuck
 
@@ -49,6 +50,19 @@ def test_where_a_run_crashed_is_what_its_last_attempt_reached(store: Store) -> N
 def test_whose_a_run_is(state: StateType, count: int, standing: Standing) -> None:
     run = FlowRun(id=uuid4(), name="r", flow_id=uuid4(), state=State(type=state), run_count=count)
     assert standing_of(run, 1) == standing
+
+
+def test_ranks_of_a_cancelled_run_have_less_time_to_save(settings: Settings) -> None:
+    fence = Fence(RUN, 1)
+    token = attempts._fence.set(fence)
+    try:
+        assert stop_grace_s(settings) == settings.stop_grace_s == 25
+        fence.sees_cancelled = True
+        assert stop_grace_s(settings) == attempts.CANCEL_GRACE_S == 5
+        assert stop_grace_s(settings.model_copy(update={"stop_grace_s": 2})) == 2
+    finally:
+        attempts._fence.reset(token)
+    assert stop_grace_s(settings) == 25
 
 
 def test_an_attempt_adds_to_what_was_reached_before(store: Store) -> None:

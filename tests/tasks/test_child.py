@@ -10,7 +10,7 @@ import pytest
 from infra.errors import AnnealError, Broken, DataError, Transient, write_error
 from infra.nodes import FOLDER, Nodes, ended_mark
 from infra.settings import Settings
-from tasks.child import LOG, TRAIN, failure, run_child
+from tasks.child import LOG, TRAIN, failure, rank_environment, run_child
 from tasks.distributed.job import ERROR, EncodeJob, TrainJob
 from tasks.gpus import gpus
 
@@ -44,6 +44,16 @@ def test_only_visible_devices_count(visible: str | None, count: int, monkeypatch
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert len(gpus.__wrapped__()) == count
+
+
+@pytest.mark.parametrize(("ranks", "threads", "told"), [(1, 0, "6"), (2, 0, "3"), (8, 0, "1"), (2, 4, "4")])
+def test_every_rank_is_told_how_many_threads_it_has(
+    ranks: int, threads: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two threads on one busy core are far slower than one."""
+    monkeypatch.setattr("infra.settings.os.sched_getaffinity", lambda _: set(range(6)))
+    settings = Settings(home=tmp_path, threads=threads)
+    assert rank_environment(settings, ranks)["OMP_NUM_THREADS"] == told
 
 
 def test_a_child_that_cannot_read_its_input_says_so(settings: Settings, tmp_path: Path) -> None:

@@ -22,15 +22,10 @@ from infra.store import Store
 from tasks import child
 from tasks.checkpoints import CHECKPOINTS, Copies, bring_checkpoint, in_store
 from tasks.distributed.job import TrainJob
+from tasks.launches import Launches, comes_no_further
 from tasks.only_one import only_one
 from tasks.pace import Pace
-from tasks.train import (
-    comes_no_further,
-    run_smaller_if_needed,
-    run_while_it_gets_on,
-    train,
-    training_id,
-)
+from tasks.train import train, training_id
 from tests.conftest import BUCKET, ROOT
 from tests.tasks.conftest import Past
 
@@ -127,14 +122,14 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
         tried.append(TrainingSpec.from_json(job.spec).gradient_accumulation_steps)
         raise OutOfMemory("out of memory", where="training")
 
-    monkeypatch.setattr("tasks.train.run_child", run)
+    monkeypatch.setattr("tasks.launches.run_child", run)
     spec = dataclasses.replace(past.spec, train_batch_size=12, num_ranks=2, gradient_accumulation_steps=1)
     job = TrainJob(out=str(tmp_path), spec=spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(OutOfMemory):
-        run_smaller_if_needed(settings, job, lambda: None, Pace(settings))
+        Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
     assert tried == [1, 2, 4, 6]
     with pytest.raises(OutOfMemory):
-        run_smaller_if_needed(settings, job, lambda: None, Pace(settings))
+        Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
     assert tried[4:] == [6], "what fitted is known to the next launch"
 
 
@@ -161,10 +156,10 @@ def test_ranks_that_die_after_a_checkpoint_are_started_again_at_once_and_others_
         (tmp_path / f"step-{launches.pop(0):06d}").mkdir(exist_ok=True)
         raise Transient("a rank was killed")
 
-    monkeypatch.setattr("tasks.train.run_child", run)
+    monkeypatch.setattr("tasks.launches.run_child", run)
     job = TrainJob(out=str(tmp_path), spec=past.spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(RanksLost, match="a rank was killed"):
-        run_while_it_gets_on(settings, job, tmp_path, lambda: None, Pace(settings))
+        Launches(settings, Pace(settings), lambda: None).run_while_it_gets_on(job)
     assert launches == []
 
 
@@ -189,7 +184,7 @@ def test_a_resumed_training_shows_the_whole_curve(
     earlier = [{"event": "start"}, {"event": "step", "step": 1}, {"event": "validation", "step": 1}]
     torn = '{"event": "st'
     (run / "events.jsonl").write_text("\n".join([*map(json.dumps, earlier), torn]))
-    monkeypatch.setattr("tasks.train.run_child", lambda *a, **k: pytest.fail("far enough", pytrace=False))
+    monkeypatch.setattr("tasks.launches.run_child", lambda *a, **k: pytest.fail("far enough", pytrace=False))
     with store.draft() as draft:
         (draft.path / "x").touch()
         draft.commit(past.pack.folder, {})
