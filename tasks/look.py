@@ -11,6 +11,7 @@ Run alone: python -m tasks.look PART.json
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ DOUBTS = {rule: 1 << i for i, rule in enumerate(RULES)}
 """The bit of each rule that a row may meet."""
 BATCH_ROWS, BATCH_BYTES = 1 << 8, 1 << 18
 """Looked at together: as much as a processor's cache holds."""
+COPY_BYTES = 1 << 20
 POLL_S = 0.05
 S = TypeVar("S", bound=np.generic)
 
@@ -48,6 +50,7 @@ class Looked:
     doubts: NDArray[np.uint16]
     """DOUBTS of each row."""
     sketches: Sketches
+    """On disk, in the scratch folder."""
     spaced: int
     """Rows whose prompt and completion keep a distance already."""
 
@@ -85,7 +88,7 @@ def look(files: list[Survey], shared: int, processes: int, folder: Path) -> Look
             look_at(part)
     return Looked(
         _joined(parts, "doubts", np.uint16),
-        Sketches(_joined(parts, "values", np.uint16).reshape(-1, VALUES), _joined(parts, "rows", np.int64)),
+        Sketches(_appended(parts, "values"), _joined(parts, "rows", np.int64)),
         sum(json.loads(Path(f"{part.out}.json").read_text()) for part in parts))
 
 
@@ -187,6 +190,18 @@ def _joined(parts: list[Part], name: str, kind: type[S]) -> NDArray[S]:
         with file.open("rb") as source:
             source.readinto(whole[at : at + size].data)
         at += size
+    return whole
+
+
+def _appended(parts: list[Part], name: str) -> Path:
+    """The files of all parts in one, that of the first."""
+    whole = Path(f"{parts[0].out}.{name}")
+    with whole.open("ab") as target:
+        for part in parts[1:]:
+            file = Path(f"{part.out}.{name}")
+            with file.open("rb") as source:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+            file.unlink()
     return whole
 
 

@@ -1,6 +1,7 @@
 """Which rows say nearly the same as an earlier one: MinHash signatures, compared where a band of them is equal.
 
 In:   the texts of rows, in order     Out: for every row the first one that it nearly repeats, or itself
+On disk meanwhile: the signatures, of which a band, or those of the rows just compared, are in memory at a time.
 A row is the set of its word 5-grams, in lower case; two rows are near duplicates if the Jaccard similarity of these
 sets is estimated as 0.8 or more. 5-grams and 0.8 are those of K. Lee et al., "Deduplicating Training Data Makes
 Language Models Better" (ACL 2022), section 4.2; signatures by A. Broder, "On the resemblance and containment of
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +25,12 @@ SIMILAR = 0.8
 VALUES, BANDS = 128, 16
 SEED = 1
 MOST_ROWS = 2_000_000
-"""Rows that are compared, the first ones: 512 MB of signatures."""
+"""Rows that are compared, the first ones: 512 MB of signatures, on disk."""
 WORD_AND_SPACE = (1).__add__
 COMPARED_ROWS = 1 << 16
 """Pairs whose signatures are compared at a time."""
+BLOCK_ROWS = 1 << 12
+"""Signatures that are read at a time, a megabyte of them."""
 
 
 def grams_of(words: list[str]) -> list[str]:
@@ -55,8 +59,8 @@ def sketches_of(hashes: NDArray[np.uint64], counts: NDArray[np.int64]) -> NDArra
 class Sketches:
     """Signatures of rows."""
 
-    values: NDArray[np.uint16]
-    """(rows, VALUES)"""
+    file: Path
+    """They themselves, VALUES numbers of 16 bits each, in the order of `rows`."""
     rows: NDArray[np.int64]
     """Numbers of those rows, ascending."""
 
@@ -66,25 +70,45 @@ class Sketches:
     def first(self, count: int) -> NDArray[np.int64]:
         """Of each of `count` rows the first one that it nearly repeats, or itself."""
         first = np.arange(len(self))
-        for band in np.split(np.arange(VALUES), BANDS):
-            _take_equal(self.values, np.ascontiguousarray(self.values[:, band]), first)
+        for start in range(0, VALUES, VALUES // BANDS):
+            self._take_equal(self._band(slice(start, start + VALUES // BANDS)), first)
         for i in np.flatnonzero(first != np.arange(len(self))).tolist():
             first[i] = first[first[i]]  # an earlier row, which is resolved already
         found = np.arange(count)
         found[self.rows] = self.rows[first]
         return found
 
+    def _take_equal(self, band: NDArray[np.uint16], first: NDArray[np.int64]) -> None:
+        """Lower `first` of every row to the earliest one with the same band, if the two are similar."""
+        halves = band.view(np.uint64)
+        key = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1]  # equal bands have equal keys
+        order = np.argsort(key, kind="stable")
+        begins = np.flatnonzero(np.diff(key[order], prepend=key[order][:1] + np.uint64(1)))
+        earliest = np.repeat(order[begins], np.diff(begins, append=len(order)))
+        fresh = earliest < first[order]
+        rows, others = order[fresh], earliest[fresh]
+        for start in range(0, len(rows), COMPARED_ROWS):
+            part = slice(start, start + COMPARED_ROWS)
+            alike = (self._values(rows[part]) == self._values(others[part])).mean(axis=1) >= SIMILAR
+            first[rows[part][alike]] = others[part][alike]
 
-def _take_equal(values: NDArray[np.uint16], band: NDArray[np.uint16], first: NDArray[np.int64]) -> None:
-    """Lower `first` of every row to the earliest one with the same band, if the two are similar."""
-    halves = band.view(np.uint64)
-    key = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1]  # equal bands have equal keys
-    order = np.argsort(key, kind="stable")
-    begins = np.flatnonzero(np.diff(key[order], prepend=key[order][:1] + np.uint64(1)))
-    earliest = np.repeat(order[begins], np.diff(begins, append=len(order)))
-    fresh = earliest < first[order]
-    rows, others = order[fresh], earliest[fresh]
-    for start in range(0, len(rows), COMPARED_ROWS):
-        part = slice(start, start + COMPARED_ROWS)
-        alike = (values[rows[part]] == values[others[part]]).mean(axis=1) >= SIMILAR
-        first[rows[part][alike]] = others[part][alike]
+    def _band(self, columns: slice) -> NDArray[np.uint16]:
+        """Those values of all signatures."""
+        band = np.empty((len(self), VALUES // BANDS), np.uint16)
+        for start in range(0, len(self), BLOCK_ROWS):
+            band[start : start + BLOCK_ROWS] = self._block(start)[:, columns]
+        return band
+
+    def _values(self, wanted: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """Whole signatures, by their places; only blocks with one of them are read."""
+        order = np.argsort(wanted, kind="stable")
+        values = np.empty((len(wanted), VALUES), np.uint16)
+        blocks, begins = np.unique(wanted[order] // BLOCK_ROWS, return_index=True)
+        for block, places in zip(blocks.tolist(), np.split(order, begins[1:]), strict=True):
+            start = block * BLOCK_ROWS
+            values[places] = self._block(start)[wanted[places] - start]
+        return values
+
+    def _block(self, start: int) -> NDArray[np.uint16]:
+        size = VALUES * np.dtype(np.uint16).itemsize
+        return np.fromfile(self.file, np.uint16, BLOCK_ROWS * VALUES, offset=start * size).reshape(-1, VALUES)

@@ -21,7 +21,7 @@ from infra.store import Store
 from tasks import lines, look, near, survey
 from tasks.flags import RULES, flags_of
 from tasks.ingest import ingest
-from tasks.near import SIMILAR, VALUES, Sketches, grams_of, sketch_of
+from tasks.near import SIMILAR, Sketches, grams_of, sketch_of
 from tasks.review import COPY, HELD_OUT_NEAR, LEAK, NEAR, NEAR_LEAK
 from tasks.validate import validate
 
@@ -49,16 +49,20 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def repeats(grams: list[list[str]]) -> dict[int, int]:
+def repeats(grams: list[list[str]], folder: Path) -> dict[int, int]:
     """{row: the first row that it nearly repeats}"""
-    values = np.frombuffer(b"".join(map(sketch_of, grams)), np.uint16).reshape(-1, VALUES)
-    first = Sketches(values, np.arange(len(grams))).first(len(grams)).tolist()
+    (folder / "values").write_bytes(b"".join(map(sketch_of, grams)))
+    first = Sketches(folder / "values", np.arange(len(grams))).first(len(grams)).tolist()
     return {row: one for row, one in enumerate(first) if row != one}
 
 
-def test_near_duplicates_are_those_of_the_exact_similarity() -> None:
+@pytest.mark.parametrize("block", [near.BLOCK_ROWS, 100, 7])
+def test_near_duplicates_are_those_of_the_exact_similarity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int,
+) -> None:
+    monkeypatch.setattr(near, "BLOCK_ROWS", block)
     texts = [told(seed, changed) for seed in range(400) for changed in (0, 1 + seed % 30)]
-    found = repeats([grams_of(text.split()) for text in texts])
+    found = repeats([grams_of(text.split()) for text in texts], tmp_path)
     exact = {row: jaccard(texts[row - 1], texts[row]) for row in range(1, len(texts), 2)}
     assert set(found.items()) <= {(row, row - 1) for row in exact}
     assert all(row in found for row, similar in exact.items() if similar > SIMILAR + 0.1)
@@ -67,8 +71,8 @@ def test_near_duplicates_are_those_of_the_exact_similarity() -> None:
     assert len(found.keys() & wanted) > 0.9 * len(wanted) > 100
 
 
-def test_texts_that_share_half_of_their_words_are_no_near_duplicates() -> None:
-    assert repeats([grams_of(f"{told(0)} {told(row + 1)}".split()) for row in range(500)]) == {}
+def test_texts_that_share_half_of_their_words_are_no_near_duplicates(tmp_path: Path) -> None:
+    assert repeats([grams_of(f"{told(0)} {told(row + 1)}".split()) for row in range(500)], tmp_path) == {}
 
 
 @pytest.mark.parametrize("words", range(9))
