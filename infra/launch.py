@@ -10,10 +10,13 @@ Run alone: python -m infra.launch PARENT_PID COMMAND...   (the wrapper the child
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -60,9 +63,12 @@ def run_group(
                     f"no progress for {limit_s:.0f} s", where=str(command[-1]),
                     fix="The processes were stopped; the next try resumes at the last checkpoint.")
             _wait(child, POLL_S)
+        stop_tree(child, members, no_grace)
         return child.returncode
-    finally:
-        stop_tree(child, members, grace_s)
+    except BaseException:
+        with undisturbed():
+            stop_tree(child, members, grace_s)
+        raise
 
 
 def spawn(
@@ -76,6 +82,19 @@ def spawn(
         return subprocess.Popen(
             [*wrapper, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True, env={**os.environ, "PYTHONPATH": path, **(env or {})})
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While children are ended: another SIGTERM, to whoever ends already, must not leave one of them alive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def no_grace() -> float:

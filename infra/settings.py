@@ -52,7 +52,8 @@ class Settings(BaseSettings):
         120, description="The same later on, or ten times what a step, validation or checkpoint usually takes, if "
         "that is more.", gt=0)
     stop_grace_s: float = Field(
-        25, description="Time a stopped training has to save its checkpoint; a cancelled one has at most 5.", gt=0)
+        25, description="Time a stopped training has to end its step, or validation, and save a checkpoint; a "
+        "cancelled one has at most 5.", gt=0)
     gpu_limit: str = Field(
         "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
     gpu_locks: Path = Field(

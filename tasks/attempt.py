@@ -40,25 +40,23 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks.only_one import only_one
 from tasks.run_log import show_in_runs
+from tasks.stopping import cancellation
 
 Standing = Literal["ours", "taken", "cancelled"]
 
 RUNS = "runs"
-POLL_S = 5.0
+POLL_S = 2.0
 ALIVE_S = 30.0
 ALIVE = "anneal.run.alive"
 """A run gives this event as sign of life. Prefect's own heartbeats come as often as its settings in the run's process
 say, by default every three minutes."""
-CANCEL_POLLS = 3  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
-CANCEL_GRACE_S = 5.0
-"""A cancelled training keeps its last checkpoint; it need not save another, and its GPUs are wanted elsewhere."""
+CANCEL_POLLS = 2  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
 TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
 log = logging.getLogger(__name__)
 _held: list[ExitStack] = []
 """Locks that go with the process."""
-_fence: contextvars.ContextVar[Fence | None] = contextvars.ContextVar("fence", default=None)
 _current: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar("attempt", default=None)
 
 
@@ -86,12 +84,6 @@ def reached(mark: str) -> None:
     """Note that this process's flow run came so far; nothing outside of one."""
     if (attempt := _current.get()) is not None:
         attempt.reached(mark)
-
-
-def stop_grace_s(settings: Settings) -> float:
-    """How long ranks may take to save and end that are told to stop: not as long where the run was cancelled."""
-    fence = _fence.get()
-    return min(settings.stop_grace_s, CANCEL_GRACE_S) if fence and fence.sees_cancelled else settings.stop_grace_s
 
 
 def read_attempts(store: Store, run: UUID) -> dict[str, str]:
@@ -136,8 +128,9 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
     run = context.flow_run
     with get_client(sync_client=True) as client:
         number = client.read_flow_run(run.id).run_count
-    fence = Fence(run.id, number)
-    tokens = _current.set(Attempt(store, run.id, number)), _fence.set(fence)
+    known = threading.Event()
+    tokens = _current.set(Attempt(store, run.id, number)), cancellation.set(known)
+    fence = Fence(run.id, number, CANCEL_POLLS if run.deployment_id else 1, known)
     fence.start()
     try:
         with ExitStack() as locks:
@@ -160,20 +153,22 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
     finally:
         fence.over.set()
         _current.reset(tokens[0])
-        _fence.reset(tokens[1])
+        cancellation.reset(tokens[1])
 
 
 class Fence(threading.Thread):
     """Gives signs of life, asks Prefect whether the run is still this process's, and ends the process by SIGTERM when
     it is not."""
 
-    def __init__(self, run: UUID, number: int) -> None:
+    def __init__(self, run: UUID, number: int, cancel_polls: int, cancelled: threading.Event) -> None:
+        """`cancel_polls`: how often in a row it must find the run cancelled; 1 where no worker will tell the process.
+        `cancelled` is set when it does so first."""
         super().__init__(name="fence", daemon=True)
-        self._run, self._number = run, number
+        self._run, self._number, self._cancel_polls = run, number, cancel_polls
         self._context = contextvars.copy_context()
         self.over = threading.Event()
         self.standing: Standing = "ours"
-        self.sees_cancelled = False
+        self._cancelled = cancelled
 
     def run(self) -> None:
         """Poll until the flow's body is over. A server that is away says nothing about whose the run is."""
@@ -187,9 +182,10 @@ class Fence(threading.Thread):
                     told = time.monotonic()
                     emit_event(ALIVE, resource={"prefect.resource.id": f"prefect.flow-run.{self._run}"})
                 found = self._ask(client)
-                self.sees_cancelled = found == "cancelled"
-                cancelled = cancelled + 1 if self.sees_cancelled else 0
-                if self.over.is_set() or found == "ours" or 0 < cancelled < CANCEL_POLLS:
+                cancelled = cancelled + 1 if found == "cancelled" else 0
+                if cancelled:
+                    self._cancelled.set()
+                if self.over.is_set() or found == "ours" or 0 < cancelled < self._cancel_polls:
                     continue
                 if not callable(signal.getsignal(signal.SIGTERM)):  # a flow outside of the main thread
                     log.warning("the flow run is %s, and this process cannot be told to stop", found)

@@ -27,6 +27,7 @@ from infra.spec import TrainingSpec
 from tasks.distributed.job import ERROR, EVENTS, GPUS_SEEN, JOB, RESULT, ROOM, Job
 from tasks.gpus import environment, gpus, gpus_have_bf16
 from tasks.rank_lines import RankLines
+from tasks.stopping import stop_grace_s
 
 LOG = "log.txt"
 TRAIN = "tasks.distributed.train"
@@ -44,12 +45,11 @@ CONTRACT_FILES = (JOB, ROOM, EVENTS, RESULT, ERROR, LOG)
 def run_child(
     settings: Settings, job: Job, module: str, *, ranks: int | None = None, on_poll: Callable[[], None] | None = None,
     nodes: Nodes = ALONE, call: Callable[[Launch], None] | None = None, patience_s: Callable[[], float] | None = None,
-    grace_s: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
     """Run `python -m module`, or with `ranks` the same under torchrun, on all `nodes`; returns result.json.
 
     `call` is told of the launch, to bring the other nodes. `patience_s`: how long the ranks may tell nothing, where
-    that is not always the same. `grace_s`: how long they may take to end when they are stopped.
+    that is not always the same.
 
     Raises:
         AnnealError: as the child said, or Transient with the log's end if it said nothing.
@@ -76,7 +76,7 @@ def run_child(
                 [sys.executable, *command], log=log, env=environment, on_poll=poll,
                 progress=path.with_name(EVENTS) if ranks else None,
                 stall_timeout_s=patience_s or (lambda: settings.stall_timeout_s),
-                grace_s=grace_s or (lambda: settings.stop_grace_s))
+                grace_s=lambda: stop_grace_s(settings))
         except NodeEnded as ended:
             raise read_error(path.with_name(ERROR), 1) or Transient(
                 str(ended), where="training", fix=f"Its log is beside {log}.") from ended

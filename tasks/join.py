@@ -20,6 +20,7 @@ from infra.launch import run_group
 from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from infra.settings import Settings
 from tasks.child import LOG, TRAIN, rank_environment
+from tasks.stopping import stop_grace_s
 
 APPEARS_S = 30.0
 """A shared file system may show a new file that late."""
@@ -76,8 +77,8 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
             log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"),
-            # ranks save together: those that the first node has left behind cannot
-            grace_s=lambda: 0.0 if watch.is_over else settings.stop_grace_s)
+            # ranks save together: those whose first node has stopped its own cannot
+            grace_s=lambda: 0.0 if watch.is_over else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():
             ended_mark(path, node).write_text(str(code), encoding="utf-8")
@@ -94,6 +95,7 @@ class Watch:
         self._path, self._beat = path, -1
         self._seen = time.monotonic()
         self.is_over = False
+        """The first node has stopped its ranks, not only been silent."""
 
     def __call__(self) -> None:
         launch = read_launch(self._path)
@@ -105,5 +107,5 @@ class Watch:
         if launch is None:
             limit_s, reason = ENDING_S, "has ended the launch"
         if now - self._seen > limit_s:
-            self.is_over = True
+            self.is_over = launch is None
             raise Over(f"the first node {reason}")

@@ -1,7 +1,7 @@
 """Launch a training's ranks, again and again while that brings it further.
 
 In:   a TrainJob               Out: the ranks' result.json
-On disk meanwhile: <run>/launches.json, the checkpoints that launches ended at; <run>/parts, how many micro-batches fit
+On disk meanwhile: <run>/ended-at.json, the checkpoints that launches ended at; <run>/parts, how many micro-batches fit
 Ranks that die after a new checkpoint are started again at once; where memory runs out, with smaller micro-batches.
 Dies half-way: both files are read by the next process.
 """
@@ -28,13 +28,14 @@ from tasks.pace import Pace
 
 PARTS = "parts"
 """The file with the number of micro-batches that fitted after memory had run out."""
-LAUNCHES, SAME_LAUNCHES = "launches.json", 3
+ENDED_AT, SAME_LAUNCHES = "ended-at.json", 3
+"""The file with the checkpoints that launches ended at; so many of the same are enough."""
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launches:
-    """Of one training."""
+    """What every launch of one training needs, and the two rules for another one."""
 
     settings: Settings
     pace: Pace
@@ -42,8 +43,6 @@ class Launches:
     """Called about four times a second, and between launches."""
     call: Callable[[Launch], None] | None = None
     """Brings the other nodes of a launch."""
-    grace_s: Callable[[], float] | None = None
-    """How long ranks may take to end when they are stopped; None: as long as the settings say."""
 
     def run_while_it_gets_on(self, job: TrainJob) -> dict[str, Any]:
         """Run the ranks; where they die after a new checkpoint, again at once: only what comes no further has to wait.
@@ -84,7 +83,7 @@ class Launches:
             self.pace.launch()
             try:
                 return run_child(self.settings, job, TRAIN, ranks=ranks, on_poll=self.look, nodes=nodes,
-                                 call=self.call, patience_s=self.pace.limit_s, grace_s=self.grace_s)
+                                 call=self.call, patience_s=self.pace.limit_s)
             except OutOfMemory as error:
                 if parts >= share:
                     raise
@@ -96,7 +95,7 @@ class Launches:
 
 def comes_no_further(run: Path) -> bool:
     """Note at which checkpoint a launch ended; whether the last ones all ended there."""
-    noted = run / LAUNCHES
+    noted = run / ENDED_AT
     earlier = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else []
     ended = [*earlier, newest_checkpoint(run)][-SAME_LAUNCHES:]
     write_atomic(noted, json.dumps(ended))

@@ -80,7 +80,7 @@ def recover(
     since = datetime.now(UTC) - LOOK_BACK
     crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
     if (youngest := min(map(age_s, crashed), default=SETTLE_S)) < SETTLE_S:
-        sleep(min(SETTLE_S, SETTLE_S - youngest))  # clocks of two machines may differ
+        sleep(min(SETTLE_S - youngest, 2 * SETTLE_S))  # the server's clock may be ahead
         crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
     for run in crashed:
         if run.deployment_id is None or age_s(run) < SETTLE_S:  # a command is started again by whoever ran it

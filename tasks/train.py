@@ -20,7 +20,7 @@ from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
-from tasks.attempt import reached, stop_grace_s
+from tasks.attempt import reached
 from tasks.checkpoints import Copies, bring_checkpoint, in_store
 from tasks.child import ranks_of, settled
 from tasks.companions import call_nodes
@@ -33,6 +33,7 @@ from tasks.pace import Pace
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import Progress
 from tasks.slots import hold
+from tasks.stopping import is_cancelled
 
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
@@ -85,13 +86,13 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
             parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
             usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
-        launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch),
-                            grace_s=lambda: stop_grace_s(settings))
+        launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch))
         try:
             result = launches.run_while_it_gets_on(job)
         finally:
             seen.look()
-            seen.copies.finish()
+            if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
+                seen.copies.finish()
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model")
             shutil.copy(run / EVENTS, draft.path / EVENTS)

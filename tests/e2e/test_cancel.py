@@ -23,12 +23,17 @@ CANCEL_S = 10
 def test_a_command_stops_when_its_run_is_cancelled_in_prefect(stack: Stack, parameters: dict[str, Any]) -> None:
     home = stack.settings.home_path
     wanted = {**parameters, **LONG, "num_train_epochs": 500, "max_steps": 0, "destination": "acme/stopped", "seed": 8}
+    known = checkpoints(home)
     process = stack.start("train", *options(wanted))
     try:
-        wait_for(lambda: training_processes(home) and checkpoints(home), "it does not train",
-                 COMMAND_TIMEOUT_S)
+        wait_for(lambda: len(training_processes(home)) > parameters["num_ranks"] and checkpoints(home) - known,
+                 "it does not train", COMMAND_TIMEOUT_S)
+        ranks = training_processes(home)
         (run,) = stack.runs("finetune acme/stopped")
+        cancelled = time.monotonic()
         stack.prefect(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        _, alive = psutil.wait_procs(ranks, timeout=CANCEL_S - (time.monotonic() - cancelled))
+        assert alive == []
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()

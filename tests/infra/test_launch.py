@@ -114,6 +114,27 @@ def test_time_to_save_can_become_shorter_while_it_runs(tmp_path: Path) -> None:
     assert asked == [60, 60, 0] and time.monotonic() - began < 30
 
 
+def test_a_second_sigterm_does_not_cut_the_time_to_save(tmp_path: Path) -> None:
+    """A run is told to stop by its worker and by its own thread."""
+    saved = tmp_path / "saved"
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from infra.launch import run_group, tail
+def stop(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, stop)
+def look():
+    if "ready" in tail(Path({str(tmp_path / "log")!r})):
+        os.kill(os.getpid(), signal.SIGTERM)
+def grace_s():
+    os.kill(os.getpid(), signal.SIGTERM)
+    return 10
+run_group({saver(saved)!r}, log=Path({str(tmp_path / "log")!r}), on_poll=look, grace_s=grace_s)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "KeyboardInterrupt" in ended.stderr and saved.exists(), ended.stderr
+
+
 def test_the_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = ("import sys; from pathlib import Path; from infra.launch import run_group\n"
             f"run_group({SLEEPER!r}, log=Path({str(tmp_path / 'log')!r}))")

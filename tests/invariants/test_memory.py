@@ -28,7 +28,7 @@ MOST = 0.8
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 300 MB in many layers, so that the one that is whole for a moment weighs little."""
+    """A Llama of 405 MB in many layers, so that the one that is whole for a moment weighs little."""
     folder = tmp_path_factory.mktemp("base")
     config = LlamaConfig(vocab_size=512, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN, num_hidden_layers=LAYERS,
                          num_attention_heads=8, max_position_embeddings=64)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
@@ -14,9 +19,10 @@ from infra.errors import Transient
 from infra.settings import Settings
 from infra.store import Store
 from tasks import attempt as attempts
-from tasks.attempt import Attempt, Fence, Standing, name_of, reached, read_attempts, standing_of, stop_grace_s
+from tasks.attempt import Attempt, Fence, Standing, name_of, reached, read_attempts, standing_of
 from tasks.only_one import died_with, only_one
 from tasks.recover import crashed_at, is_stuck
+from tasks.stopping import cancellation, is_cancelled, stop_grace_s
 
 RUN = UUID("11111111-2222-4333-8444-555555555555")
 
@@ -52,17 +58,39 @@ def test_whose_a_run_is(state: StateType, count: int, standing: Standing) -> Non
     assert standing_of(run, 1) == standing
 
 
-def test_ranks_of_a_cancelled_run_have_less_time_to_save(settings: Settings) -> None:
-    fence = Fence(RUN, 1)
-    token = attempts._fence.set(fence)
+@pytest.mark.parametrize(("polls", "asked"), [(1, 2), (2, 5)])
+def test_a_cancel_is_known_at_first_sight_and_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, polls: int, asked: int,
+) -> None:
+    """The process is told once the run was found cancelled so often in a row; a server that is away says nothing."""
+    settings = Settings(home=tmp_path, stop_grace_s=25)
+    states = iter([StateType.RUNNING, StateType.CANCELLING, None, StateType.CANCELLING, StateType.CANCELLED])
+    known, told = [], []
+
+    class Server:
+        def read_flow_run(self, run: UUID) -> FlowRun:
+            known.append(stop_grace_s(settings))
+            if (state := next(states)) is None:
+                raise httpx.ConnectError("away")
+            return FlowRun(id=run, name="r", flow_id=uuid4(), state=State(type=state), run_count=1)
+
+    monkeypatch.setattr(attempts, "POLL_S", 0.001)
+    monkeypatch.setattr(attempts, "get_client", lambda sync_client: nullcontext(Server()))
+    monkeypatch.setattr(attempts, "emit_event", lambda *_, **__: None)
+    monkeypatch.setattr("tasks.attempt.signal.getsignal", lambda _: print)
+    monkeypatch.setattr("tasks.attempt.os.kill", lambda pid, number: told.append((pid, number)))
+    cancelled = Event()
+    token = cancellation.set(cancelled)
     try:
-        assert stop_grace_s(settings) == settings.stop_grace_s == 25
-        fence.sees_cancelled = True
-        assert stop_grace_s(settings) == attempts.CANCEL_GRACE_S == 5
-        assert stop_grace_s(settings.model_copy(update={"stop_grace_s": 2})) == 2
+        fence = Fence(RUN, 1, polls, cancelled)
+        fence.run()
+        assert told == [(os.getpid(), signal.SIGTERM)] and fence.standing == "cancelled"
+        assert known == [25, 25, 5, 5, 5][:asked]
+        assert stop_grace_s(settings) == 5 and is_cancelled()
+        assert stop_grace_s(settings.model_copy(update={"stop_grace_s": 2.0})) == 2
     finally:
-        attempts._fence.reset(token)
-    assert stop_grace_s(settings) == 25
+        cancellation.reset(token)
+    assert stop_grace_s(settings) == 25 and not is_cancelled()
 
 
 def test_an_attempt_adds_to_what_was_reached_before(store: Store) -> None:
