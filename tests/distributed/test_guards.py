@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from tasks.distributed import attention, cpu_attention, preflight
 from tasks.distributed import train as trainer
 from tasks.distributed.schedule import learning_rate
 from tests import ranks
-from tests.distributed.conftest import MakeJob
+from tests.distributed.conftest import MakeJob, events_of
 
 pytestmark = pytest.mark.slow
 
@@ -75,3 +76,34 @@ def test_weight_decay_shrinks_matrices_by_rate_times_decay_and_nothing_else(make
     for name, weight in after["with"].items():
         shrunk = decay * rate * before[name].float() if weight.ndim > 1 else torch.zeros_like(weight)
         torch.testing.assert_close(after["without"][name] - weight, shrunk, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e6])
+def test_gradients_are_clipped_to_their_norm(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, limit: float,
+) -> None:
+    """Adam's moments after one step are those of the gradient that it was given: 0.1 g, whose norm is told."""
+    job, steps = make_job("run", max_grad_norm=limit, max_steps=1), []
+    finish = trainer.Trainer.finish
+
+    def noted(self: trainer.Trainer, started: int) -> None:
+        steps.append(torch.nn.utils.get_total_norm([state["exp_avg"] for state in self.optimizer.state.values()]))
+        finish(self, started)
+
+    monkeypatch.setattr(trainer.Trainer, "finish", noted)
+    trainer.train(job)
+    (event,) = events_of(job)
+    wanted = min(event["grad_norm"], limit) if limit else event["grad_norm"]
+    assert event["grad_norm"] > 1e-2 and steps[0].item() == pytest.approx(0.1 * wanted, rel=1e-3)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_training_ends_after_max_steps_and_adapts_the_layers_that_were_named(make_job: MakeJob) -> None:
+    job = make_job("run", max_steps=3, num_train_epochs=5, lora_targets="q_proj,v_proj", lora_rank=3)
+    trainer.train(job)
+    assert [event["step"] for event in events_of(job)] == [1, 2, 3]
+    with safe_open(Path(job.out) / "model" / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+        assert {name.split(".")[-3] for name in names} == {"q_proj", "v_proj"}
+        assert {file.get_slice(name).get_shape()[0] for name in names if "lora_A" in name} == {3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,19 @@ def test_the_guides_models_fit_where_one_would_expect(
     assert (found.fits, found.parallelism) == (fits, parallelism), found
 
 
-@pytest.mark.parametrize(("model", "device", "nodes", "parallelism", "shards"), [
-    ("Llama-2-7B", "H200", 2, "ddp", 1), ("Llama-2-13B", "A100", 2, "hsdp", 8), ("Llama-2-70B", "A100", 4, "fsdp", 32)])
+@pytest.mark.parametrize(("model", "device", "nodes", "parallelism", "why", "shards"), [
+    ("Llama-2-7B", "H200", 2, "ddp", r"[\d.]+ GiB a rank fit the \d+ usable GiB of H200", 1),
+    ("Llama-2-13B", "A100", 2, "hsdp", r"a whole copy takes [\d.]+ GiB, shards of a node's ranks fit", 8),
+    ("Llama-2-70B", "A100", 4, "fsdp", r"a whole copy takes [\d.]+ GiB, A100 has \d+ usable", 32)])
 def test_several_nodes_cut_the_weights_within_one_if_that_is_enough(
-    model: str, device: str, nodes: int, parallelism: str, shards: int,
+    model: str, device: str, nodes: int, parallelism: str, why: str, shards: int,
 ) -> None:
     spec = dataclasses.replace(docs.guide_spec(model, "full"), activation_checkpointing=True)
     counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
     found = estimate(
         docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, 8 * nodes, device, devices()[device], nodes)
     assert found.parallelism == parallelism and found.ranks == 8 * nodes
+    assert re.fullmatch(f"{parallelism}: {why}", found.lines()["parallelism"])
     assert found.memory_gib["optimizer"] == pytest.approx(counted[1] * 8 / shards / 2**30, rel=1e-3)
 
 
