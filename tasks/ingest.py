@@ -24,7 +24,7 @@ from infra.clouds import cloud_of, in_object_store
 from infra.crash import crashpoint
 from infra.errors import AnnealError, DataChanged, DataError
 from infra.fetch import bytes_of, open_https, without_secrets
-from infra.files import digest_of
+from infra.files import digest_of, write_back
 from infra.forms import form_of
 from infra.records import Dataset
 from infra.settings import Settings
@@ -143,6 +143,7 @@ class Joined:
                             fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
         self._digest.update(chunk)
         self._target.write(chunk)
+        write_back(self._target, self.bytes - len(chunk), len(chunk))
         crashpoint("ingest.half_written")
         self._last = chunk[-1:] or self._last
 
