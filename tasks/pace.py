@@ -1,22 +1,22 @@
 """How long a training may be silent before it counts as frozen.
 
 In:   the trainer's events      Out: a number of seconds, which infra/launch.py holds the ranks to
-A start loads weights and compiles: it takes as long as ANNEAL_STALL_TIMEOUT_S lets it, and so do the first pauses, in
-which ranks validate or write. Between two steps the steps before them say what is usual, and after a pause those of its
-kind: ten times that is too long (torchtitan and torchft use fixed times, which are too long for small models or too
-short for large ones), but never less than ANNEAL_STEP_TIMEOUT_S.
+A first start loads weights and compiles: it takes as long as ANNEAL_STALL_TIMEOUT_S lets it, and so do the first
+pauses, in which ranks validate or write. Between two steps the steps before them say what is usual, after a pause
+those of its kind, for a start again the starts before it: ten times that is too long (torchtitan and torchft use fixed
+times, which are too long for small models or too short for large ones), but never less than ANNEAL_STEP_TIMEOUT_S.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict, deque
 from statistics import median
 from typing import Any
 
 from infra.settings import Settings
 
-ENOUGH_STEPS = 5
-ENOUGH_PAUSES = 2
+ENOUGH_STEPS, ENOUGH_PAUSES, ENOUGH_STARTS = 5, 2, 1
 USUAL_STEPS = 20
 TIMES_USUAL = 10
 BESIDE = ("checkpoint",)
@@ -31,18 +31,23 @@ class Pace:
         self._usual: deque[float] = deque(maxlen=USUAL_STEPS)
         self._last: float | None = None
         self._newest: float | None = None
+        self._starts: deque[float] = deque(maxlen=USUAL_STEPS)
+        self._launched: float | None = None
         self._pause, self._paused = "", 0.0
         self._pauses: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=USUAL_STEPS))
 
     def launch(self) -> None:
         """The ranks are started."""
         self._last = self._newest = None
-        self._pause = ""
+        self._pause, self._launched = "", time.time()
 
     def see(self, event: dict[str, Any]) -> None:
         """Take one event."""
         if event["event"] in BESIDE:
             return
+        if self._launched is not None and event["event"] in ("step", "pause"):
+            self._starts.append(event["time"] - self._launched)
+            self._launched = None
         if self._pause and event["event"] in ("step", "pause"):
             self._pauses[self._pause].append(event["time"] - self._paused)
             self._pause = ""
@@ -60,7 +65,11 @@ class Pace:
 
     def limit_s(self) -> float:
         """Seconds until the next event at the latest."""
-        usual, enough = (self._pauses[self._pause], ENOUGH_PAUSES) if self._pause else (self._usual, ENOUGH_STEPS)
-        if len(usual) < enough or (self._last is None and not self._pause):
+        usual, enough = self._usual, ENOUGH_STEPS
+        if self._launched is not None:
+            usual, enough = self._starts, ENOUGH_STARTS
+        elif self._pause:
+            usual, enough = self._pauses[self._pause], ENOUGH_PAUSES
+        if len(usual) < enough or (usual is self._usual and self._last is None):
             return self._longest_s
         return min(self._longest_s, max(self._shortest_s, TIMES_USUAL * median(usual)))

@@ -13,8 +13,9 @@ START_S, STEP_S = 900.0, 120.0
 
 
 @pytest.fixture
-def pace(settings: Settings) -> Pace:
-    """Of a training that has just been launched."""
+def pace(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Pace:
+    """Of a training that was just launched, at 0."""
+    monkeypatch.setattr("tasks.pace.time.time", lambda: 0.0)
     made = Pace(settings.model_copy(update={"stall_timeout_s": START_S, "step_timeout_s": STEP_S}))
     made.launch()
     return made
@@ -98,22 +99,25 @@ def test_a_pause_like_those_before_it_has_ten_times_what_they_took(pace: Pace) -
     assert pace.limit_s() == START_S, "none of its kind was seen"
 
 
-def test_a_start_after_a_pause_has_all_the_time(pace: Pace) -> None:
-    for number in range(3):
-        pace.see({"event": "pause", "what": "checkpoint", "time": 100.0 * number})
-        steps(pace, 1, 1.0, since=100.0 * number + 1.0)
-    pace.see({"event": "pause", "what": "checkpoint", "time": 1000.0})
-    pace.launch()
-    assert pace.limit_s() == START_S
-
-
 def test_a_checkpoint_that_is_written_beside_the_steps_changes_nothing(pace: Pace) -> None:
     steps(pace, 10, 1.0)
     pace.see(event("checkpoint"))
     assert pace.limit_s() == STEP_S
 
 
-def test_the_next_launch_has_all_the_time_again(pace: Pace) -> None:
-    steps(pace, 10, 1.0)
+@pytest.mark.parametrize("first", ["step", "pause"])
+@pytest.mark.parametrize(("took_s", "limit_s"), [(5.0, STEP_S), (40.0, 400.0), (500.0, START_S)])
+def test_a_start_again_has_ten_times_what_the_first_one_took(
+    pace: Pace, first: str, took_s: float, limit_s: float,
+) -> None:
+    pace.see({**event("resume"), "time": took_s / 2})
+    assert pace.limit_s() == START_S
+    pace.see({**event(first), "time": took_s})
+    steps(pace, 10, 1.0, since=took_s)
+    pace.launch()
+    assert pace.limit_s() == pytest.approx(limit_s)
+
+
+def test_a_start_that_did_not_come_to_a_step_says_nothing(pace: Pace) -> None:
     pace.launch()
     assert pace.limit_s() == START_S
