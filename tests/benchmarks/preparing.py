@@ -178,6 +178,7 @@ def peaks(folder: Path, name: str, data: Iterable[bytes]) -> dict[str, float]:
 def measured(step: str, arguments: dict[str, Any], environment: dict[str, str]) -> tuple[float, float]:
     """Seconds of the work, and the peak of the memory of all its processes in MiB."""
     command = [sys.executable, "-m", "tests.benchmarks.one_step", step, json.dumps(arguments)]
+    os.sync()  # what the one before has left for the disk is not this one's
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile("w+") as output:
         child = psutil.Popen(command, stdout=output, stderr=errors, env={**os.environ, **environment})
         peak = 0.0
