@@ -79,7 +79,7 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
-        time.sleep(1.5)
+        time.sleep(seconds)
 
     def look() -> recover.Recovered:
         return recover.recover(settings, client, Store(stack.settings), ("predict",), sleep=sleep)
@@ -89,7 +89,8 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
         process.kill()
         process.communicate()
         done = look()
-        assert (done.crashed, done.again, waits) == (["died here"], ["died here"], [1])
+        assert (done.crashed, done.again) == (["died here"], ["died here"])
+        assert len(waits) == 1 and 0 < waits[0] <= recover.SETTLE_S, "only the rest of it"
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
 
