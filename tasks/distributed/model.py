@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 RELATIVE_BASE = "base"
-# PEFT imports bitsandbytes, which says on CPUs with bf16 that an optional kernel for 4-bit bases is not installed.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def device_of(local_rank: int = 0) -> torch.device:
