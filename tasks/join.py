@@ -78,7 +78,7 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
             log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"),
             # ranks save together: those whose first node has stopped its own cannot
-            grace_s=lambda: 0.0 if watch.is_over else stop_grace_s(settings))
+            grace_s=lambda: 0.0 if watch.is_left else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():
             ended_mark(path, node).write_text(str(code), encoding="utf-8")
@@ -94,7 +94,7 @@ class Watch:
     def __init__(self, path: Path) -> None:
         self._path, self._beat = path, -1
         self._seen = time.monotonic()
-        self.is_over = False
+        self.is_left = False
         """The first node has stopped its ranks, not only been silent."""
 
     def __call__(self) -> None:
@@ -107,5 +107,5 @@ class Watch:
         if launch is None:
             limit_s, reason = ENDING_S, "has ended the launch"
         if now - self._seen > limit_s:
-            self.is_over = launch is None
+            self.is_left = launch is None
             raise Over(f"the first node {reason}")

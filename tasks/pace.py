@@ -19,6 +19,8 @@ from infra.settings import Settings
 ENOUGH_STEPS, ENOUGH_PAUSES, ENOUGH_STARTS = 5, 2, 1
 USUAL_STEPS = 20
 TIMES_USUAL = 10
+ENDS_WAIT = ("step", "pause")
+"""Events that say that a start, or a pause, is over."""
 BESIDE = ("checkpoint",)
 """Events that come from beside the steps, and say nothing of what comes next."""
 
@@ -45,12 +47,13 @@ class Pace:
         """Take one event."""
         if event["event"] in BESIDE:
             return
-        if self._launched is not None and event["event"] in ("step", "pause"):
-            self._starts.append(event["time"] - self._launched)
-            self._launched = None
-        if self._pause and event["event"] in ("step", "pause"):
-            self._pauses[self._pause].append(event["time"] - self._paused)
-            self._pause = ""
+        if event["event"] in ENDS_WAIT:
+            if self._launched is not None:
+                self._starts.append(event["time"] - self._launched)
+                self._launched = None
+            if self._pause:
+                self._pauses[self._pause].append(event["time"] - self._paused)
+                self._pause = ""
         if event["event"] != "step":
             # The trainer tells of a step while it does the next one, but of the last before a pause at once.
             self._last = self._newest = None
