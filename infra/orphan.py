@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -19,3 +19,14 @@ def die_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
+
+
+def be_rank() -> None:
+    """What a rank does before its slow imports."""
+    die_with_parent()
+    name_process(f"rank {os.environ.get('RANK', '0')}")
+
+
+def name_process(name: str) -> None:
+    """What `ps -o comm` and `top` call this process: up to 15 bytes. Forked ones share their command line."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())

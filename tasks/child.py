@@ -20,22 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
-from infra.launch import run_group, tail
+from infra.launch import Spawn, run_group, tail
 from infra.nodes import Launch, Lead, NodeEnded, Nodes, interface_to, new_launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
+from infra.warm import Warm
 from tasks.distributed.job import ERROR, EVENTS, GPUS_SEEN, JOB, RESULT, ROOM, Job
 from tasks.gpus import environment, gpus, gpus_have_bf16
 from tasks.rank_lines import RankLines
 from tasks.stopping import stop_grace_s
 
-LOG = "log.txt"
+LOG, WARM_LOG = "log.txt", "warm.txt"
 TRAIN = "tasks.distributed.train"
 """The module that every node runs: a launch cannot name another."""
 ALONE = Nodes()
 RANK_LOST = re.compile(r"Signal \d+ \(SIG|Connection (closed|reset) by peer|Timed out waiting")
 """What torchrun and gloo say when a rank was killed or its host went away."""
-RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?!.*ChildFailedError)[\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
+NOT_A_CAUSE = "ChildFailedError|ProcessExitedException|ProcessRaisedException"
+"""What torchrun's agent says of its ranks."""
+RAISED = re.compile(rf"^(?:\[rank\d+\]: ?)?((?!.*(?:{NOT_A_CAUSE}))[\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
 """The last line of a Python traceback."""
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
 """Bars are for terminals, and what libraries will rename is not the user's business; who sets them decides."""
@@ -45,11 +48,12 @@ CONTRACT_FILES = (JOB, ROOM, EVENTS, RESULT, ERROR, LOG)
 def run_child(
     settings: Settings, job: Job, module: str, *, ranks: int | None = None, on_poll: Callable[[], None] | None = None,
     nodes: Nodes = ALONE, call: Callable[[Launch], None] | None = None, patience_s: Callable[[], float] | None = None,
+    start: Spawn | None = None,
 ) -> dict[str, Any]:
     """Run `python -m module`, or with `ranks` the same under torchrun, on all `nodes`; returns result.json.
 
     `call` is told of the launch, to bring the other nodes. `patience_s`: how long the ranks may tell nothing, where
-    that is not always the same.
+    that is not always the same. `start`: see `warm`.
 
     Raises:
         AnnealError: as the child said, or Transient with the log's end if it said nothing.
@@ -73,7 +77,7 @@ def run_child(
                 call(lead.launch)
             lead.wait_for_all(settings.join_timeout_s, look)
             code = run_group(
-                [sys.executable, *command], log=log, env=environment, on_poll=poll,
+                [sys.executable, *command], log=log, env=environment, on_poll=poll, start=start,
                 progress=path.with_name(EVENTS) if ranks else None,
                 stall_timeout_s=patience_s or (lambda: settings.stall_timeout_s),
                 grace_s=lambda: stop_grace_s(settings))
@@ -91,6 +95,12 @@ def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
     quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
     return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", GPUS_SEEN: str(len(gpus())), **quiet,
             **environment()}
+
+
+def warm(settings: Settings, run: Path, base: str, ranks: int) -> Warm:
+    """What starts the ranks of a training faster: see tasks/distributed/warm.py."""
+    return Warm([sys.executable, "-m", "tasks.distributed.warm", str(run), base], log=run / WARM_LOG,
+                env=rank_environment(settings, ranks))
 
 
 def failure(folder: Path, code: int, module: str) -> AnnealError:

@@ -7,19 +7,21 @@ Dies half-way: its ranks die with it, the launch fails on the first node, and th
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from infra.errors import AnnealError
 from infra.launch import run_group
 from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from infra.settings import Settings
-from tasks.child import LOG, TRAIN, rank_environment
+from infra.warm import Warm
+from tasks.child import LOG, TRAIN, rank_environment, warm
 from tasks.stopping import stop_grace_s
 
 APPEARS_S = 30.0
@@ -38,16 +40,17 @@ def join(settings: Settings, node: int) -> None:
     folder = settings.home_path / FOLDER
     beats: dict[str, int] = {}
     log.info("node %d waits for trainings in %s", node, settings.home_path)
-    while True:
-        for path in sorted(folder.glob("*.json")):
-            launch = read_launch(path)
-            if launch is None or node >= launch.nodes:
-                continue
-            # What was left by a first node that was killed does not beat; what was joined once is not joined again.
-            if 0 <= beats.setdefault(launch.id, launch.beat) < launch.beat:
-                beats[launch.id] = -1
-                take_part(settings, launch, path, node)
-        time.sleep(POLL_S)
+    with Imported(settings) as imported:
+        while True:
+            for path in sorted(folder.glob("*.json")):
+                launch = read_launch(path)
+                if launch is None or node >= launch.nodes:
+                    continue
+                # What was left by a first node that was killed does not beat; what was joined once is not joined again.
+                if 0 <= beats.setdefault(launch.id, launch.beat) < launch.beat:
+                    beats[launch.id] = -1
+                    take_part(settings, launch, path, node, imported)
+            time.sleep(POLL_S)
 
 
 def join_launch(
@@ -61,10 +64,36 @@ def join_launch(
             return f"the launch is over: {path} is not there"
         time.sleep(POLL_S)
     with hold(launch.ranks):
-        return take_part(settings, launch, path, node) if path.exists() else "the launch was over before a GPU was free"
+        if not path.exists():
+            return "the launch was over before a GPU was free"
+        with Imported(settings) as imported:
+            return take_part(settings, launch, path, node, imported)
 
 
-def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
+class Imported:
+    """Starts the ranks of launches, those of one job all from one process: see tasks/distributed/warm.py."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._job, self._kept = settings, "", ExitStack()
+
+    def __enter__(self) -> Imported:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.close()
+
+    def of(self, launch: Launch) -> Warm:
+        """For that launch. Raises OSError where its job cannot be read."""
+        if self._job != launch.job:
+            self._kept.close()
+            base = json.loads(Path(launch.job).read_text(encoding="utf-8"))["base"]
+            self._warm = self._kept.enter_context(
+                warm(self._settings, Path(launch.job).parent, base, launch.ranks))
+            self._job = launch.job
+        return self._warm
+
+
+def take_part(settings: Settings, launch: Launch, path: Path, node: int, imported: Imported) -> str:
     """Run this node's ranks of one launch to their end, or until the first node's; returns how they ended."""
     work, watch = Path(launch.job).parent.name, Watch(path)
     log.info("training=%s node %d starts %d ranks", work, node, launch.ranks)
@@ -76,7 +105,7 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
             return "the launch was over before its ranks were started"
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
-            log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"),
+            start=imported.of(launch).spawn, log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"),
             # ranks save together: those whose first node has stopped its own cannot
             grace_s=lambda: 0.0 if watch.is_left else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)

@@ -18,6 +18,7 @@ from typing import Any
 
 from infra.errors import Broken, OutOfMemory, RanksLost, Transient
 from infra.files import write_atomic
+from infra.launch import Spawn
 from infra.nodes import Launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -43,6 +44,8 @@ class Launches:
     """Called about four times a second, and between launches."""
     call: Callable[[Launch], None] | None = None
     """Brings the other nodes of a launch."""
+    start: Spawn | None = None
+    """Starts torchrun on this machine; a new process unless given."""
 
     def run_while_it_gets_on(self, job: TrainJob) -> dict[str, Any]:
         """Run the ranks; where they die after a new checkpoint, again at once: only what comes no further has to wait.
@@ -83,7 +86,7 @@ class Launches:
             self.pace.launch()
             try:
                 return run_child(self.settings, job, TRAIN, ranks=ranks, on_poll=self.look, nodes=nodes,
-                                 call=self.call, patience_s=self.pace.limit_s)
+                                 call=self.call, patience_s=self.pace.limit_s, start=self.start)
             except OutOfMemory as error:
                 if parts >= share:
                     raise

@@ -22,7 +22,7 @@ from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.attempt import reached
 from tasks.checkpoints import Copies, bring_checkpoint, in_store
-from tasks.child import ranks_of, settled
+from tasks.child import ranks_of, settled, warm
 from tasks.companions import call_nodes
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.distributed.job import EVENTS, TrainJob
@@ -72,27 +72,29 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         done = find_trained(store, spec, pack, base)
         if done is not None:  # somebody finished it while we waited for the lock
             return done
-        bring_checkpoint(store, identity, run)
-        drop_torn_line(run)
-        earlier, offset = read_events(run)
-        for event in earlier:
-            if event["event"] in CURVE:
-                watch(event)
-        pace = Pace(settings)
-        seen = _Seen(store, identity, run, offset, watch, pace)
-        device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
-        job = TrainJob(
-            out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
-            packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
-            parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
-            usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
-        launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch))
-        try:
-            result = launches.run_while_it_gets_on(job)
-        finally:
-            seen.look()
-            if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
-                seen.copies.finish()
+        with warm(settings, run, base.path, ranks_of(spec.num_ranks)) as imported:  # while we make ready
+            bring_checkpoint(store, identity, run)
+            drop_torn_line(run)
+            earlier, offset = read_events(run)
+            for event in earlier:
+                if event["event"] in CURVE:
+                    watch(event)
+            pace = Pace(settings)
+            seen = _Seen(store, identity, run, offset, watch, pace)
+            device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
+            job = TrainJob(
+                out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
+                packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
+                parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
+                usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
+            launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch),
+                                start=imported.spawn)
+            try:
+                result = launches.run_while_it_gets_on(job)
+            finally:
+                seen.look()
+                if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
+                    seen.copies.finish()
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model")
             shutil.copy(run / EVENTS, draft.path / EVENTS)

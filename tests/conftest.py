@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 END_TO_END = "tests/e2e/"
+TRAINERS = {"tasks.distributed.train", "tasks.distributed.warm"}
+TORCHRUN = {"torchrun", "pt_elastic"}
+"""What our own and torch's agent call themselves."""
 WINDOW = "1400,1600"
 S3_KEY, S3_SECRET, BUCKET = "test-key", "test-secret", "anneal"
 
@@ -219,16 +223,38 @@ def ip(*words: str) -> None:
 
 
 def training_processes(folder: Path | str) -> list[psutil.Process]:
-    """The ranks whose job lies below that folder, and the torchrun above them; whoever started them."""
+    """The ranks whose job lies below that folder, the torchrun above them, and what that is forked from."""
     found = []
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
         except psutil.Error:
             continue
-        if "tasks.distributed.train" in command and any(str(folder) in word for word in command):
+        if TRAINERS.intersection(command) and any(str(folder) in word for word in command):
             found.append(process)
     return found
+
+
+def ranks_in(folder: Path | str) -> list[psutil.Process]:
+    """The ranks alone."""
+    return [process for process in training_processes(folder) if is_rank(process)]
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """By the name it gives itself."""
+    return name_of(process).startswith("rank ")
+
+
+def torchruns_in(folder: Path | str) -> list[psutil.Process]:
+    """The torchruns alone."""
+    return [process for process in training_processes(folder) if name_of(process) in TORCHRUN]
+
+
+def name_of(process: psutil.Process) -> str:
+    """What `ps -o comm` calls it; nothing once it is gone."""
+    with suppress(psutil.Error):
+        return process.name()
+    return ""
 
 
 def wait_for(happened: Callable[[], Any], what: str = "it did not happen", timeout_s: float = 200) -> None:

@@ -11,9 +11,9 @@ Run alone: python -m torch.distributed.run --standalone --nproc-per-node=2 -m ta
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from infra.orphan import die_with_parent
+    from infra.orphan import be_rank
 
-    die_with_parent()  # before the slow imports
+    be_rank()  # before the slow imports
 
 import math
 import resource

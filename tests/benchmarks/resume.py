@@ -3,12 +3,11 @@
 Full fine-tuning of a Llama of 20 million weights (240 MB of weights and optimizer state) on SAMSum, 2 ranks
 under torchrun, a checkpoint every CHECKPOINT_STEPS steps. The stall is the time that the loop stands still for a
 checkpoint; the write goes on beside the next steps and is told apart. One rank is killed with SIGKILL; the clock
-runs from there, through torchrun's end and a new launch with its imports, to the first step that had not been done.
+runs from there, through torchrun's end and a new launch, to the first step that had not been done.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,17 +20,19 @@ from typing import Any
 import psutil
 
 from infra.nodes import new_launch
+from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.child import ALONE, TRAIN
+from infra.warm import Forked, Warm
+from tasks.child import ALONE, LOG, TRAIN, rank_environment, warm
 from tasks.distributed.events import read_events
 from tasks.distributed.job import TrainJob
 from tests.benchmarks.data import llama_20m, needs_shared, packs_of, rows_of
 from tests.benchmarks.report import finish, say
-from tests.conftest import ROOT
+from tests.conftest import ranks_in
 
 CHECKPOINT_STEPS = 10
 STEPS = 60
-KILLS = 3
+KILLS, RANKS = 3, 2
 GOAL_STALL = 0.01
 GOAL_INTERVAL = 50
 """Steps between checkpoints for which the goal is judged: the default of `checkpoint_steps`."""
@@ -46,8 +47,9 @@ def main() -> None:
         base = llama_20m(folder / "base")
         packs = packs_of(rows_of(folder / "rows", train="val", validation="val"), base, 1024, folder / "packs")
         job = job_of(folder / "run", base, packs)
-        resumes = [kill_and_resume(job, nth) for nth in range(1, KILLS + 1)]
-        launch(job).wait()
+        with warm(Settings(), Path(job.out), job.base, RANKS) as imported:
+            resumes = [kill_and_resume(imported, job, nth) for nth in range(1, KILLS + 1)]
+            launch(imported, job).wait()
         written = [event for event in read_events(Path(job.out))[0] if event["event"] == "checkpoint"]
         step_s = median_step(Path(job.out))
         stall = median(event["stall_s"] for event in written)
@@ -70,25 +72,22 @@ def job_of(out: Path, base: Path, packs: Path) -> TrainJob:
     return TrainJob(out=str(out), spec=spec.to_json(), base=str(base), packs=str(packs), chunk_tokens=1024, key="bench")
 
 
-def launch(job: TrainJob) -> subprocess.Popen[bytes]:
-    """The trainer on 2 ranks, as the pipeline starts it."""
-    command = [sys.executable, *new_launch(ALONE, 2, job.write()).torchrun(0, TRAIN)]
-    with (Path(job.out) / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+def launch(imported: Warm, job: TrainJob) -> Forked:
+    """The trainer on its ranks, as the pipeline starts it."""
+    return imported.spawn([sys.executable, *new_launch(ALONE, RANKS, job.write()).torchrun(0, TRAIN)],
+                          log=Path(job.out) / LOG, env=rank_environment(Settings(), RANKS))
 
 
-def kill_and_resume(job: TrainJob, nth: int) -> float:
+def kill_and_resume(imported: Warm, job: TrainJob, nth: int) -> float:
     """Seconds from the death of a rank, one step after the nth checkpoint, to the next step that is new."""
-    out, process = Path(job.out), launch(job)
+    out, process = Path(job.out), launch(imported, job)
     wait_for(out, lambda event: event["event"] == "step" and event["step"] > CHECKPOINT_STEPS * nth)
     wait_for(out, lambda event: event["event"] == "checkpoint" and event["step"] == CHECKPOINT_STEPS * nth)
     reached = max(event["step"] for event in read_events(out)[0] if event["event"] == "step")
-    ranks = [child for child in psutil.Process(process.pid).children(recursive=True)
-             if TRAIN in child.cmdline()]
     killed = time.time()
-    ranks[-1].kill()
+    ranks_in(job.out)[-1].kill()
     process.wait()
-    again = launch(job)
+    again = launch(imported, job)
     told = wait_for(out, lambda event: event["event"] == "step" and event["step"] > reached and event["time"] > killed)
     for child in psutil.Process(again.pid).children(recursive=True):
         child.kill()
@@ -105,7 +104,7 @@ def wait_for(out: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, A
             if wanted(event):
                 return event
         time.sleep(0.02)
-    raise TimeoutError(f"nothing came; the log is {out / 'log'}")
+    raise TimeoutError(f"nothing came; the log is {out / LOG}")
 
 
 def median_step(out: Path) -> float:

@@ -38,7 +38,7 @@ from infra import services, stack
 from infra.settings import Settings
 from tests.benchmarks.data import STORIES, needs_shared
 from tests.benchmarks.report import finish, say
-from tests.conftest import SHARED, free_port, training_processes, wait_for
+from tests.conftest import SHARED, free_port, ranks_in, training_processes, wait_for
 from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import flow_process
 
@@ -66,7 +66,7 @@ def service(*names: str) -> Find:
 
 def rank(settings: Settings, run: str) -> list[psutil.Process]:
     """One of the processes that train."""
-    ranks = [one for one in training_processes(settings.home_path) if "torch.distributed.run" not in one.cmdline()]
+    ranks = ranks_in(settings.home_path)
     return ranks[-1:] if len(ranks) == KNOBS["num_ranks"] else []
 
 

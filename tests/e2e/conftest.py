@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,7 @@ import pytest
 
 from infra.processes import left_over
 from infra.settings import Settings
-from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port
+from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port, is_rank
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -223,14 +222,8 @@ def options(parameters: dict[str, Any]) -> list[str]:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The training processes below a command, without the torchrun that started them."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.Error):
-            command = child.cmdline()
-            if "tasks.distributed.train" in command and "torch.distributed.run" not in command:
-                found.append(child)
-    return found
+    """Those below a command."""
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if is_rank(child)]
 
 
 def checkpointed(process: subprocess.Popen[str], home: Path) -> None:

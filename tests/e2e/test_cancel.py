@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from infra.crash import AT, FIRED
-from tests.conftest import training_processes, wait_for
+from tests.conftest import ranks_in, training_processes, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, options
 from tests.e2e.test_recovery import RUN_MARK
 
@@ -26,7 +26,7 @@ def test_a_command_stops_when_its_run_is_cancelled_in_prefect(stack: Stack, para
     known = checkpoints(home)
     process = stack.start("train", *options(wanted))
     try:
-        wait_for(lambda: len(training_processes(home)) > parameters["num_ranks"] and checkpoints(home) - known,
+        wait_for(lambda: len(ranks_in(home)) == parameters["num_ranks"] and checkpoints(home) - known,
                  "it does not train", COMMAND_TIMEOUT_S)
         ranks = training_processes(home)
         (run,) = stack.runs("finetune acme/stopped")
@@ -55,14 +55,14 @@ def test_a_cancelled_run_leaves_no_rank_and_keeps_its_checkpoint(
               "seed": 70 + frozen}
     known = checkpoints(home)
     run = stack.start_run(wanted)
-    wait_for(lambda: len(training_processes(home)) > parameters["num_ranks"]
+    wait_for(lambda: len(ranks_in(home)) == parameters["num_ranks"]
              and checkpoints(home) - known, f"flow run {run} does not train", COMMAND_TIMEOUT_S)
     ranks = training_processes(home)
-    assert len(ranks) == parameters["num_ranks"] + 1, "the ranks and their torchrun"
+    assert len(ranks) == parameters["num_ranks"] + 2, "the ranks, their torchrun, and what that is forked from"
     (folder,) = {path.parent for path in checkpoints(home) - known}
 
     if frozen:
-        next(process for process in ranks if "torch.distributed.run" not in process.cmdline()).suspend()
+        ranks_in(home)[0].suspend()
     cancelled = time.monotonic()
     stack.prefect(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
     _, alive = psutil.wait_procs(ranks, timeout=CANCEL_S - (time.monotonic() - cancelled))

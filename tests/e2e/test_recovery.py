@@ -24,7 +24,7 @@ import pytest
 
 from infra import stack as running
 from infra.store import Store
-from tests.conftest import ROOT, S3Server, training_processes, wait_for
+from tests.conftest import ROOT, S3Server, ranks_in, torchruns_in, training_processes, wait_for
 from tests.e2e.conftest import LONG, Stack, options
 
 if TYPE_CHECKING:
@@ -123,9 +123,8 @@ def finished(
 
 def torchrun_and_ranks(stack: Stack) -> tuple[psutil.Process, list[psutil.Process]]:
     """Of the training that runs."""
-    found = training_processes(stack.settings.home_path)
-    (torchrun,) = [process for process in found if "torch.distributed.run" in process.cmdline()]
-    return torchrun, [process for process in found if process != torchrun]
+    (torchrun,) = torchruns_in(stack.settings.home_path)
+    return torchrun, ranks_in(stack.settings.home_path)
 
 
 def state_of(stack: Stack, run: str) -> dict[str, Any]:

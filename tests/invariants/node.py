@@ -8,12 +8,14 @@ from pathlib import Path
 
 from infra.errors import AnnealError
 from infra.settings import Settings
-from tasks.child import run_child
+from tasks.child import TRAIN, run_child, warm
 from tasks.distributed.job import TrainJob
 
 if __name__ == "__main__":
     settings, job = Settings(), TrainJob(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    ranks = int(sys.argv[2])
     try:
-        run_child(settings, job, "tasks.distributed.train", ranks=int(sys.argv[2]), nodes=settings.machines)
+        with warm(settings, Path(job.out), job.base, ranks) as imported:
+            run_child(settings, job, TRAIN, ranks=ranks, nodes=settings.machines, start=imported.spawn)
     except AnnealError as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from infra.settings import Settings
 from tasks.child import TRAIN, run_child
 from tasks.distributed.job import TrainJob
-from tests.conftest import training_processes
+from tests.conftest import ranks_in
 from tests.distributed.conftest import MakeJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -43,7 +43,7 @@ def peak_of(job: TrainJob, settings: Settings) -> int:
 
     def look() -> None:
         nonlocal peak
-        peak = max(peak, *(own_memory(process.pid) for process in training_processes(job.out)), 0)
+        peak = max(peak, *(own_memory(process.pid) for process in ranks_in(job.out)), 0)
 
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(run_child, settings, job, TRAIN, ranks=2)

@@ -114,7 +114,7 @@ def test_a_first_node_that_is_killed_takes_the_others_ranks_with_it(nodes: Nodes
     first = nodes(job)
     wait_for(lambda: events_of(job) or first.poll() is not None)
     assert first.poll() is None
-    assert len(training_processes(job.out)) == 2 * (RANKS + 1), "the ranks and their torchruns"
+    assert len(training_processes(job.out)) == 2 * (RANKS + 2), "ranks, torchruns, what those are forked from"
     for process in (*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)):
         process.kill()
     wait_for(lambda: not training_processes(job.out), "ranks were left", GONE_S)
