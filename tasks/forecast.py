@@ -115,8 +115,10 @@ class Forecast(Record):
         """The same of a finished training, as far as it is known."""
         price = {} if self.usd_per_hour is None else {
             "price": f"{trained.seconds / 3600 * self.usd_per_hour * self.paid:.2f} USD"}
-        return {"steps": f"{trained.steps}", "memory of each rank": f"{trained.peak_memory_bytes / GIB:.2f} GiB",
-                "time": f"{trained.seconds:.0f} s", **price}
+        # Of a GPU's memory tensors are counted, of a CPU's the whole process.
+        beside = ", Python and its libraries included" if self.device == "CPU" else ""
+        memory = f"{trained.peak_memory_bytes / GIB:.2f} GiB{beside}"
+        return {"steps": f"{trained.steps}", "memory of each rank": memory, "time": f"{trained.seconds:.0f} s", **price}
 
 
 def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> Forecast:

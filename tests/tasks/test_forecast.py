@@ -39,6 +39,13 @@ def test_the_forecast_counts_steps_and_memory(settings: Settings, past: Past) ->
     assert longer.steps == 5
 
 
+def test_the_memory_that_was_used_says_what_it_is_of(settings: Settings, past: Past) -> None:
+    expected, memory = forecast(settings, past.spec, past.pack, past.base), "memory of each rank"
+    trained = dataclasses.replace(past.trained, peak_memory_bytes=3 << 29)
+    assert expected.spent(trained)[memory] == "1.50 GiB, Python and its libraries included"
+    assert dataclasses.replace(expected, device="H100").spent(trained)[memory] == "1.50 GiB"
+
+
 @pytest.mark.parametrize(("model", "method", "device", "ranks", "fits", "parallelism"), [
     ("Llama-2-7B", "lora", "A40", 1, True, "ddp"), ("Llama-2-7B", "full", "A100", 1, False, "ddp"),
     ("Llama-2-7B", "full", "A100", 8, True, "fsdp"), ("Llama-2-70B", "lora", "H100", 8, True, "fsdp"),
