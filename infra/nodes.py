@@ -70,12 +70,12 @@ class Launch:
         No restarts by torchrun: with gloo they hang. The task's retry launches anew.
         """
         host, port = _split(self.rendezvous)
-        # The first is what --standalone means, which torchrun's main program alone knows.
-        meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"] if self.nodes == 1 else [
-            f"--nnodes={self.nodes}", f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}"]
+        meeting = ["--standalone"] if self.nodes == 1 else [
+            f"--nnodes={self.nodes}", f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}",
+            f"--rdzv-id={self.id}"]
         logs = Path(self.job).with_name("torchrun")  # else empty folders stay in /tmp for good
-        return ["-m", "torch.distributed.run", *meeting, f"--rdzv-id={self.id}",
-                f"--nproc-per-node={self.ranks}", "--max-restarts=0", f"--log-dir={logs}", "-m", module, self.job]
+        return ["-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.ranks}", "--max-restarts=0",
+                f"--log-dir={logs}", "-m", module, self.job]
 
 
 class NodeEnded(Exception):

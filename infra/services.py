@@ -21,7 +21,7 @@ QUEUES = ("control", "trainings", "background")
 MARK = "ANNEAL_STACK"  # stands in the environment of every process of a stack, with the stack's home
 WORKER_QUERY_S = 3
 CLIENT_RETRIES = 8  # a run that ends inside an 83 s outage of the server is still recorded; 5 was too few
-RETRIED = "500"
+RETRIED_CODES = "500"
 """What Prefect's server answers while its database is away; the client by itself takes that as final."""
 EVERYWHERE = ("0.0.0.0", "::")
 OWN_SERVER_START_S = 120  # the default of 20 s is too short for a new database on a busy machine
@@ -82,7 +82,7 @@ def for_runs(settings: Settings) -> dict[str, str]:
         **OFFLINE, **LEASES, **_no_proxy(settings),
         "PREFECT_HOME": str(settings.home_path / "prefect"),
         "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", str(CLIENT_RETRIES)),
-        "PREFECT_CLIENT_RETRY_EXTRA_CODES": RETRIED,
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": os.environ.get("PREFECT_CLIENT_RETRY_EXTRA_CODES", RETRIED_CODES),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(OWN_SERVER_START_S),
     }
 

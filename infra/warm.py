@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -24,8 +25,24 @@ import psutil
 from infra.launch import ROOT, spawn
 
 LINE_BYTES = 1 << 16
+LOOK_S = 0.5
+"""So often it is looked whether it lives: what it forked may hold the socket open a little longer than it."""
 ANSWERS_S = 2.0
-"""It says that a killed process has ended within this time, or is killed itself."""
+"""It says within this time that a killed process has ended, or is killed itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mother:
+    """The process, and our end of the socket."""
+
+    process: subprocess.Popen[bytes]
+    talk: socket.socket
+
+    def end(self) -> None:
+        """Kill it, and so what it forked."""
+        self.process.kill()
+        self.process.wait()
+        self.talk.close()
 
 
 class Warm:
@@ -37,50 +54,50 @@ class Warm:
     def __init__(self, command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> None:
         """`env`: what its imports have to see, on top of our own environment."""
         self._command, self._log, self._env = command, log, env
-        self._mother: subprocess.Popen[bytes] | None = None
-        self._talk: socket.socket | None = None
+        self._mother: Mother | None = None
 
     def __enter__(self) -> Warm:
-        self._start()
+        self._mother = self._new()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        if self._mother is not None:
+            self._mother.end()
 
     def spawn(self, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Forked:
-        """Like `infra.launch.spawn`, for `sys.executable -m module...`. One at a time."""
-        if self._mother is None or self._talk is None or self._mother.poll() is not None:
-            self._end()
-            self._start()
-        assert self._mother is not None and self._talk is not None
+        """Like `infra.launch.spawn`, for `sys.executable ...`. Only once what was started before has ended."""
+        if self._mother is None or self._mother.process.poll() is not None:
+            if self._mother is not None:
+                self._mother.end()
+            self._mother = self._new()
         log.parent.mkdir(parents=True, exist_ok=True)
-        wanted = {"options": list(command[1:]), "log": str(log), "environment": {**_environment(), **(env or {})}}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        wanted = {"options": list(command[1:]), "log": str(log),
+                  "environment": {**os.environ, "PYTHONPATH": path, **(env or {})}}
         with suppress(BrokenPipeError):  # the first look will find it dead
-            self._talk.sendall(json.dumps(wanted).encode() + b"\n")
-        return Forked(self._mother, self._talk)
+            self._mother.talk.sendall(json.dumps(wanted).encode() + b"\n")
+        return Forked(self._mother)
 
-    def _start(self) -> None:
-        self._talk, theirs = socket.socketpair()
-        with theirs:
-            self._mother = spawn(
-                [*self._command, str(theirs.fileno())], log=self._log, env=self._env, pass_fds=[theirs.fileno()])
-
-    def _end(self) -> None:
-        if self._mother is not None:
-            self._mother.kill()
-            self._mother.wait()
-        if self._talk is not None:
-            self._talk.close()
+    def _new(self) -> Mother:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = spawn([*self._command, str(theirs.fileno())], log=self._log, env=self._env,
+                                pass_fds=[theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        return Mother(process, ours)
 
 
 class Forked:
     """What a Warm has started: as much of subprocess.Popen as infra/launch.py needs."""
 
-    def __init__(self, mother: subprocess.Popen[bytes], talk: socket.socket) -> None:
-        self.pid = mother.pid
-        """Of the process above all of it."""
+    def __init__(self, mother: Mother) -> None:
+        self.pid = mother.process.pid
+        """Not its own, which is not known at first: of the process above it."""
         self.returncode: int | None = None
-        self._mother, self._talk = mother, talk
+        self._mother = mother
         self._process: psutil.Process | None = None
         self._heard = b""
 
@@ -94,7 +111,8 @@ class Forked:
         """The exit code. Raises subprocess.TimeoutExpired."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.returncode is None:
-            if not self._hear(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            rest = LOOK_S if deadline is None else deadline - time.monotonic()
+            if not self._hear(min(LOOK_S, max(0.0, rest))) and rest <= 0:
                 raise subprocess.TimeoutExpired("a forked process", timeout or 0)
         return self.returncode
 
@@ -103,33 +121,36 @@ class Forked:
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL. It has ended when this returns."""
+        """SIGKILL. It has ended when this returns, or is about to."""
         self._send(signal.SIGKILL)
         try:
             self.wait(ANSWERS_S)
-        except subprocess.TimeoutExpired:  # somebody has stopped the one who would tell
-            self._mother.kill()
-            self.wait()
+        except subprocess.TimeoutExpired:  # who would tell is stopped, or waits for the kernel
+            self._mother.process.kill()
+            self.returncode = self._mother.process.wait()
 
     def _send(self, number: signal.Signals) -> None:
         if self.poll() is not None:
             return
         if self._process is None:  # not forked yet, and is not to be
-            self._mother.kill()
+            self._mother.process.kill()
             return
         with suppress(psutil.NoSuchProcess):
             self._process.send_signal(number)
 
-    def _hear(self, timeout_s: float | None) -> bool:
+    def _hear(self, timeout_s: float) -> bool:
         """Take in what has been told; false if that was nothing."""
-        if not select.select([self._talk], [], [], timeout_s)[0]:
-            return False
+        poll = select.poll()
+        poll.register(self._mother.talk, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            self.returncode = self._mother.process.poll()  # its own death, if it could not tell
+            return self.returncode is not None
         try:
-            found = self._talk.recv(LINE_BYTES)
+            found = self._mother.talk.recv(LINE_BYTES)
         except ConnectionResetError:
             found = b""
         if not found:
-            self.returncode = self._mother.wait()
+            self.returncode = self._mother.process.wait()
             return True
         *lines, self._heard = (self._heard + found).split(b"\n")
         for line in lines:
@@ -139,8 +160,3 @@ class Forked:
                     self._process = psutil.Process(told["pid"])
             self.returncode = told.get("code", self.returncode)
         return True
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the project on Python's path, as for what `infra.launch.spawn` starts."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}

@@ -2,8 +2,9 @@
 
 In:   a job (tasks/distributed/job.py), the module that does it, the number of ranks
 Out:  the child's result; raises what the child left in error.json, or what its death means
-The child's output goes to log.txt, never to our own stdout: a child that holds the flow's stdout
-delays the detection of the flow's death by minutes. The run's log shows it from there (tasks/rank_lines.py).
+The child's output goes to log.txt, that of what ranks are forked from to warm.txt, never to our own stdout: a child
+that holds the flow's stdout delays the detection of the flow's death by minutes. The run's log shows it from there
+(tasks/rank_lines.py).
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from tasks.gpus import environment, gpus, gpus_have_bf16
 from tasks.rank_lines import RankLines
 from tasks.stopping import stop_grace_s
 
-LOG, WARM_LOG = "log.txt", "warm.txt"
+LOG, WARM = "log.txt", "warm"
+GPUS_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""For a process that is to be forked: torch looks for GPUs without the driver's help, and numpy starts no threads."""
 TRAIN = "tasks.distributed.train"
 """The module that every node runs: a launch cannot name another."""
 ALONE = Nodes()
+TAIL_LINES = 12
 RANK_LOST = re.compile(r"Signal \d+ \(SIG|Connection (closed|reset) by peer|Timed out waiting")
 """What torchrun and gloo say when a rank was killed or its host went away."""
-NOT_A_CAUSE = "ChildFailedError|ProcessExitedException|ProcessRaisedException"
-"""What torchrun's agent says of its ranks."""
-RAISED = re.compile(rf"^(?:\[rank\d+\]: ?)?((?!.*(?:{NOT_A_CAUSE}))[\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
+RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?!.*ChildFailedError)[\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
 """The last line of a Python traceback."""
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
 """Bars are for terminals, and what libraries will rename is not the user's business; who sets them decides."""
@@ -97,10 +99,15 @@ def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
             **environment()}
 
 
-def warm(settings: Settings, run: Path, base: str, ranks: int) -> Warm:
+def warm(settings: Settings, run: Path, base: str, ranks: int, node: int = 0) -> Warm:
     """What starts the ranks of a training faster: see tasks/distributed/warm.py."""
-    return Warm([sys.executable, "-m", "tasks.distributed.warm", str(run), base], log=run / WARM_LOG,
-                env=rank_environment(settings, ranks))
+    return Warm([sys.executable, "-m", "tasks.distributed.warm", str(run), base], log=log_of(run, WARM, node),
+                env=rank_environment(settings, ranks) | GPUS_UNTOUCHED)
+
+
+def log_of(run: Path, name: str, node: int) -> Path:
+    """Where a node's processes of that name write: several must not write to one file of a shared file system."""
+    return run / f"{name}-node{node}.txt" if node else run / f"{name}.txt"
 
 
 def failure(folder: Path, code: int, module: str) -> AnnealError:
@@ -108,14 +115,14 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
     told = read_error(folder / ERROR, code)
     if told is not None:
         return told
-    log = tail(folder / LOG, lines=200)
+    log = tail(folder / LOG, lines=200) or tail(log_of(folder, WARM, 0), lines=200)
     name = module.rsplit(".", 1)[-1]
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if said := RAISED.findall(log):  # torchrun's banner comes after it
         cause += f" ({said[-1]})"
     kind = Transient if code < 0 or RANK_LOST.search(log) else Broken
     return kind(f"the child process ended with {cause}", where=name,
-                fix=f"The end of its log:\n{tail(folder / LOG)}")
+                fix="The end of its log:\n" + "\n".join(log.splitlines()[-TAIL_LINES:]))
 
 
 def settled(spec: TrainingSpec) -> TrainingSpec:

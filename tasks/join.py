@@ -17,11 +17,10 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from infra.errors import AnnealError
-from infra.launch import run_group
+from infra.launch import Spawn, run_group, spawn
 from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from infra.settings import Settings
-from infra.warm import Warm
-from tasks.child import LOG, TRAIN, rank_environment, warm
+from tasks.child import LOG, TRAIN, log_of, rank_environment, warm
 from tasks.stopping import stop_grace_s
 
 APPEARS_S = 30.0
@@ -40,7 +39,7 @@ def join(settings: Settings, node: int) -> None:
     folder = settings.home_path / FOLDER
     beats: dict[str, int] = {}
     log.info("node %d waits for trainings in %s", node, settings.home_path)
-    with Imported(settings) as imported:
+    with Imported(settings, node) as imported:
         while True:
             for path in sorted(folder.glob("*.json")):
                 launch = read_launch(path)
@@ -50,6 +49,7 @@ def join(settings: Settings, node: int) -> None:
                 if 0 <= beats.setdefault(launch.id, launch.beat) < launch.beat:
                     beats[launch.id] = -1
                     take_part(settings, launch, path, node, imported)
+            imported.look()
             time.sleep(POLL_S)
 
 
@@ -66,31 +66,42 @@ def join_launch(
     with hold(launch.ranks):
         if not path.exists():
             return "the launch was over before a GPU was free"
-        with Imported(settings) as imported:
+        with Imported(settings, node) as imported:
             return take_part(settings, launch, path, node, imported)
 
 
 class Imported:
     """Starts the ranks of launches, those of one job all from one process: see tasks/distributed/warm.py."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings, self._job, self._kept = settings, "", ExitStack()
+    def __init__(self, settings: Settings, node: int) -> None:
+        self._settings, self._node = settings, node
+        self._job, self._warm = "", ExitStack()
+        self._start: Spawn = spawn
 
     def __enter__(self) -> Imported:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._kept.close()
+        self._warm.close()
 
-    def of(self, launch: Launch) -> Warm:
-        """For that launch. Raises OSError where its job cannot be read."""
+    def of(self, launch: Launch) -> Spawn:
+        """For that launch. Raises OSError or ValueError where its job cannot be read."""
         if self._job != launch.job:
-            self._kept.close()
             base = json.loads(Path(launch.job).read_text(encoding="utf-8"))["base"]
-            self._warm = self._kept.enter_context(
-                warm(self._settings, Path(launch.job).parent, base, launch.ranks))
-            self._job = launch.job
-        return self._warm
+            self.forget()
+            imports = warm(self._settings, Path(launch.job).parent, base, launch.ranks, self._node)
+            self._start, self._job = self._warm.enter_context(imports).spawn, launch.job
+        return self._start
+
+    def forget(self) -> None:
+        """End that process."""
+        self._job = ""
+        self._warm.close()
+
+    def look(self) -> None:
+        """End it once its job is over: it would hold its memory until the next."""
+        if self._job and not Path(self._job).exists():
+            self.forget()
 
 
 def take_part(settings: Settings, launch: Launch, path: Path, node: int, imported: Imported) -> str:
@@ -105,14 +116,14 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int, importe
             return "the launch was over before its ranks were started"
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
-            start=imported.of(launch).spawn, log=Path(launch.job).with_name(f"{Path(LOG).stem}-node{node}.txt"),
+            start=imported.of(launch), log=log_of(Path(launch.job).parent, Path(LOG).stem, node),
             # ranks save together: those whose first node has stopped its own cannot
             grace_s=lambda: 0.0 if watch.is_left else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():
             ended_mark(path, node).write_text(str(code), encoding="utf-8")
         return f"its ranks ended with exit code {code}"
-    except (Over, AnnealError, OSError) as error:
+    except (Over, AnnealError, OSError, ValueError) as error:
         log.warning("training=%s node %d: %s", work, node, error)
         return str(error)
 

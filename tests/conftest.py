@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 END_TO_END = "tests/e2e/"
 TRAINERS = {"tasks.distributed.train", "tasks.distributed.warm"}
-TORCHRUN = {"torchrun", "pt_elastic"}
-"""What our own and torch's agent call themselves."""
+TORCHRUN = "pt_elastic"
+"""What torchrun's agent calls itself."""
 WINDOW = "1400,1600"
 S3_KEY, S3_SECRET, BUCKET = "test-key", "test-secret", "anneal"
 
@@ -247,7 +247,7 @@ def is_rank(process: psutil.Process) -> bool:
 
 def torchruns_in(folder: Path | str) -> list[psutil.Process]:
     """The torchruns alone."""
-    return [process for process in training_processes(folder) if name_of(process) in TORCHRUN]
+    return [process for process in training_processes(folder) if name_of(process) == TORCHRUN]
 
 
 def name_of(process: psutil.Process) -> str:

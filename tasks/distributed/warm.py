@@ -2,14 +2,17 @@
 
 In:   on a socket, a line for each launch (infra/warm.py)     Out: a process that runs it; its pid, its exit code
 A rank's imports cost seconds of a processor, for each rank and at every launch; a fork costs milliseconds, and the
-ranks share the memory. torchrun cannot: it starts a program for each rank. So its agent runs in a fork of this
-process, and starts ranks by forking itself.
-This process has one thread and never touches a GPU, as one that is forked must not. Where an import did (bitsandbytes
-does), the command is started as a program, as if this process were not there.
+ranks share the memory. torchrun starts programs, so its agent runs in a fork of this process, with one change: it
+forks its ranks. Rendezvous, watching and signals are torchrun's.
+A process that has touched a GPU must not be forked. If an import did (bitsandbytes does), torchrun is executed as a
+program, as if this process were not there. The agent has threads when it forks: those of its store, which is in C++,
+holds no lock of Python's, and is not used by ranks, and one that only waits.
+Run alone: it is not; infra/warm.py starts it.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -17,14 +20,22 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed.run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import record
-from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.elastic.multiprocessing import api as agents
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from infra.orphan import die_with_parent, name_process
 from tasks.distributed.job import GPUS_SEEN
@@ -32,20 +43,32 @@ from tasks.distributed.job import GPUS_SEEN
 # What the modules that ranks run import; not those modules, which run as programs.
 MODULES = ("tasks.distributed.build", "tasks.distributed.data", "tasks.distributed.validation", "torch._dynamo")
 TORCHRUN = ["-m", torchrun.__name__]
+RANK = (sys.executable, "-u", "-m")
+"""How torchrun starts a module."""
+DRIVER = "libcuda.so"
+POLL_S = 0.02
 
 
 def preload(base: str) -> None:
-    """Import what a training of that base needs. What cannot be imported fails again where it is needed."""
-    with suppress(ImportError, OSError, ValueError, KeyError):
-        for module in MODULES:
-            importlib.import_module(module)
-        # PEFT imports bitsandbytes, which asks the driver for GPUs.
-        if not int(os.environ.get(GPUS_SEEN, 0)) or find_spec("bitsandbytes") is None:
-            importlib.import_module("peft")
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    """Import what a training of that base needs. What cannot be imported fails again where it is needed, if it is."""
+    # PEFT imports bitsandbytes, which asks the driver for GPUs.
+    safe = not int(os.environ.get(GPUS_SEEN, 0)) or find_spec("bitsandbytes") is None
+    modules = (*MODULES, "peft") if safe else MODULES
+    loads: list[Callable[[], object]] = [*(partial(importlib.import_module, name) for name in modules),
+                                         partial(model_class, base)]
+    for load in loads:
+        try:
+            load()
+        except Exception:  # noqa: BLE001  # whatever a library raises: it is not needed here
+            traceback.print_exc()
 
-        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # imports the model's own module
+
+def model_class(base: str) -> object:
+    """Import the module of a base model's architecture."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def serve(talk: socket.socket) -> None:
@@ -54,8 +77,10 @@ def serve(talk: socket.socket) -> None:
     gc.freeze()  # else the first collection in a fork would copy every page
     with talk.makefile("rb") as lines:
         for line in lines:
+            flush()
             child = os.fork()
             if child == 0:
+                lines.close()
                 talk.close()
                 become(mother, **json.loads(line))
                 sys.exit(0)
@@ -78,36 +103,101 @@ def become(mother: int, options: list[str], log: str, environment: dict[str, str
     os.close(output)
     os.environ.clear()
     os.environ.update(environment)
-    if options[:2] != TORCHRUN or torch.cuda._is_in_bad_fork():
+    if options[:2] != TORCHRUN or has_touched_gpu():
         os.execv(sys.executable, [sys.executable, *options])
-    name_process("torchrun")
-    agent(options[2:])
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    agents.get_subprocess_handler = ForkingHandler  # type: ignore[assignment, attr-defined]
+    torchrun.main(options[2:])
 
 
-@record
-def agent(options: list[str]) -> None:
-    """torchrun with those options, of ranks that are forked."""
-    wanted = torchrun.parse_args(options)
-    config, _, _ = torchrun.config_from_args(wanted)
-    config.start_method = "fork"
-    elastic_launch(config, rank)(str(os.getpid()), wanted.training_script, *wanted.training_script_args)
+def has_touched_gpu() -> bool:
+    """Whether torch counted GPUs, or anything else loaded the driver's library."""
+    return torch.cuda._is_in_bad_fork() or DRIVER in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
-def rank(agent_pid: str, module: str, *arguments: str) -> None:
-    """Run a module as a program, as one of the ranks. What the agent does with signals is not for them."""
-    die_with_parent(int(agent_pid))
+class ForkingHandler(SubprocessHandler):
+    """torchrun's hold on a rank, which is forked where it can be."""
+
+    def _popen(self, args: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        if args[:3] != RANK or self._stdout or self._stderr:  # under numactl, or with a log of its own
+            return cast("subprocess.Popen[bytes]", super()._popen(args, env))
+        agent, words = os.getpid(), args[3:]
+        return cast("subprocess.Popen[bytes]", Fork(lambda: run_as_rank(agent, words, env)))
+
+
+class Fork:
+    """A forked process with a process group of its own: as much of subprocess.Popen as torchrun's agent needs."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        """`work` ends by SystemExit, or by returning."""
+        self.returncode: int | None = None
+        flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            run_to_end(work)
+        with suppress(OSError):  # both do it, or a signal could come before the group is there
+            os.setpgid(self.pid, self.pid)
+
+    def poll(self) -> int | None:
+        """The exit code once it has ended."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """The exit code. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a rank", timeout)
+            time.sleep(POLL_S)
+        return code
+
+
+def run_to_end(work: Callable[[], object]) -> NoReturn:
+    """Do it and leave this process as Python would, without going back through who forked it."""
+    code: Any = 1
+    try:
+        os.setpgid(0, 0)
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001  # it must not go on in the agent's frames
+        sys.excepthook(*sys.exc_info())
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing's forks do
+        atexit._run_exitfuncs()
+        flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def run_as_rank(agent: int, words: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Run a module as a program, `words` being its name and arguments; of the agent's nothing is left."""
+    die_with_parent(agent)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    sys.argv = [module, *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        if end.code:
-            raise
+    for descriptor in sorted(int(name) for name in os.listdir("/proc/self/fd"))[3:]:
+        with suppress(OSError):  # the listing's own
+            os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(words)
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+def flush() -> None:
+    """What is written but not sent would be sent by each fork once more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def main(run: str, base: str, descriptor: str) -> None:
-    """Import, then serve. The folder `run` is only for who looks at command lines."""
+    """Import, then serve. The folder `run` tells who looks at the machine's processes which training this is."""
     name_process("anneal warm")
     preload(base)
     serve(socket.socket(fileno=int(descriptor)))

@@ -32,7 +32,7 @@ def launch(rendezvous: str = "10.0.0.1:29500", nodes: int = 2) -> Launch:
 def test_one_machine_needs_no_meeting_place(tmp_path: Path) -> None:
     alone = new_launch(Settings().machines, 2, tmp_path / "job.json")
     options = alone.torchrun(0, "m")
-    assert {"--rdzv-endpoint=localhost:0", "--nproc-per-node=2"} <= set(options) and options[-2:] == ["m", alone.job]
+    assert "--standalone" in options and "--nproc-per-node=2" in options and options[-2:] == ["m", alone.job]
     assert interface_to(alone, {}) == {}
     with Lead(tmp_path, alone) as lead:
         lead.wait_for_all(0.0, lambda: None)
@@ -47,7 +47,7 @@ def test_several_meet_at_the_first(monkeypatch: pytest.MonkeyPatch, place: str, 
     one, other = (new_launch(Settings().machines, 8, Path("job.json")) for _ in range(2))
     options = one.torchrun(2, "m")
     assert {"--nnodes=3", "--node-rank=2", f"--master-addr={host}", "--master-port=29500"} <= set(options)
-    assert "--rdzv-backend=c10d" not in options and f"--rdzv-id={one.id}" in options and one.id != other.id
+    assert "--standalone" not in options and f"--rdzv-id={one.id}" in options and one.id != other.id
 
 
 @pytest.mark.parametrize("place", ["", "10.0.0.1", "a:0", "a:65536", "fd00::1:29500", "a b:29500", "[fe80::1%eth0]:1"])
