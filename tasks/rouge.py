@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score.rouge_scorer import RougeScorer
 
 from infra.records import METRICS, Scores
 from tasks.bootstrap import intervals, mean_of
@@ -24,6 +23,8 @@ def score_rows(
     references: Sequence[str], answers: Sequence[str], metrics: Sequence[str] = METRICS, *, stem: bool = True,
 ) -> NDArray[np.float64]:
     """F-measures, one row per pair, one column per metric. rougeLsum takes lines as sentences."""
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk, scipy, sklearn and pandas: half of a run's imports
+
     scorer = RougeScorer(list(metrics), use_stemmer=stem)
     found = [scorer.score(reference, answer) for reference, answer in zip(references, answers, strict=True)]
     return np.array([[row[metric].fmeasure for metric in metrics] for row in found]).reshape(-1, len(metrics))
