@@ -43,7 +43,8 @@ from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import flow_process
 
 EVERY_S = 60
-STALL_S = 15
+STALL_S = 5
+"""Steps take a quarter of a second; a rank that is silent for 20 of them is frozen."""
 POLL_S = 1.0
 GOAL_PCT = 90
 GONE_S = 5
