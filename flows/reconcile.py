@@ -3,6 +3,8 @@ webhook how runs ended.
 
 In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
       signed messages (tasks/notify.py)
+While anything runs it looks every few seconds for most of its minute: a run that crashes meanwhile has not to wait for
+another process to start, and one without a worker (it outlived the one that started it) not for the next minute.
 One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a
 run that died. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile
@@ -10,11 +12,14 @@ Run alone: python -m flows.reconcile
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect import flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
 from prefect.logging import get_run_logger
 
 from infra.settings import Settings
@@ -22,13 +27,15 @@ from infra.store import Store
 from tasks.attempt import locks_of
 from tasks.lease import if_free, leases_of
 from tasks.notify import notify
-from tasks.recover import RECOVERED, Recovered, forget, recover
+from tasks.recover import RECOVERED, forget, recover, runs_in
 from tasks.tidy import tidy
 
 KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""
 TIDY_MINUTE = 17
 """Of each hour: there may be thousands of notes."""
+LOOKS_S, EVERY_S = 50.0, 5.0
+"""For so long after its start it looks so often."""
 LIMIT = "reconcile"
 OFTEN = ("reconcile", "watch")
 WATCHED = (*RECOVERED, *OFTEN, "join")
@@ -41,17 +48,41 @@ def reconcile() -> None:
     with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings)) as mine:
         if mine:
             look(settings, client)
+            while_it_lasts(lambda: find(settings, client), lambda: anything_runs(client))
+            for told in notify(settings, client, Store(settings)):
+                log.info("webhook: %s", told)
         else:
             log.info("another run is at it")
+
+
+def while_it_lasts(
+    again: Callable[[], None], lasts: Callable[[], bool], sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
+) -> None:
+    """Do it again every EVERY_S as long as that lasts, for LOOKS_S at most."""
+    began = now()
+    while lasts() and now() - began < LOOKS_S:
+        sleep(EVERY_S)
+        again()
+
+
+def anything_runs(client: SyncPrefectClient) -> bool:
+    """Whether there is a run that would be started again."""
+    return any(run.deployment_id for run in runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING))
+
+
+def find(settings: Settings, client: SyncPrefectClient) -> None:
+    """Find dead runs and let them go on."""
+    done = recover(settings, client, Store(settings), WATCHED, except_run=UUID(runtime.flow_run.id))
+    for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
+        for name in names:
+            get_run_logger().warning("%s: %s", what, name)
 
 
 def look(settings: Settings, client: SyncPrefectClient) -> None:
     """One pass over everything."""
     log, store = get_run_logger(), Store(settings)
-    done: Recovered = recover(settings, client, store, WATCHED, except_run=UUID(runtime.flow_run.id))
-    for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
-        for name in names:
-            log.warning("%s: %s", what, name)
+    find(settings, client)
     for often in OFTEN:
         forget(client, often, KEPT)
     if datetime.now(UTC).minute == TIDY_MINUTE:

@@ -127,7 +127,7 @@ def no_grace() -> float:
 def stop_tree(child: Child, members: set[psutil.Process], grace_s: Callable[[], float]) -> None:
     """SIGTERM the child, wait, then SIGKILL it and every process it ever had.
 
-    torchrun passes SIGTERM on to its ranks, which live in sessions of their own.
+    torchrun passes SIGTERM on to its ranks, which live in groups of their own.
     """
     members |= _descendants(child.pid)
     if child.poll() is None:

@@ -12,7 +12,7 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to SIGKILL this process when its parent's thread ends; exit if it already has.
 
-    torchrun starts each rank in a session of its own, so no signal to a process group reaches a
+    torchrun starts each rank in a group of its own, so no signal to a process group reaches a
     rank whose torchrun was killed.
     """
     parent = os.getppid() if parent is None else parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -142,6 +143,25 @@ def test_a_second_reconcile_leaves_it_to_the_first(
     with if_free(client, "alone", tmp_path) as third:
         assert third
     client.delete_global_concurrency_limit_by_name("alone")
+
+
+def test_it_looks_again_while_anything_runs_and_leaves_the_next_minute_to_the_next() -> None:
+    from flows.reconcile import EVERY_S, LOOKS_S, while_it_lasts
+
+    looks, clock = list[float](), [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def passed(lasts: Callable[[], bool]) -> list[float]:
+        looks.clear()
+        clock[0] = 0.0
+        while_it_lasts(lambda: looks.append(clock[0]), lasts, sleep, lambda: clock[0])
+        return looks
+
+    assert passed(lambda: False) == []
+    assert passed(lambda: len(looks) < 2) == [EVERY_S, 2 * EVERY_S]
+    assert max(passed(lambda: True)) == LOOKS_S < 60
 
 
 def test_a_silent_run_that_is_heard_of_again_is_left_alone(

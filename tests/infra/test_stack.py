@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -238,3 +241,29 @@ def test_real_servers_and_worker_start_run_and_stop(settings: Settings) -> None:
     assert stack.up(settings, only=only) == running
     assert stack.down(settings) == ["worker", "mlflow", "prefect"]
     assert not of_stack(settings)
+
+
+def test_what_prefect_answers_without_its_database_is_tried_again(settings: Settings) -> None:
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            code, body = (500, b"{}") if len(asked) == 1 else (200, b"[]")
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    ask = ("from prefect.client.orchestration import get_client\n"
+           "with get_client(sync_client=True) as client: print(client.read_flow_runs())")
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**os.environ, **services.for_runs(settings), "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "0",
+                       "PREFECT_API_URL": f"http://127.0.0.1:{server.server_port}/api"}
+        done = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=60,
+                              check=False)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert asked == ["/api/flow_runs/filter"] * 2 and done.stdout.strip() == "[]"
