@@ -34,9 +34,10 @@ KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""
 TIDY_MINUTE = 17
 """Of each hour: there may be thousands of notes."""
-LOOKS_S, EVERY_S = 50.0, 5.0
-"""For so long after its start it looks so often."""
+LOOKS_S, EVERY_S = 45.0, 5.0
+"""For so long after its start it looks so often. The next run, of the next minute, finds it gone."""
 LIMIT = "reconcile"
+AGAIN = "AwaitingRetry"
 OFTEN = ("reconcile", "watch")
 WATCHED = (*RECOVERED, *OFTEN, "join")
 
@@ -47,28 +48,28 @@ def reconcile() -> None:
     settings, log = Settings(), get_run_logger()
     with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings)) as mine:
         if mine:
+            began = time.monotonic()
             look(settings, client)
-            while_it_lasts(lambda: find(settings, client), lambda: anything_runs(client))
-            for told in notify(settings, client, Store(settings)):
-                log.info("webhook: %s", told)
+            while_it_lasts(lambda: find(settings, client), lambda: anything_runs(client), began)
         else:
             log.info("another run is at it")
 
 
 def while_it_lasts(
-    again: Callable[[], None], lasts: Callable[[], bool], sleep: Callable[[float], None] = time.sleep,
-    now: Callable[[], float] = time.monotonic,
+    again: Callable[[], None], lasts: Callable[[], bool], began: float,
+    sleep: Callable[[float], None] = time.sleep, now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Do it again every EVERY_S as long as that lasts, for LOOKS_S at most."""
-    began = now()
+    """Do it again every EVERY_S as long as that lasts, until LOOKS_S after `began`."""
     while lasts() and now() - began < LOOKS_S:
         sleep(EVERY_S)
         again()
 
 
 def anything_runs(client: SyncPrefectClient) -> bool:
-    """Whether there is a run that would be started again."""
-    return any(run.deployment_id for run in runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING))
+    """Whether there is a run that would be started again, or one that has just been."""
+    runs = runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED)
+    return any(run.deployment_id and run.state and (run.state.type != StateType.SCHEDULED or run.state.name == AGAIN)
+               for run in runs)
 
 
 def find(settings: Settings, client: SyncPrefectClient) -> None:

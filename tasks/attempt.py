@@ -32,7 +32,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
 from infra.errors import AnnealError, UserError
@@ -176,7 +176,8 @@ class Fence(threading.Thread):
 
     def _watch(self) -> None:
         cancelled, told = 0, -ALIVE_S
-        with get_client(sync_client=True) as client:
+        # No retries: it asks again anyway, and must not be silent for as long as the server was.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             while not self.over.wait(POLL_S):
                 if time.monotonic() - told >= ALIVE_S:
                     told = time.monotonic()

@@ -27,6 +27,8 @@ APPEARS_S = 30.0
 """A shared file system may show a new file that late."""
 LOST_S = 60.0
 """A first node that has not beaten for this long is gone."""
+KEPT_S = 300.0
+"""So long ranks can be started quickly after those before them."""
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ def join(settings: Settings, node: int) -> None:
     beats: dict[str, int] = {}
     log.info("node %d waits for trainings in %s", node, settings.home_path)
     with Imported(settings, node) as imported:
+        rests = time.monotonic()
         while True:
             for path in sorted(folder.glob("*.json")):
                 launch = read_launch(path)
@@ -49,7 +52,8 @@ def join(settings: Settings, node: int) -> None:
                 if 0 <= beats.setdefault(launch.id, launch.beat) < launch.beat:
                     beats[launch.id] = -1
                     take_part(settings, launch, path, node, imported)
-            imported.look()
+                    rests = time.monotonic()
+            imported.rest(rests)
             time.sleep(POLL_S)
 
 
@@ -75,7 +79,7 @@ class Imported:
 
     def __init__(self, settings: Settings, node: int) -> None:
         self._settings, self._node = settings, node
-        self._job, self._warm = "", ExitStack()
+        self._job, self._ranks, self._warm = "", 0, ExitStack()
         self._start: Spawn = spawn
 
     def __enter__(self) -> Imported:
@@ -85,12 +89,13 @@ class Imported:
         self._warm.close()
 
     def of(self, launch: Launch) -> Spawn:
-        """For that launch. Raises OSError or ValueError where its job cannot be read."""
-        if self._job != launch.job:
+        """For that launch. Raises OSError, ValueError or KeyError where its job cannot be read."""
+        if (self._job, self._ranks) != (launch.job, launch.ranks):
             base = json.loads(Path(launch.job).read_text(encoding="utf-8"))["base"]
             self.forget()
             imports = warm(self._settings, Path(launch.job).parent, base, launch.ranks, self._node)
-            self._start, self._job = self._warm.enter_context(imports).spawn, launch.job
+            self._start = self._warm.enter_context(imports).spawn
+            self._job, self._ranks = launch.job, launch.ranks
         return self._start
 
     def forget(self) -> None:
@@ -98,9 +103,9 @@ class Imported:
         self._job = ""
         self._warm.close()
 
-    def look(self) -> None:
-        """End it once its job is over: it would hold its memory until the next."""
-        if self._job and not Path(self._job).exists():
+    def rest(self, since: float) -> None:
+        """End it where no launch has come since then for KEPT_S: it would hold its memory until the next."""
+        if self._job and time.monotonic() - since > KEPT_S:
             self.forget()
 
 
@@ -110,20 +115,21 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int, importe
     log.info("training=%s node %d starts %d ranks", work, node, launch.ranks)
     try:
         environment = rank_environment(settings, launch.ranks) | interface_to(launch, os.environ)
+        start = imported.of(launch)
         seen_by(path, node).touch()
         if not path.exists():  # ended in between: nobody would remove the mark
             seen_by(path, node).unlink(missing_ok=True)
             return "the launch was over before its ranks were started"
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
-            start=imported.of(launch), log=log_of(Path(launch.job).parent, Path(LOG).stem, node),
+            start=start, log=log_of(Path(launch.job).parent, Path(LOG).stem, node),
             # ranks save together: those whose first node has stopped its own cannot
             grace_s=lambda: 0.0 if watch.is_left else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():
             ended_mark(path, node).write_text(str(code), encoding="utf-8")
         return f"its ranks ended with exit code {code}"
-    except (Over, AnnealError, OSError, ValueError) as error:
+    except (Over, AnnealError, OSError, ValueError, KeyError) as error:
         log.warning("training=%s node %d: %s", work, node, error)
         return str(error)
 

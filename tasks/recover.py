@@ -44,8 +44,8 @@ PENDING_S = 300
 TAKEN = ("Pending", "Submitting")
 """Names of that state. A pod that waits for a GPU is InfrastructurePending, for as long as it takes."""
 SAME_PLACES = 3
-SETTLE_S = 3
-"""A worker may report the same crash a second time, within a second or two."""
+SETTLE_S = 5
+"""A worker reports the same crash a second time one or two seconds later, once a process for hooks has ended."""
 LOOK_BACK = timedelta(days=7)
 """What crashed earlier is history; a stack that was down for a holiday goes on."""
 PAGE = 200

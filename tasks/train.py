@@ -76,11 +76,10 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             bring_checkpoint(store, identity, run)
             drop_torn_line(run)
             earlier, offset = read_events(run)
-            pace = Pace(settings)
             for event in earlier:
-                pace.see(event)  # what a step takes
                 if event["event"] in CURVE:
                     watch(event)
+            pace = Pace(settings)
             seen = _Seen(store, identity, run, offset, watch, pace)
             device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
             job = TrainJob(

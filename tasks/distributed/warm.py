@@ -5,8 +5,8 @@ A rank's imports cost seconds of a processor, for each rank and at every launch;
 ranks share the memory. torchrun starts programs, so its agent runs in a fork of this process, with one change: it
 forks its ranks. Rendezvous, watching and signals are torchrun's.
 A process that has touched a GPU must not be forked. If an import did (bitsandbytes does), torchrun is executed as a
-program, as if this process were not there. The agent has threads when it forks: those of its store, which is in C++,
-holds no lock of Python's, and is not used by ranks, and one that only waits.
+program, as if this process were not there. The agent has threads when it forks: its store's, in C++, and one that tells
+the store every few seconds that the agent lives; what they hold, ranks do not use.
 Run alone: it is not; infra/warm.py starts it.
 """
 
@@ -45,7 +45,7 @@ MODULES = ("tasks.distributed.build", "tasks.distributed.data", "tasks.distribut
 TORCHRUN = ["-m", torchrun.__name__]
 RANK = (sys.executable, "-u", "-m")
 """How torchrun starts a module."""
-DRIVER = "libcuda.so"
+DRIVERS = ("libcuda.so", "libnvidia-ml.so")
 POLL_S = 0.02
 
 
@@ -111,8 +111,9 @@ def become(mother: int, options: list[str], log: str, environment: dict[str, str
 
 
 def has_touched_gpu() -> bool:
-    """Whether torch counted GPUs, or anything else loaded the driver's library."""
-    return torch.cuda._is_in_bad_fork() or DRIVER in Path("/proc/self/maps").read_text(encoding="utf-8")
+    """Whether torch counted GPUs, or anything loaded a library of the driver."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    return torch.cuda._is_in_bad_fork() or any(name in maps for name in DRIVERS)
 
 
 class ForkingHandler(SubprocessHandler):
@@ -170,10 +171,12 @@ def run_to_end(work: Callable[[], object]) -> NoReturn:
     except BaseException:  # noqa: BLE001  # it must not go on in the agent's frames
         sys.excepthook(*sys.exc_info())
     finally:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing's forks do
-        atexit._run_exitfuncs()
-        flush()
-        os._exit(code if isinstance(code, int) else 1)
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing's forks do
+            atexit._run_exitfuncs()
+            flush()
+        finally:
+            os._exit(code if isinstance(code, int) else 1)
 
 
 def run_as_rank(agent: int, words: tuple[str, ...], environment: dict[str, str]) -> None:

@@ -156,7 +156,7 @@ def test_it_looks_again_while_anything_runs_and_leaves_the_next_minute_to_the_ne
     def passed(lasts: Callable[[], bool]) -> list[float]:
         looks.clear()
         clock[0] = 0.0
-        while_it_lasts(lambda: looks.append(clock[0]), lasts, sleep, lambda: clock[0])
+        while_it_lasts(lambda: looks.append(clock[0]), lasts, 0.0, sleep, lambda: clock[0])
         return looks
 
     assert passed(lambda: False) == []
