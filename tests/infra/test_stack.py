@@ -261,6 +261,7 @@ def test_what_prefect_answers_without_its_database_is_tried_again(settings: Sett
     with HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = {**os.environ, **services.for_runs(settings), "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "0",
+                       "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "0",
                        "PREFECT_API_URL": f"http://127.0.0.1:{server.server_port}/api"}
         done = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=60,
                               check=False)

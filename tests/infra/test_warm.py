@@ -38,13 +38,18 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     with Warm(command(folder), log=folder / "warm", env=on_path(folder.parent)) as imported:
         assert run_group([sys.executable, "-c", "pass"], log=folder / "log", start=imported.spawn) == 0
         yield imported
-    assert not psutil.Process().children(recursive=True)
+    assert family() == []
+
+
+def family() -> list[psutil.Process]:
+    """Those of our children that wait for lines, and all that came of them."""
+    mothers = [child for child in psutil.Process().children() if "tasks.distributed.warm" in child.cmdline()]
+    return mothers + [child for one in mothers for child in one.children(recursive=True)]
 
 
 def mother() -> psutil.Process:
     """The one child of ours that waits for lines."""
-    (found,) = (child for child in psutil.Process().children() if "tasks.distributed.warm" in child.cmdline())
-    return found
+    return family()[0]
 
 
 def begun(imported: Warm, tmp_path: Path) -> Forked:
@@ -91,7 +96,7 @@ def test_without_progress_what_it_forked_is_stopped(imported: Warm, tmp_path: Pa
     with pytest.raises(Transient, match="no progress for 1 s"):
         run_group(SLEEPS, log=tmp_path / "log", progress=tmp_path / "events", stall_timeout_s=lambda: 1,
                   start=imported.spawn)
-    assert psutil.Process().children(recursive=True) == [before], "it stays for the next"
+    assert family() == [before], "it stays for the next"
 
 
 def test_a_killed_one_takes_what_it_forked_with_it_and_another_takes_its_place(imported: Warm, tmp_path: Path) -> None:
@@ -164,12 +169,16 @@ def test_torchrun_forks_its_ranks_which_are_programs_all_the_same(imported: Warm
 def test_every_rank_says_itself_why_it_ends_and_leaves_nothing_behind(imported: Warm, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     code = torchrun(imported, tmp_path, """
-        import atexit, os, sys
+        import atexit, os, signal, sys, time
         atexit.register(lambda: print("rank", os.environ["RANK"], "has tidied up"))
         if os.environ["RANK"] == "1":
-            sys.exit(4)
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+            open(os.environ["READY"], "w").close()
+            time.sleep(60)
+        while not os.path.exists(os.environ["READY"]):
+            time.sleep(0.05)
         raise ValueError("what rank 0 found")
-        """)
+        """, READY=str(tmp_path / "ready"))
     told = tail(tmp_path / "log", 200)
     assert code == 1
     assert "ValueError: what rank 0 found" in told and "exitcode  : 4" in told and "exitcode  : 1" in told
