@@ -21,6 +21,16 @@ def see(browser: Chrome, path: str) -> WebElement:
     return WebDriverWait(browser, WAIT_S).until(visibility_of_element_located((By.XPATH, path)), path)
 
 
+def property_of(browser: Chrome, path: str, name: str) -> Any:
+    """A property of an element; asked again where the page has drawn it anew in between."""
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    found = WebDriverWait(browser, WAIT_S, ignored_exceptions=[StaleElementReferenceException]).until(
+        lambda _: [see(browser, path).get_property(name)])
+    return found[0]
+
+
 def into_view(browser: Chrome, element: WebElement) -> None:
     """Scroll to it."""
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)

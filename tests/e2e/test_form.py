@@ -17,7 +17,7 @@ from infra.spec import FIELD_TYPES, FIELDS, Group
 from tests.conftest import training_processes, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, Training
 from tests.e2e.test_cancel import checkpoints
-from tests.pages import Album, choose, click, control, fill, see, tab
+from tests.pages import Album, choose, click, control, fill, property_of, see, tab
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -119,8 +119,7 @@ def test_run_page_leads_to_the_pictures_and_the_scores(
     run, album = stack.runs("finetune acme/notes")[0], Album(browser, tmp_path)
     for name in ("data-lengths", "training-loss"):
         open_artifact(browser, stack, run, name)
-        picture = see(browser, "//img[starts-with(@src, 'data:image/svg')]")
-        assert int(str(picture.get_property("naturalWidth"))) > 0
+        assert property_of(browser, "//img[starts-with(@src, 'data:image/svg')]", "naturalWidth") > 0
         album.take(name)
     open_artifact(browser, stack, run, "rouge")
     for model in ("tuned", "base", "lead3"):

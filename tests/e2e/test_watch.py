@@ -118,18 +118,20 @@ def test_nothing_is_told_while_another_retraining_is_under_way(
 def test_of_two_retrainings_at_once_one_is_cancelled_and_says_why(
     stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:
-    from datetime import UTC, datetime
+    from datetime import UTC, datetime, timedelta
 
     from infra.spec import TrainingSpec
     from tasks.watch import REFUSED, retraining, was_refused
 
     wait_for(lambda: not retraining(client), "an earlier retraining does not end")
     deployment, told = stack.prefect("/deployments/name/retrain/weekly")["id"], datetime.now(UTC)
+    # At the same time: the worker, which looks ahead, takes both at one look.
+    soon = {"type": "SCHEDULED", "state_details": {"scheduled_time": (told + timedelta(seconds=3)).isoformat()}}
     runs = {}
     for name in ("acme/one", "acme/two"):  # for want of data, the one that may run ends soon
         wanted = {**watched, "destination": name, "train_data": "/nowhere/chats.jsonl"}
         path = f"/deployments/{deployment}/create_flow_run"
-        runs[name] = stack.prefect(path, parameters={"training": wanted})["id"]
+        runs[name] = stack.prefect(path, parameters={"training": wanted}, state=soon)["id"]
     states = {name: stack.wait_until_over(run) for name, run in runs.items()}
     assert sorted(state["type"] for state in states.values()) == ["CANCELLED", "FAILED"], states
     for name, state in states.items():
