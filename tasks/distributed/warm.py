@@ -160,16 +160,18 @@ class Fork:
 def run_to_end(work: Callable[[], object]) -> NoReturn:
     """Do it and leave this process as Python would, without going back through who forked it."""
     code: Any = 1
+    held: BaseException | None = None  # with its frames: freeing a process group that lost its peers can take a minute
     try:
         os.setpgid(0, 0)
         work()
         code = 0
     except SystemExit as end:
-        code = end.code or 0
+        held, code = end, end.code or 0
         if not isinstance(code, int):
             print(code, file=sys.stderr)
-    except BaseException:  # noqa: BLE001  # it must not go on in the agent's frames
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # noqa: BLE001  # it must not go on in the agent's frames
+        held = error
+        sys.excepthook(type(held), held, held.__traceback__)
     finally:
         try:
             threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing's forks do
