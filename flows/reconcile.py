@@ -49,8 +49,9 @@ def reconcile() -> None:
     with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings)) as mine:
         if mine:
             began = time.monotonic()
-            look(settings, client)
-            while_it_lasts(lambda: find(settings, client), lambda: anything_runs(client), began)
+            store = Store(settings)
+            look(settings, client, store)
+            while_it_lasts(lambda: find(settings, client, store), lambda: anything_runs(client), began)
         else:
             log.info("another run is at it")
 
@@ -72,18 +73,18 @@ def anything_runs(client: SyncPrefectClient) -> bool:
                for run in runs)
 
 
-def find(settings: Settings, client: SyncPrefectClient) -> None:
+def find(settings: Settings, client: SyncPrefectClient, store: Store) -> None:
     """Find dead runs and let them go on."""
-    done = recover(settings, client, Store(settings), WATCHED, except_run=UUID(runtime.flow_run.id))
+    done = recover(settings, client, store, WATCHED, except_run=UUID(runtime.flow_run.id))
     for what, names in (("dead", done.crashed), ("started again", done.again), ("given up", done.given_up)):
         for name in names:
             get_run_logger().warning("%s: %s", what, name)
 
 
-def look(settings: Settings, client: SyncPrefectClient) -> None:
+def look(settings: Settings, client: SyncPrefectClient, store: Store) -> None:
     """One pass over everything."""
-    log, store = get_run_logger(), Store(settings)
-    find(settings, client)
+    log = get_run_logger()
+    find(settings, client, store)
     for often in OFTEN:
         forget(client, often, KEPT)
     if datetime.now(UTC).minute == TIDY_MINUTE:

@@ -35,7 +35,7 @@ class Child(Protocol):
 
     @property
     def pid(self) -> int:
-        """Its descendants are the child's."""
+        """Of the process whose descendants are all that was started."""
 
     def poll(self) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
@@ -99,11 +99,16 @@ def spawn(
     """Start `command` in a session of its own, output to `log`; `tied`: it dies with us. It keeps `pass_fds`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     wrapper = [sys.executable, "-m", "infra.launch", str(os.getpid())] if tied else []
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     with log.open("ab") as output:
         return subprocess.Popen(
             [*wrapper, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, pass_fds=pass_fds, env={**os.environ, "PYTHONPATH": path, **(env or {})})
+            start_new_session=True, pass_fds=pass_fds, env=environment_with(env))
+
+
+def environment_with(env: Mapping[str, str] | None) -> dict[str, str]:
+    """What a child sees: our own environment with the project on Python's path, and `env` over it."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, **(env or {})}
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Dies half-way: what it forked dies with it, and it with us; the next start bring
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import socket
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.launch import ROOT, spawn
+from infra.launch import environment_with, spawn
 
 LINE_BYTES = 1 << 16
 LOOK_S = 0.5
@@ -71,9 +70,7 @@ class Warm:
                 self._mother.end()
             self._mother = self._new()
         log.parent.mkdir(parents=True, exist_ok=True)
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        wanted = {"options": list(command[1:]), "log": str(log),
-                  "environment": {**os.environ, "PYTHONPATH": path, **(env or {})}}
+        wanted = {"options": list(command[1:]), "log": str(log), "environment": environment_with(env)}
         with suppress(BrokenPipeError):  # the first look will find it dead
             self._mother.talk.sendall(json.dumps(wanted).encode() + b"\n")
         return Forked(self._mother)

@@ -31,7 +31,7 @@ from tasks.gpus import environment, gpus, gpus_have_bf16
 from tasks.rank_lines import RankLines
 from tasks.stopping import stop_grace_s
 
-LOG, WARM = "log.txt", "warm"
+LOG, WARM = "log.txt", "warm.txt"
 GPUS_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
 """For a process that is to be forked: torch looks for GPUs without the driver's help, and numpy starts no threads."""
 TRAIN = "tasks.distributed.train"
@@ -106,8 +106,9 @@ def warm(settings: Settings, run: Path, base: str, ranks: int, node: int = 0) ->
 
 
 def log_of(run: Path, name: str, node: int) -> Path:
-    """Where a node's processes of that name write: several must not write to one file of a shared file system."""
-    return run / f"{name}-node{node}.txt" if node else run / f"{name}.txt"
+    """A node's own file beside that of the first: several must not write to one file of a shared file system."""
+    path = run / name
+    return path.with_stem(f"{path.stem}-node{node}") if node else path
 
 
 def failure(folder: Path, code: int, module: str) -> AnnealError:
@@ -115,7 +116,7 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
     told = read_error(folder / ERROR, code)
     if told is not None:
         return told
-    log = tail(folder / LOG, lines=200) or tail(log_of(folder, WARM, 0), lines=200)
+    log = tail(folder / LOG, lines=200) or tail(folder / WARM, lines=200)
     name = module.rsplit(".", 1)[-1]
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if said := RAISED.findall(log):  # torchrun's banner comes after it

@@ -122,7 +122,7 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int, importe
             return "the launch was over before its ranks were started"
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
-            start=start, log=log_of(Path(launch.job).parent, Path(LOG).stem, node),
+            start=start, log=log_of(Path(launch.job).parent, LOG, node),
             # ranks save together: those whose first node has stopped its own cannot
             grace_s=lambda: 0.0 if watch.is_left else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tasks.distributed.job import TrainJob
-from tests.conftest import Cable, ranks_in, torchruns_in, training_processes, wait_for
+from tests.conftest import Cable, name_of, training_processes, wait_for
 from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_trajectory import check, recorded
@@ -118,7 +118,8 @@ def test_a_first_node_that_is_killed_takes_the_others_ranks_with_it(nodes: Nodes
     for process in (*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)):
         process.kill()
     # The other node keeps what its ranks were forked from, for the next launch.
-    wait_for(lambda: not ranks_in(job.out) + torchruns_in(job.out), "ranks were left", GONE_S)
+    wait_for(lambda: {name_of(process) for process in training_processes(job.out)} <= {"anneal warm", ""},
+             "ranks were left", GONE_S)
 
 
 @pytest.mark.chaos
