@@ -11,7 +11,7 @@ import pytest
 
 from infra.store import Store, filesystem
 from tests.conftest import BUCKET, wait_for
-from tests.e2e.conftest import KNOBS, Stack, options
+from tests.e2e.conftest import KNOBS, LONG, Stack, options
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -115,31 +115,37 @@ def test_nothing_is_told_while_another_retraining_is_under_way(
     assert postponed["name"] == "Postponed" and "'the other one' is under way" in postponed["message"], postponed
 
 
-def test_of_two_retrainings_at_once_one_is_cancelled_and_says_why(
+def test_a_retraining_beside_another_one_is_cancelled_and_says_why(
     stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:
-    from datetime import UTC, datetime, timedelta
+    from datetime import UTC, datetime
 
     from infra.spec import TrainingSpec
     from tasks.watch import REFUSED, retraining, was_refused
 
+    def begin(destination: str) -> str:
+        wanted = {**watched, **LONG, "max_steps": 200, "destination": destination}
+        path = f"/deployments/{deployment}/create_flow_run"
+        return str(stack.prefect(path, parameters={"training": wanted})["id"])
+
+    def state(run: str) -> str:
+        return str(stack.prefect(f"/flow_runs/{run}")["state"]["type"])
+
     wait_for(lambda: not retraining(client), "an earlier retraining does not end")
     deployment, told = stack.prefect("/deployments/name/retrain/weekly")["id"], datetime.now(UTC)
-    # At the same time: the worker, which looks ahead, takes both at one look.
-    soon = {"type": "SCHEDULED", "state_details": {"scheduled_time": (told + timedelta(seconds=3)).isoformat()}}
-    runs = {}
-    for name in ("acme/one", "acme/two"):  # for want of data, the one that may run ends soon
-        wanted = {**watched, "destination": name, "train_data": "/nowhere/chats.jsonl"}
-        path = f"/deployments/{deployment}/create_flow_run"
-        runs[name] = stack.prefect(path, parameters={"training": wanted}, state=soon)["id"]
-    states = {name: stack.wait_until_over(run) for name, run in runs.items()}
-    assert sorted(state["type"] for state in states.values()) == ["CANCELLED", "FAILED"], states
-    for name, state in states.items():
-        spec = TrainingSpec.of({**watched, "destination": name})
-        refused = state["type"] == "CANCELLED"
-        assert state["message"] == REFUSED if refused else "no such file" in state["message"]
-        assert was_refused(client, spec, told) == refused
-        assert stack.prefect(f"/flow_runs/{runs[name]}")["run_count"] == (0 if refused else 1)
+    first = begin("acme/one")
+    try:
+        wait_for(lambda: state(first) == "RUNNING", "the first does not start")
+        second = begin("acme/two")
+        refused = stack.wait_until_over(second)
+        assert state(first) == "RUNNING"  # still: it was there all the time
+    finally:
+        stack.prefect(f"/flow_runs/{first}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+    assert stack.wait_until_over(first)["type"] == "CANCELLED"
+    assert (refused["type"], refused["message"]) == ("CANCELLED", REFUSED)
+    assert stack.prefect(f"/flow_runs/{second}")["run_count"] == 0
+    for destination, was in (("acme/one", False), ("acme/two", True)):
+        assert was_refused(client, TrainingSpec.of({**watched, "destination": destination}), told) == was
 
 
 def test_a_retraining_that_was_refused_is_asked_for_again(
