@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from infra.errors import AnnealError
-from infra.launch import Spawn, run_group, spawn
+from infra.launch import Spawn, run_group
 from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from infra.settings import Settings
 from tasks.child import LOG, TRAIN, log_of, rank_environment, warm
@@ -80,7 +80,7 @@ class Imported:
     def __init__(self, settings: Settings, node: int) -> None:
         self._settings, self._node = settings, node
         self._job, self._ranks, self._warm = "", 0, ExitStack()
-        self._start: Spawn = spawn
+        self._start: Spawn
 
     def __enter__(self) -> Imported:
         return self
