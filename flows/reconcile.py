@@ -3,8 +3,9 @@ webhook how runs ended.
 
 In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
       signed messages (tasks/notify.py)
-While anything runs it looks every few seconds for most of its minute: a run that crashes meanwhile has not to wait for
-another process to start, and one without a worker (it outlived the one that started it) not for the next minute.
+While anything runs it looks every few seconds until the run of the next minute takes over: a run that crashes meanwhile
+has not to wait for another process to start, and one without a worker (it outlived the one that started it) not for the
+next minute.
 One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a
 run that died. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile
@@ -34,8 +35,10 @@ KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""
 TIDY_MINUTE = 17
 """Of each hour: there may be thousands of notes."""
-LOOKS_S, EVERY_S = 45.0, 5.0
-"""For so long after its start it looks so often. The next run, of the next minute, finds it gone."""
+LOOKS_S, EVERY_S = 55.0, 5.0
+"""For so long after its start it looks so often."""
+PATIENCE_S = 15.0
+"""The run of the next minute waits so long for this one's end, and takes over: no crash falls in between."""
 LIMIT = "reconcile"
 AGAIN = "AwaitingRetry"
 OFTEN = ("reconcile", "watch")
@@ -46,7 +49,7 @@ WATCHED = (*RECOVERED, *OFTEN, "join")
 def reconcile() -> None:
     """Find runs whose processes died and let them go on; tell the webhook how runs ended."""
     settings, log = Settings(), get_run_logger()
-    with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings)) as mine:
+    with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings), PATIENCE_S) as mine:
         if mine:
             began = time.monotonic()
             store = Store(settings)

@@ -13,6 +13,7 @@ import contextvars
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -33,6 +34,7 @@ LEASE_S = 60
 """The shortest that Prefect takes."""
 RENEW_S = 20
 RENEWAL_END_S = 5
+POLL_S = 1.0
 LOST = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 """What the server says of a lease that is over."""
 log = logging.getLogger(__name__)
@@ -44,11 +46,16 @@ def leases_of(settings: Settings) -> Path:
 
 
 @contextmanager
-def if_free(client: SyncPrefectClient, limit: str, folder: Path) -> Iterator[bool]:
-    """Hold the only slot of a limit; False, holding nothing, where another has it."""
+def if_free(client: SyncPrefectClient, limit: str, folder: Path, patience_s: float = 0) -> Iterator[bool]:
+    """Hold the only slot of a limit; False, holding nothing, where another still has it after that time."""
     make(client, limit, 1)
-    give_back_of_the_dead(client, folder)
-    lease = take(client, limit, 1)
+    deadline = time.monotonic() + patience_s
+    while True:
+        give_back_of_the_dead(client, folder)
+        lease = take(client, limit, 1)
+        if lease is not None or time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_S)
     if lease is None:
         yield False
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,15 +134,31 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
         client.set_flow_run_state(run.id, Completed(), force=True)
 
 
-def test_a_second_reconcile_leaves_it_to_the_first(
+def test_a_second_reconcile_leaves_it_to_the_first_and_may_wait_for_its_end(
     stack: Stack, client: SyncPrefectClient, tmp_path: Path,
 ) -> None:
+    from prefect.client.orchestration import get_client
+
     from tasks.lease import if_free
 
     with if_free(client, "alone", tmp_path) as first, if_free(client, "alone", tmp_path) as second:
         assert (first, second) == (True, False)
     with if_free(client, "alone", tmp_path) as third:
         assert third
+
+    def follow() -> None:
+        with get_client(sync_client=True) as own, if_free(own, "alone", tmp_path, patience_s=60) as takes_over:
+            took.append((takes_over, time.monotonic()))
+
+    took = list[tuple[bool, float]]()
+    follower = threading.Thread(target=follow)
+    with if_free(client, "alone", tmp_path):
+        follower.start()
+        time.sleep(2)
+        ended = time.monotonic()
+    follower.join()
+    ((takes_over, when),) = took
+    assert takes_over and when > ended
     client.delete_global_concurrency_limit_by_name("alone")
 
 

@@ -149,7 +149,7 @@ def test_what_cannot_be_imported_early_is_told_and_nothing_else_happens(tmp_path
 
 def test_torchrun_forks_its_ranks_which_are_programs_all_the_same(imported: Warm, tmp_path: Path) -> None:
     code = torchrun(imported, tmp_path, """
-        import json, os, signal, sys
+        import gc, json, os, signal, sys
         import torch
         handlers = [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
         held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2
@@ -157,13 +157,13 @@ def test_torchrun_forks_its_ranks_which_are_programs_all_the_same(imported: Warm
         print(json.dumps({
             "name": __name__, "words": sys.argv[1:], "rank": os.environ["RANK"], "world": os.environ["WORLD_SIZE"],
             "handlers": handlers, "held": held, "group": os.getpgrp() == os.getpid(),
-            "forked": "torch._dynamo" in sys.modules}), flush=True)
+            "forked": "torch._dynamo" in sys.modules, "collects": gc.isenabled()}), flush=True)
         """, "--word")
     lines = [json.loads(line) for line in tail(tmp_path / "log", 50).splitlines() if line.startswith("{")]
     assert code == 0 and sorted(line.pop("rank") for line in lines) == ["0", "1"], tail(tmp_path / "log")
     assert lines[0] == lines[1] == {
         "name": "__main__", "words": ["--word"], "world": "2", "held": [], "group": True, "forked": True,
-        "handlers": [str(signal.SIG_DFL), str(signal.SIG_DFL)]}
+        "collects": True, "handlers": [str(signal.SIG_DFL), str(signal.SIG_DFL)]}
 
 
 def test_every_rank_says_itself_why_it_ends_and_leaves_nothing_behind(imported: Warm, tmp_path: Path) -> None:
