@@ -84,7 +84,8 @@ class TrainingSpec:
     pack_sequences: bool = knob("Data", "Put several examples into one row of chunk_size tokens, isolated.", False)
     wrap_packed_sequences: bool = knob(
         "Data", "Split an example longer than chunk_size over several rows, losing nothing; otherwise its "
-        "prompt is cut on the left, then its completion on the right, and the report counts it.", False)
+        "prompt is cut on the left (a conversation loses its oldest exchanges), then its completion on the right, and "
+        "the report counts it.", False)
     chunk_size: int = knob("Data", "Longest row in tokens; the base model's context is the upper limit.", 2048, ge=8)
     train_on_prompt: bool = knob("Data", "Also compute the loss on prompts, not only on completions.", False)
     seed: int = knob("Schedule", "Seed of the sample order, the dropout and the adapters.", 42, ge=0, le=2**31 - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from infra.crash import crashpoint
 from infra.files import digest_of
-from infra.records import Base, Pack, Split
+from infra.records import Base, Pack, RowKind, Split
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
@@ -17,7 +17,8 @@ from tasks.child import CONTRACT_FILES, run_child
 from tasks.distributed.job import EncodeJob
 from tasks.policy import HOUR_S, found_done, step
 
-FORMAT, LAYOUT = 2, 2
+FORMAT: dict[RowKind, int] = {"prompt": 2, "text": 2, "messages": 3}
+LAYOUT = 2
 """FORMAT is raised when the same rows would be packed differently: their models are trained again. LAYOUT is when they
 would be written differently: they are only packed again."""
 
@@ -49,7 +50,7 @@ def find_pack(store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pac
 
 def _key(split: Split, base: Base, spec: TrainingSpec) -> str:
     knobs = [spec.chunk_size, spec.pack_sequences, spec.wrap_packed_sequences, spec.train_on_prompt]
-    return digest_of([FORMAT, split.digest, base.digest, *knobs])
+    return digest_of([FORMAT[split.kind], split.digest, base.digest, *knobs])
 
 
 def _folder(key: str) -> str:

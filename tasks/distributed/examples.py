@@ -6,7 +6,8 @@ In:   a clean JSONL file     Out: Encoded; nothing is dropped that is not counte
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.errors import DataError
+from infra.records import RowKind
 from tasks.distributed.job import EncodeJob
 from tasks.distributed.text import Codec, Segment
 
@@ -48,7 +50,7 @@ def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[
             with told_where(path, at):
                 encode_rows([row])
         raise
-    for at, segments in zip(batch, all_segments, strict=True):
+    for (at, row), segments in zip(batch.items(), all_segments, strict=True):
         ids, labels = flatten(segments)
         encoded.lengths.append(len(ids))
         if len(ids) <= job.chunk_tokens:
@@ -57,10 +59,13 @@ def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[
             pieces = list(wrap(ids, labels, job.chunk_tokens))
             encoded.split += 1
         else:
-            read = 0 if job.kind == "text" else len(segments[0].ids)
-            pieces = [cut(ids, labels, job.chunk_tokens, begin=len(codec.bos), prompt=read)]
+            if job.kind == "messages":
+                segments = shortened(
+                    row["messages"], job.chunk_tokens, lambda turns: encode_rows([{"messages": turns}])[0])
+            begin, prompt = question_in(segments, job.kind, len(codec.bos))
+            pieces = [cut(*flatten(segments), job.chunk_tokens, begin=begin, prompt=prompt)]
             encoded.truncated += 1
-            encoded.lost += len(ids) - job.chunk_tokens
+            encoded.lost += len(ids) - len(pieces[0][0])
         if not any(marks.any() for _, marks in pieces):
             with told_where(path, at):
                 raise DataError(
@@ -126,13 +131,41 @@ def flatten(segments: list[Segment]) -> tuple[NDArray[np.int32], NDArray[np.bool
     return ids, labels
 
 
+def shortened(
+    messages: list[dict[str, str]], size: int, encode: Callable[[list[dict[str, str]]], list[Segment]],
+) -> list[Segment]:
+    """A conversation without as many of its oldest exchanges as it takes for `size` tokens.
+
+    The system message and the last exchange stay, also where they alone are longer.
+    """
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    asks = [place for place, message in enumerate(messages) if message["role"] == "user"] or [len(system)]
+
+    def kept(place: int) -> list[Segment]:
+        return encode([*system, *messages[place:]])
+
+    def fits(place: int) -> bool:
+        return sum(len(segment.ids) for segment in kept(place)) <= size
+
+    return kept(asks[min(bisect_left(asks, True, key=fits), len(asks) - 1)])
+
+
+def question_in(segments: list[Segment], kind: RowKind, begin: int) -> tuple[int, int]:
+    """Where the tokens begin and end of which the left ones are cut off first, behind the `begin` that a row keeps."""
+    if kind == "messages":
+        asked = max((place for place, segment in enumerate(segments) if segment.asked), default=0)
+        begin = sum(len(segment.ids) for segment in segments[:asked])
+        return begin, begin + (len(segments[asked].ids) if segments[asked].asked else 0)
+    return begin, 0 if kind == "text" else len(segments[0].ids)
+
+
 def cut(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, begin: int, prompt: int
         ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Shorten to `size` tokens: the first `prompt` tokens on their left, after `begin` of them, then the end.
+    """Shorten to `size` tokens: those from `begin` to `prompt` on their left, then the end.
 
     A completion cut on the right ends without the end token, so the model does not learn to stop there.
     """
-    excess = len(ids) - size
+    excess = max(0, len(ids) - size)
     left = min(excess, max(0, prompt - max(1, begin)))
     keep = np.concatenate([np.arange(begin), np.arange(begin + left, len(ids))])[:size]
     return ids[keep], labels[keep]

@@ -30,7 +30,7 @@ from infra.spec import TrainingSpec
 from tasks.distributed.data import Batch
 from tasks.distributed.decode import Sampling, answers
 from tasks.distributed.events import Events
-from tasks.distributed.examples import read_rows
+from tasks.distributed.examples import cut, flatten, question_in, read_rows, shortened
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob, main_of
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, precision
@@ -76,14 +76,24 @@ def limit(job: GenerateJob, spec: TrainingSpec) -> int:
 
 def questions(codec: Codec, job: GenerateJob, spec: TrainingSpec) -> list[Question]:
     """Prompts of the first held-out rows, over-long ones cut on the left as in training."""
-    found: list[Question] = []
+    found, longest = list[Question](), limit(job, spec)
     if job.kind != "text":
         rows = islice(read_rows(Path(job.rows)), spec.num_evaluation_samples)
-        found = [(i, codec.question(job.kind, row, job.separator)[0]) for i, row in enumerate(rows)]
+        found = [(i, question(codec, job, row, longest)) for i, row in enumerate(rows)]
     if spec.validation_prompt:
         found.append((VALIDATION_PROMPT, codec.prompt(spec.validation_prompt)))
-    begin, longest = len(codec.bos), limit(job, spec)
+    begin = len(codec.bos)
     return [(i, ids if len(ids) <= longest else ids[:begin] + ids[begin - longest :]) for i, ids in found]
+
+
+def question(codec: Codec, job: GenerateJob, row: dict[str, Any], longest: int) -> list[int]:
+    """The prompt of a held-out row; of a conversation that is too long the oldest exchanges are left out."""
+    ids, _ = codec.question(job.kind, row, job.separator)
+    if job.kind != "messages" or len(ids) <= longest:
+        return ids
+    segments = shortened(row["messages"], longest, codec.asked)
+    begin, prompt = question_in(segments, job.kind, len(codec.bos))
+    return [int(i) for i in cut(*flatten(segments), longest, begin=begin, prompt=prompt)[0]]
 
 
 def load(job: GenerateJob, spec: TrainingSpec, name: str, ranks: Group) -> PreTrainedModel | PeftModel:

@@ -21,7 +21,13 @@ from infra.errors import Broken, DataError
 from infra.records import RowKind
 
 ANCHORS = ("\n", ":", "a")
-PLACEHOLDER = "\ue000{}\ue001"
+PLACE, PLACEHOLDER = "\ue000", "\ue000{}\ue001"
+DATED = "strftime_now"
+"""What templates ask for today's date (transformers.utils.chat_template_utils)."""
+NO_DATE = ("{% macro strftime_now(format) %}{{ '2024-07-26' if format == '%Y-%m-%d' else '26 Jul 2024' }}"
+           "{% endmacro %}")
+"""A model must be asked as it was trained, and the same rows give the same bytes: it is always the day that Llama 3's
+template falls back to."""
 PLAIN_TURN = "{role}: {content}\n"
 
 
@@ -31,6 +37,8 @@ class Segment:
 
     ids: list[int]
     labelled: bool
+    asked: bool = False
+    """What a user says in a conversation."""
 
 
 class Codec:
@@ -116,11 +124,14 @@ class Codec:
         """Ids of the prompt of a held-out row, and the reference answer."""
         if kind == "prompt":
             return self.prompt(row["prompt"] + separator), row["completion"]
-        segments = self.row(kind, row, separator, train_on_prompt=False)
-        last = max(i for i, segment in enumerate(segments) if segment.labelled)
-        ids = [i for segment in segments[:last] for i in segment.ids]
+        ids = [i for segment in self.asked(row["messages"]) for i in segment.ids]
         answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
         return ids, answers[-1]
+
+    def asked(self, messages: list[dict[str, str]]) -> list[Segment]:
+        """A conversation up to its last answer, as segments."""
+        segments = self.row("messages", {"messages": messages}, "", train_on_prompt=False)
+        return segments[: max(i for i, segment in enumerate(segments) if segment.labelled)]
 
     def turn(self, prompt: str, system_prompt: str) -> list[int]:
         """Ids of a conversation up to the assistant's answer, for a version trained on messages."""
@@ -145,7 +156,8 @@ class Codec:
             end = next((i + 1 for i, token in enumerate(markup) if token in self._special), 0)
             if answer and not end:
                 markup, end = [self.eos, *markup], 1
-            segments.append(Segment(ids + (markup[:end] if answer else []), answer or train_on_prompt))
+            segments.append(Segment(
+                ids + (markup[:end] if answer else []), answer or train_on_prompt, message["role"] == "user"))
             segments.append(Segment(markup[end:] if answer else markup, False))
         while segments and not segments[-1].labelled:
             segments.pop()
@@ -169,16 +181,18 @@ class Codec:
         pieces, rest = [], text
         for message in marked:
             before, found, rest = rest.partition(message["content"])
-            if not found:
-                raise DataError("the base model's chat template leaves out or repeats a message",
-                                fix="Use prompt/completion rows, or a template that shows every message once.")
-            pieces.append(before)
+            pieces.append(before if found else PLACE)
+        if any(PLACE in piece for piece in (*pieces, rest)):
+            raise DataError("the base model's chat template leaves out or repeats a message",
+                            fix="Use prompt/completion rows, or a template that shows every message once.")
         return [*pieces, rest]
 
     def _rendered(self, marked: list[dict[str, str]]) -> str:
         """The conversation by the chat template. Raises DataError when the template refuses it."""
         try:
-            return str(self.tokenizer.apply_chat_template(marked, tokenize=False))
+            template = self.tokenizer.get_chat_template()
+            return str(self.tokenizer.apply_chat_template(
+                marked, tokenize=False, chat_template=NO_DATE + template if DATED in template else None))
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in marked)
             raise DataError(f"the base model's chat template refuses the roles {roles} ({error})",

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from tasks.distributed.examples import flatten
+from infra.errors import DataError
+from tasks.distributed.examples import Encoded, add, flatten
+from tasks.distributed.generate import question
+from tasks.distributed.job import EncodeJob, GenerateJob
 from tasks.distributed.model import load_tokenizer
-from tasks.distributed.text import Codec
+from tasks.distributed.text import Codec, Segment
 
 CHATS = {
     "chatml": ("<|im_end|>", "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -54,3 +57,85 @@ def test_of_a_chat_the_answers_and_their_ends_are_learned(chat: tuple[Codec, int
     rendered = codec.tokenizer.apply_chat_template(turns, tokenize=False)
     shown = codec.tokenizer.decode(ids, skip_special_tokens=False)
     assert "".join(shown.split()) in "".join(f"{codec.tokenizer.bos_token}{rendered}".split())
+
+
+LONG = [{"role": "system", "content": "be kind"}] + [
+    {"role": role, "content": f"{word} {number}"} for number in range(4)
+    for role, word in (("user", "what is"), ("assistant", "it is"))]
+
+
+def packed(codec: Codec, messages: list[dict[str, str]], size: int) -> tuple[list[int], list[bool], Encoded]:
+    """What a row of so many tokens has of a conversation."""
+    encoded, job = Encoded(), EncodeJob(
+        out="", rows="", tokenizer="", kind="messages", separator="", chunk_tokens=size, pack=True, wrap=False,
+        train_on_prompt=False)
+    add(encoded, codec, job, Path("train.jsonl"), {0: {"messages": messages}})
+    return encoded.ids[0].tolist(), encoded.labels[0].tolist(), encoded
+
+
+def whole(codec: Codec, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    ids, labels = flatten(codec.row("messages", {"messages": messages}, "", train_on_prompt=False))
+    return ids.tolist(), labels.tolist()
+
+
+@pytest.mark.parametrize("exchanges", [1, 2, 3])
+def test_a_chat_that_is_too_long_loses_its_oldest_exchanges(chat: tuple[Codec, int], exchanges: int) -> None:
+    codec, _ = chat
+    kept = [LONG[0], *LONG[-2 * exchanges:]]
+    ids, labels = whole(codec, kept)
+    longer = len(whole(codec, [LONG[0], *LONG[-2 * exchanges - 2:]])[0])
+    for size in (len(ids), longer - 1):
+        found = packed(codec, LONG, size)
+        assert found[:2] == (ids, labels)
+        assert (found[2].truncated, found[2].lost) == (1, len(whole(codec, LONG)[0]) - len(ids))
+
+
+def test_of_an_exchange_that_is_too_long_the_question_is_cut_on_its_left(
+    chat: tuple[Codec, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").touch()
+    codec, end = chat
+    short = [LONG[0], {"role": "user", "content": " that"}, {"role": "assistant", "content": "it is"}]
+    wanted, labels = whole(codec, short)
+    asks = {"role": "user", "content": "well, " * 50 + "and what about that"}
+    ids, marks, _ = packed(codec, [LONG[0], asks, short[2]], len(wanted))
+    assert (ids, marks) == (wanted, labels) and ids[-1] == end
+    with pytest.raises(DataError, match="nothing of it is left to learn"):
+        packed(codec, [{"role": "system", "content": "be kind " * 50}, *short[1:]], len(wanted))
+
+
+def test_a_long_chat_is_asked_as_it_is_learned(chat: tuple[Codec, int]) -> None:
+    codec, _ = chat
+    wanted = codec.question("messages", {"messages": [LONG[0], *LONG[-4:]]}, "")[0]
+    job = GenerateJob.__new__(GenerateJob)
+    object.__setattr__(job, "kind", "messages")
+    object.__setattr__(job, "separator", "")
+    assert question(codec, job, {"messages": LONG}, len(wanted)) == wanted
+
+
+def dated(codec: Codec, template: str, messages: list[dict[str, str]]) -> list[Segment]:
+    before, codec.tokenizer.chat_template = codec.tokenizer.chat_template, template
+    try:
+        return codec.row("messages", {"messages": messages}, "", train_on_prompt=False)
+    finally:
+        codec.tokenizer.chat_template = before
+
+
+@pytest.mark.parametrize(("date", "shown"), [("%d %b %Y", "26 Jul 2024"), ("%Y-%m-%d", "2024-07-26")])
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day(
+    chat: tuple[Codec, int], date: str, shown: str,
+) -> None:
+    codec, _ = chat
+    template = "\nToday: {{ strftime_now('" + date + "') }}\n{% for m in messages %}{{ m.content }}|{% endfor %}"
+    first = dated(codec, template, LONG[-2:])[0]
+    assert codec.decode(first.ids).strip() == f"Today: {shown}"
+
+
+@pytest.mark.parametrize("shows", ["{{ m.content }}{{ m.content }}", "{{ m.role }}", "{{ m.content }}"])
+def test_a_template_that_repeats_or_leaves_out_a_message_is_refused(chat: tuple[Codec, int], shows: str) -> None:
+    codec, _ = chat
+    again = "{{ messages[0].content }}" if shows == "{{ m.content }}" else ""
+    template = "{% for m in messages %}" + shows + "|{% endfor %}" + again
+    with pytest.raises(DataError, match="leaves out or repeats a message"):
+        dated(codec, template, LONG[-2:])

@@ -206,11 +206,11 @@ def test_wrapping_learns_every_label_exactly_once(size: int) -> None:
 
 def test_a_row_that_would_teach_nothing_is_refused(tmp_path: Path, stories: Path) -> None:
     late = {"messages": [
-        {"role": "system", "content": "be kind"}, {"role": "user", "content": "a long story " * 20},
+        {"role": "system", "content": "a long story " * 20}, {"role": "user", "content": "be kind"},
         {"role": "assistant", "content": "yo"}]}
     source = tmp_path / "late"
     source.mkdir()
-    fits = {"messages": late["messages"][2:]}
+    fits = {"messages": late["messages"][1:]}
     (source / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [fits, late, late]))
     job = EncodeJob(
         out=str(tmp_path / "out"), rows=str(source), tokenizer=str(stories), kind="messages", separator="",
