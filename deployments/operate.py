@@ -39,12 +39,12 @@ def upload(options: argparse.Namespace) -> Answer:
     settings = settings_here()
     set_environment(settings)
     from infra.store import Store
-    from tasks.ingest import address_of, ingest
+    from tasks import ingest
 
     logging.getLogger("tasks.reading").setLevel(logging.INFO)  # how far it is; Prefect shows warnings only
-    dataset = ingest(settings, Store(settings), options.source)
-    address = address_of(dataset)
-    return Answer({**dataset.to_json(), "address": address}, address)
+    store = Store(settings)
+    address = ingest.upload(settings, store, options.source)
+    return Answer({**ingest.stored(store, address).to_json(), "address": address}, address)
 
 
 def up(_: argparse.Namespace) -> Answer:
@@ -119,7 +119,8 @@ def gc(options: argparse.Namespace) -> Answer:
     from infra.store import Store
     from tasks.collect import collect
 
-    gone = collect(settings, Store(settings), timedelta(days=options.days), dry_run=options.dry_run)
+    gone = collect(settings, Store(settings), timedelta(days=options.days), dry_run=options.dry_run,
+                   uploads=options.uploads)
     total = sum(one.bytes for one in gone)
     lines = [f"{one.modified:%Y-%m-%d}  {one.bytes / 2**20:10.1f} MiB  {one.name}" for one in gone]
     summary = f"{len(gone)} folders, {total / 2**20:.1f} MiB{', still there (--dry-run)' if options.dry_run else ''}"

@@ -98,6 +98,8 @@ def add_gc_options(parser: argparse.ArgumentParser) -> None:
     """How old, and whether only to look."""
     parser.add_argument("--days", type=float, default=30, metavar="X", help="what is younger stays (default: 30)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--uploads", action="store_true",
+                        help="also data from `anneal upload`, of which the store may have the only copy")
 
 
 def spec_from(options: argparse.Namespace) -> TrainingSpec:

@@ -2,8 +2,8 @@
 
 In:   the store, MLflow's registry      Out: fewer folders; a list of what went, or would go
 Kept is what registered versions were made from (data, split, pack, training), every version's own files, and whatever
-is younger than the retention. All else can be made again from the data: the next run takes longer, and no number
-changes.
+is younger than the retention, and data from `anneal upload` unless it is asked for. All else can be made again from the
+data: the next run takes longer, and no number changes.
 Dies half-way: a folder loses its manifest first, and a name without one is absent; the next call removes the rest.
 """
 
@@ -22,6 +22,7 @@ from infra.files import locked
 from infra.settings import Settings
 from infra.store import Store
 from tasks.checkpoints import CHECKPOINTS
+from tasks.ingest import UPLOADS
 from tasks.registry import Registry
 
 KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations")
@@ -41,7 +42,9 @@ class Gone:
     modified: datetime
 
 
-def collect(settings: Settings, store: Store, retention: timedelta, *, dry_run: bool) -> list[Gone]:
+def collect(
+    settings: Settings, store: Store, retention: timedelta, *, dry_run: bool, uploads: bool = False,
+) -> list[Gone]:
     """Remove them unless `dry_run`; returns them, the oldest first.
 
     Raises UserError while a run could be using them, Transient when store or registry do not answer.
@@ -49,11 +52,16 @@ def collect(settings: Settings, store: Store, retention: timedelta, *, dry_run: 
     if not dry_run:
         refuse_while_runs_use_them(settings)
     needed, before = set(needed_by_versions(settings, store)), datetime.now(UTC) - retention
+    uploaded = {f"datasets/{mark.rsplit('/', 1)[-1]}": mark for mark in store.names(UPLOADS)}
+    if not uploads:
+        needed |= uploaded.keys()
     gone = [
         Gone(name, size, modified)
         for kind in KINDS for name, (size, modified) in store.sizes(kind).items()
         if modified < before and name not in needed]
     for one in gone if not dry_run else []:
+        if one.name in uploaded:
+            store.discard(uploaded[one.name])
         store.remove(one.name)
     gone += list(_left_here(settings, before, dry_run=dry_run))
     return sorted(gone, key=lambda one: one.modified)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,8 +41,11 @@ from tasks.tables import jsonl_of
 from tasks.unpack import JSONL
 
 FILE = "data.jsonl"
+UPLOADS = "uploads"
+"""In the store: names of datasets that stay."""
 IN_STORE = "store://"
 """Begins the address of data that was brought in before: by a run that hands over to another one."""
+ADDRESS = re.compile(IN_STORE + r"(datasets/\w+)/[^/]+")
 LINE_BREAK = b"\n"
 
 
@@ -62,6 +66,13 @@ def ingest(settings: Settings, store: Store, source: str, teller: Teller | None 
         return _brought(settings, store, source, teller)
 
 
+def upload(settings: Settings, store: Store, source: str) -> str:
+    """Bring data in to stay: the store may have the only copy of it. Returns its address; raises what `ingest` does."""
+    dataset = ingest(settings, store, source)
+    store.write(f"{UPLOADS}/{dataset.folder.rsplit('/', 1)[-1]}", dataset.source)
+    return address_of(dataset)
+
+
 def address_of(dataset: Dataset) -> str:
     """Where a dataset lies in the store, for a run on another machine; its last part is the name of the data."""
     return f"{IN_STORE}{dataset.folder}/{dataset.source.rstrip('/').rsplit('/', 1)[-1]}"
@@ -77,8 +88,11 @@ def stored(store: Store, address: str) -> Dataset:
 
 
 def folder_at(address: str) -> str:
-    """The folder in the store that an address names."""
-    return address.removeprefix(IN_STORE).rsplit("/", 1)[0]
+    """The folder in the store that an address names. Raises DataError for anything but a dataset's."""
+    if not (found := ADDRESS.fullmatch(address)):
+        raise DataError("it is no address of data in the store", where=address,
+                        allowed=f"{IN_STORE}datasets/<hash>/<name>", fix="Give the one that `anneal upload` printed.")
+    return found[1]
 
 
 def folder_of(sha256: str) -> str:
@@ -165,7 +179,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
                         joined.add(chunks)
                     else:
                         joined.add_shard(one.name, chunks)
-                if cloud_of(one.address):
+                if cloud_of(one.address) or Path(one.address).is_file():  # not a pipe
                     refuse_changed(settings, one)
         if joined.bytes == 0:
             raise DataError("the file is empty" if len(found) == 1 else f"all {len(found)} files are empty", where=name,
@@ -179,7 +193,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
 
 
 def refuse_changed(settings: Settings, one: Found) -> None:
-    """Raise DataChanged if a file is another one by now: only S3's library holds a reading to one version."""
+    """Raise DataChanged if a file is another one by now: only S3's library and web servers hold a reading to one."""
     (now,) = find_shards(settings, one.address)
     if (now.mark, now.bytes) != (one.mark, one.bytes):
         raise DataChanged("it changed while it was read", where=one.name,

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from infra.errors import DataChanged
+from infra.store import told
 from tasks.shards import Found
 from tasks.unpack import Readable
 
@@ -104,14 +105,15 @@ class Counted:
         self._meter, self._raw, self._name = meter, raw, name
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of the stream itself."""
-        try:
-            chunk = self._raw.read(size)
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError) and type(error).__name__ != "FileExpired":  # of s3fs
-                raise
-            raise DataChanged("it changes while it is read", where=self._name,
-                              fix="Start again when it is written, or write new data into new files.") from error
+        """As of the stream itself. Raises what `told` makes of an error, and names the file, not the store."""
+        with told(self._name):
+            try:
+                chunk = self._raw.read(size)
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError) and type(error).__name__ != "FileExpired":  # of s3fs
+                    raise
+                raise DataChanged("it changes while it is read", where=self._name,
+                                  fix="Start again when it is written, or write new data into new files.") from error
         self._meter.add(len(chunk))
         return chunk
 

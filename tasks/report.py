@@ -17,6 +17,9 @@ from tasks.progress import if_it_can
 from tasks.registry import Registry, name_of
 
 CELL_CHARACTERS = 400
+AS_TEXT = str.maketrans({
+    "\n": "<br>", "\r": "<br>", "<": "&lt;", "&": "&amp;", **{sign: f"&#{ord(sign)};" for sign in "|`*_[]~\\"}})
+"""What stands in Markdown for signs that could be read as markup there."""
 
 
 def data_report(split: Split, pack: Pack) -> str:
@@ -156,7 +159,6 @@ def _interval(values: list[float]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break a table or become markup."""
+    """Text that cannot break a table or become markup: an image in a row would be fetched by who looks at it."""
     cut = text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."
-    safe = cut.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "&#96;")
-    return safe.replace("\n", "<br>")
+    return cut.replace("\r\n", "\n").translate(AS_TEXT)

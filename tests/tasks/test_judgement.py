@@ -129,6 +129,16 @@ def test_the_data_report_names_what_was_found_dropped_and_learned(past: Past) ->
     assert "| and 4 more pieces |" in text
 
 
+@pytest.mark.parametrize(("text", "shown"), [
+    ("a\r\nb\rc\nd", "a<br>b<br>c<br>d"), ("![](http://evil/x)", "!&#91;&#93;(http://evil/x)"),
+    ("*a* _b_ ~~c~~ `d` \\|", "&#42;a&#42; &#95;b&#95; &#126;&#126;c&#126;&#126; &#96;d&#96; &#92;&#124;"),
+    ("<img src=x> &lt;", "&lt;img src=x> &amp;lt;")])
+def test_text_of_rows_is_shown_as_it_is_and_loads_nothing(past: Past, text: str, shown: str) -> None:
+    samples = [{"tokens": 7, "learned": 3, "runs": [{"learned": True, "text": text}], "more": 0}]
+    found = report.data_report(past.split, dataclasses.replace(past.pack, samples=samples))
+    assert f"| learned | {shown} |" in found
+
+
 def test_a_split_and_a_pack_of_an_earlier_release_can_be_reported(past: Past) -> None:
     new = {"findings", "compared", "dropped", "samples", "lengths", "bin_tokens"}
     split = Split.of({name: value for name, value in past.split.to_json().items() if name not in new})

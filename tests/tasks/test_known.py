@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import DataError
 from infra.settings import Settings
 from infra.store import Store, filesystem
 from tasks import known
@@ -79,3 +80,10 @@ def test_an_address_in_the_store_is_taken_as_it_is(settings: Settings, store: St
     assert address == f"store://{dataset.folder}/chats.jsonl"
     (tmp_path / "chats.jsonl").unlink()
     assert ingest(settings, store, address) == dataset
+
+
+@pytest.mark.parametrize("address", ["store://", "store://../..", "store://splits/0123/chats.jsonl", "store://datasets/0123",
+                                     "store://datasets/../splits/chats.jsonl"])
+def test_an_address_of_anything_else_in_the_store_is_refused(settings: Settings, store: Store, address: str) -> None:
+    with pytest.raises(DataError, match="it is no address of data in the store"):
+        ingest(settings, store, address)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from infra import fetch
-from infra.errors import DataChanged, DataError
+from infra.errors import DataChanged, DataError, Transient
 from infra.files import READ_BYTES
 from infra.s3 import AHEAD_BYTES
 from infra.settings import Settings
@@ -23,7 +23,7 @@ from infra.store import Store, filesystem
 from tasks import reading
 from tasks.ingest import FILE, ingest
 from tasks.reading import BLOCK_BYTES, Ahead, Standing, Teller
-from tests.conftest import BUCKET
+from tests.conftest import BUCKET, S3Server
 from tests.site import Site, private, site
 
 __all__ = ["private", "site"]
@@ -74,6 +74,51 @@ def test_an_object_that_changes_while_it_is_read_is_read_once_more(
         dataset = ingest(settings, store, f"{prefix}/", Changing())
         lines = (store.fetch(dataset.folder) / FILE).read_bytes().splitlines(keepends=True)
         assert lines[0] == row("first") and set(lines[1:]) == {row("new 0")}
+
+
+@pytest.mark.parametrize("changes", [1, 2])
+def test_a_file_on_a_disk_that_changes_while_it_is_read_is_read_once_more(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int,
+) -> None:
+    file, left = tmp_path / "d.jsonl", changes
+    file.write_bytes(row("new 9") * (2 * BLOCK_BYTES // len(row("new 9"))))
+    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
+
+    class Changing(Teller):
+        def see(self, standing: Standing) -> None:
+            nonlocal left
+            if left and standing.bytes == READ_BYTES:  # once an attempt
+                left -= 1
+                with file.open("ab") as more:
+                    more.write(row(f"new {left}"))
+
+    if changes == 2:
+        with pytest.raises(DataError, match=r"d.jsonl: it changed while it was read"):
+            ingest(settings, store, str(file), Changing())
+        assert store.names("datasets") == []
+    else:
+        dataset = ingest(settings, store, str(file), Changing())
+        assert (store.fetch(dataset.folder) / FILE).read_bytes() == file.read_bytes()
+        assert file.read_bytes().endswith(row("new 0"))
+
+
+def test_a_server_that_dies_while_it_is_read_is_blamed_and_not_the_store(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "s3").mkdir()
+    server = S3Server(tmp_path / "s3")
+    address = f"s3://{BUCKET}/d.jsonl"
+    (tmp_path / "s3" / BUCKET / "d.jsonl").write_bytes(row("a") * (MANY_REQUESTS_BYTES // len(row("a"))))
+    monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
+
+    class Killing(Teller):
+        def see(self, standing: Standing) -> None:
+            server.kill()
+
+    with pytest.raises(Transient) as raised:
+        ingest(settings.model_copy(update={"s3_endpoint_url": server.url}), store, address, Killing())
+    assert "d.jsonl" in raised.value.where and str(store.root) not in str(raised.value)
+    assert store.names("datasets") == []
 
 
 def test_how_far_the_reading_is_stands_in_the_log(
