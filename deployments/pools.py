@@ -53,11 +53,16 @@ class Pool:
         return f"{self.role}-{'pool' if self.kind == 'process' else self.kind}"
 
     @property
-    def template(self) -> dict[str, Any]:
-        """Its base job template."""
+    def stock_template(self) -> dict[str, Any]:
+        """Prefect's own for the kind: what a worker makes the pool with that comes before `anneal deploy`."""
         package, file = DEFAULTS
         known = json.loads(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
-        merged = known[PACKAGES[self.kind]][self.kind]["default_base_job_configuration"]
+        return dict(known[PACKAGES[self.kind]][self.kind]["default_base_job_configuration"])
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """Its base job template."""
+        merged = self.stock_template
         for name in (self.kind, f"{self.kind}-cpu") if self.role == "cpu" else (self.kind,):
             patch = ROOT / "infra" / "workpools" / f"{name}.json"
             merged = merge(merged, json.loads(patch.read_text(encoding="utf-8")) if patch.exists() else {})
@@ -74,7 +79,7 @@ def ensure_pool(client: SyncPrefectClient, pool: Pool) -> list[str]:
         client.create_work_pool(WorkPoolCreate(
             name=name, type=kind, base_job_template=template, description=ABOUT[pool.role, kind]))
     else:
-        differs = keep_defaults(template, known.base_job_template, name)
+        differs = keep_defaults(template, known.base_job_template, pool.stock_template, name)
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
     stored = client.read_work_pool(name)
     if stored.type != kind:
@@ -91,13 +96,17 @@ def ensure_pool(client: SyncPrefectClient, pool: Pool) -> list[str]:
     return differs
 
 
-def keep_defaults(template: dict[str, Any], stored: dict[str, Any], pool: str) -> list[str]:
-    """Put the defaults that people set into the template; returns which differ. Runs never write to the worker's
-    console, whatever they say: a worker's death would crash them."""
+def keep_defaults(
+    template: dict[str, Any], stored: dict[str, Any], stock: dict[str, Any], pool: str,
+) -> list[str]:
+    """Put the defaults that people set into the template; returns which differ. Those of the stock template nobody set.
+    Runs never write to the worker's console, whatever they say: a worker's death would crash them."""
     differs = []
     for name, variable in template["variables"]["properties"].items():
-        found = stored.get("variables", {}).get("properties", {}).get(name, {})
-        if name != "stream_output" and "default" in found and found["default"] != variable.get("default"):
+        found, stocked = (one.get("variables", {}).get("properties", {}).get(name, {}) for one in (stored, stock))
+        if name == "stream_output" or "default" not in found or found["default"] == stocked.get("default"):
+            continue
+        if found["default"] != variable.get("default"):
             differs.append(f"pool {pool}: {name} is {found['default']!r} (kept)")
             variable["default"] = found["default"]
     return differs

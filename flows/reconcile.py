@@ -23,6 +23,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.logging import get_run_logger
 
+from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.store import Store
 from tasks.attempt import locks_of
@@ -39,22 +40,30 @@ LOOKS_S, EVERY_S = 55.0, 5.0
 """For so long after its start it looks so often."""
 PATIENCE_S = 15.0
 """The run of the next minute waits so long for this one's end, and takes over: no crash falls in between."""
+LIMIT_S = 300
+"""A request that hangs, or is answered with 500 again and again, must not keep the next one out."""
 LIMIT = "reconcile"
 AGAIN = "AwaitingRetry"
 OFTEN = ("reconcile", "watch")
 WATCHED = (*RECOVERED, *OFTEN, "join")
 
 
-@flow(name="reconcile", flow_run_name="reconcile", persist_result=False)
+@flow(name="reconcile", flow_run_name="reconcile", persist_result=False, timeout_seconds=LIMIT_S)
 def reconcile() -> None:
     """Find runs whose processes died and let them go on; tell the webhook how runs ended."""
     settings, log = Settings(), get_run_logger()
     with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings), PATIENCE_S) as mine:
         if mine:
-            began = time.monotonic()
+            began, failed = time.monotonic(), None
             store = Store(settings)
-            look(settings, client, store)
+            find(settings, client, store)
+            try:
+                keep_house(settings, client, store)
+            except AnnealError as error:  # such as a webhook's secret that is none: told once the runs are looked after
+                failed = error
             while_it_lasts(lambda: find(settings, client, store), lambda: anything_runs(client), began)
+            if failed:
+                raise failed
         else:
             log.info("another run is at it")
 
@@ -84,10 +93,9 @@ def find(settings: Settings, client: SyncPrefectClient, store: Store) -> None:
             get_run_logger().warning("%s: %s", what, name)
 
 
-def look(settings: Settings, client: SyncPrefectClient, store: Store) -> None:
-    """One pass over everything."""
+def keep_house(settings: Settings, client: SyncPrefectClient, store: Store) -> None:
+    """Forget what ended long ago, and tell the webhook what ended. Raises AnnealError."""
     log = get_run_logger()
-    find(settings, client, store)
     for often in OFTEN:
         forget(client, often, KEPT)
     if datetime.now(UTC).minute == TIDY_MINUTE:

@@ -29,8 +29,7 @@ from infra.settings import Settings
 from infra.store import Store
 from tasks import report
 from tasks.attempt import attempt, cancelled
-from tasks.news import shard_news
-from tasks.registry import Registry
+from tasks.news import newest_task, shard_news
 
 
 @flow(name="retrain", flow_run_name="retrain {training.destination}", persist_result=False)
@@ -40,7 +39,7 @@ def retrain(training: Parameters, hand_over_to: HandOverTo = "") -> Version | St
     store = Store(settings)
     with attempt(settings, store):
         spec, split = data_of(training.spec())
-        newest = Registry(settings).newest(spec.destination)
+        newest = newest_task(spec.destination, spec.destination)
         news = shard_news(store, split, newest)
         if newest is not None and newest.data_digest == split.digest and newest.is_settled:
             reason = (f"version {newest.number} of {spec.destination} learned from the same "

@@ -51,6 +51,7 @@ ALIVE = "anneal.run.alive"
 """A run gives this event as sign of life. Prefect's own heartbeats come as often as its settings in the run's process
 say, by default every three minutes."""
 CANCEL_POLLS = 2  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
+MISSING_POLLS = 15
 TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
@@ -70,20 +71,31 @@ class Attempt:
         except AnnealError as error:
             log.warning("earlier attempts are not known: %s", error)
             self._reached = {}
+        self._one_at_a_time = threading.Lock()
+        self._noting: threading.Thread | None = None
 
-    def reached(self, mark: str) -> None:
+    def reached(self, mark: str, *, wait: bool = True) -> None:
         """Note it. A store that is away costs the note, not the training."""
         self._reached[self._number] = mark
-        try:
-            self._store.write(self._name, json.dumps(self._reached))
-        except AnnealError as error:
-            log.warning("progress not noted: %s", error)
+        if wait:
+            self._note()
+        elif self._noting is None or not self._noting.is_alive():
+            self._noting = threading.Thread(target=self._note, name="note", daemon=True)
+            self._noting.start()
+
+    def _note(self) -> None:
+        with self._one_at_a_time:
+            try:
+                self._store.write(self._name, json.dumps(self._reached))
+            except AnnealError as error:
+                log.warning("progress not noted: %s", error)
 
 
-def reached(mark: str) -> None:
-    """Note that this process's flow run came so far; nothing outside of one."""
+def reached(mark: str, *, wait: bool = True) -> None:
+    """Note that this process's flow run came so far; nothing outside of one. Whoever watches ranks does not wait for a
+    store that hangs."""
     if (attempt := _current.get()) is not None:
-        attempt.reached(mark)
+        attempt.reached(mark, wait=wait)
 
 
 def read_attempts(store: Store, run: UUID) -> dict[str, str]:
@@ -169,6 +181,8 @@ class Fence(threading.Thread):
         self.over = threading.Event()
         self.standing: Standing = "ours"
         self._cancelled = cancelled
+        self._missing = 0
+        """How often in a row there was no such run."""
 
     def run(self) -> None:
         """Poll until the flow's body is over. A server that is away says nothing about whose the run is."""
@@ -197,9 +211,12 @@ class Fence(threading.Thread):
 
     def _ask(self, client: SyncPrefectClient) -> Standing:
         try:
-            return standing_of(client.read_flow_run(self._run), self._number)
-        except ObjectNotFound:  # deleted in the UI
-            return "taken"
+            found = standing_of(client.read_flow_run(self._run), self._number)
+            self._missing = 0
+            return found
+        except ObjectNotFound:  # deleted in the UI, if it is said again: a proxy says so while the server starts
+            self._missing += 1
+            return "taken" if self._missing > MISSING_POLLS else "ours"
         except (httpx.HTTPError, PrefectException):
             return "ours"
 

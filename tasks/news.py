@@ -11,12 +11,20 @@ import logging
 from infra.errors import AnnealError
 from infra.files import MANIFEST, Manifest
 from infra.records import Dataset, Split
+from infra.settings import Settings
 from infra.store import Store
-from tasks.registry import Origin
+from tasks.policy import HOUR_S, step
+from tasks.registry import Origin, Registry
 from tasks.shards import shards_in
 from tasks.validate import split_folder
 
 log = logging.getLogger(__name__)
+
+
+@step("newest version", timeout_s=HOUR_S)
+def newest_task(destination: str, subject: str) -> Origin | None:
+    """What the destination's newest version learned from; None if there is none."""
+    return Registry(Settings()).newest(destination)
 
 
 def shard_news(store: Store, split: Split, newest: Origin | None) -> str:

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -36,7 +37,7 @@ NEW = timedelta(days=1)
 DELAYS_S = (60, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """After each failed try, as Standard Webhooks recommends; then it is given up."""
 KEPT = timedelta(seconds=sum(DELAYS_S)) + 2 * NEW
-TIMEOUT_S = 15.0
+TIMEOUT_S, DEADLINE_S = 15.0, 20.0
 SECRET_PREFIX = "whsec_"
 NOTIFICATIONS = "notifications"
 
@@ -90,12 +91,25 @@ def deliver(url: str, key: bytes, message: Message) -> tuple[str, bool]:
     headers = {
         "content-type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(stamp),
         "webhook-signature": signature(key, message.id, stamp, message.body)}
-    try:
-        answer = httpx.post(url, content=message.body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
-    except httpx.HTTPError as error:
-        return f"not delivered ({type(error).__name__})", False
+    found: list[httpx.Response | httpx.HTTPError] = []
+    sending = threading.Thread(target=_send, args=(url, message.body, headers, found), name="webhook", daemon=True)
+    sending.start()
+    sending.join(DEADLINE_S)  # a time limit of httpx counts from byte to byte
+    answer = found[0] if found else httpx.ReadTimeout("")
+    if isinstance(answer, httpx.HTTPError):
+        return f"not delivered ({type(answer).__name__})", False
     taken = answer.is_success or answer.status_code == httpx.codes.GONE
     return f"{'delivered' if answer.is_success else 'not delivered'} (HTTP {answer.status_code})", taken
+
+
+def _send(url: str, body: str, headers: dict[str, str], found: list[httpx.Response | httpx.HTTPError]) -> None:
+    """The answer's head; nobody wants what follows."""
+    try:
+        with httpx.stream("POST", url, content=body, headers=headers, timeout=TIMEOUT_S,
+                          follow_redirects=False) as answer:
+            found.append(answer)
+    except httpx.HTTPError as error:
+        found.append(error)
 
 
 def signature(key: bytes, identity: str, stamp: int, body: str) -> str:

@@ -9,6 +9,7 @@ import base64
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
@@ -17,6 +18,7 @@ from prefect.artifacts import create_image_artifact, create_progress_artifact, u
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks.picture import Panel, curves
 from tasks.reading import Standing, Teller
@@ -27,10 +29,14 @@ SHOW_EVERY_S = 2.0
 CURVE_EVERY_S = 60.0
 
 
-def if_it_can(show: Callable[[], T]) -> T | None:
-    """Show something in Prefect's UI; a server that is away costs the view, never the training."""
+def if_it_can(show: Callable[[], T], *, at_once: bool = False) -> T | None:
+    """Show something in Prefect's UI; a server that is away costs the view, never the training.
+
+    `at_once`: without the client's retries, for whoever watches ranks meanwhile and must not be silent.
+    """
     try:
-        return show()
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}) if at_once else nullcontext():
+            return show()
     except Exception as error:  # noqa: BLE001  (whatever the client raises: the work goes on)
         log.warning("not shown error=%s", error)
         return None
@@ -57,7 +63,7 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._draw()
+        self._draw(at_once=False)
 
     def see(self, event: dict[str, Any]) -> None:
         """Take one event of the trainer."""
@@ -81,15 +87,15 @@ class Progress:
                     "eta_s=%(eta_s).0f", event)
                 self._show(event["step"], event["total"], standing(event))
             if now - self._drawn > CURVE_EVERY_S:
-                self._draw()
+                self._draw(at_once=True)
 
     def _show(self, step: int, total: int, about: str) -> None:
         if self._artifact is not None:
             artifact = self._artifact
             if_it_can(lambda: update_progress_artifact(
-                artifact_id=artifact, progress=100.0 * step / total, description=about))
+                artifact_id=artifact, progress=100.0 * step / total, description=about), at_once=True)
 
-    def _draw(self) -> None:
+    def _draw(self, *, at_once: bool) -> None:
         self._drawn = time.monotonic()
         if self._losses:
             svg = curves([
@@ -98,7 +104,8 @@ class Progress:
                 Panel(title="Learning rate", line=self._rates, numbers=".3g"),
                 Panel(title="Tokens per second since the launch, without padding", line=self._speeds, numbers=".0f")])
             picture = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-            self._curves = if_it_can(lambda: drawn(self._curves, picture, f"{self._key}-loss")) or self._curves
+            self._curves = if_it_can(
+                lambda: drawn(self._curves, picture, f"{self._key}-loss"), at_once=at_once) or self._curves
 
 
 def drawn(artifact: UUID | None, picture: str, key: str) -> UUID:

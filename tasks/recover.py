@@ -44,6 +44,7 @@ PENDING_S = 300
 TAKEN = ("Pending", "Submitting")
 """Names of that state. A pod that waits for a GPU is InfrastructurePending, for as long as it takes."""
 SAME_PLACES = 3
+PAUSE = timedelta(minutes=1)
 SETTLE_S = 5
 """A worker reports the same crash a second time one or two seconds later, once a process for hooks has ended."""
 LOOK_BACK = timedelta(days=7)
@@ -92,9 +93,13 @@ def recover(
             continue
         if is_stuck(places):
             client.set_flow_run_state(run.id, Failed(message=given_up(places)), force=True)
+            store.discard(crashes_of(run))  # whoever presses Retry has all tries again
             done.given_up.append(run.name)
         else:
-            client.set_flow_run_state(run.id, AwaitingRetry(message="Its process died; it goes on where it was."))
+            due = datetime.now(UTC) + pause_after(places)
+            again: State[None] = AwaitingRetry(
+                scheduled_time=due, message="Its process died; it goes on where it was.")
+            client.set_flow_run_state(run.id, again)
             done.again.append(run.name)
     return done
 
@@ -168,16 +173,36 @@ def age_s(run: FlowRun) -> float:
 
 
 def crashed_at(store: Store, run: FlowRun) -> list[str]:
-    """How far the run had come at each of its crashes, this one noted now. Raises AnnealError.
+    """How far the run had come at each of its crashes, this one noted now, and once. Raises AnnealError.
 
     Also a run that dies before it runs, in a pod that cannot start or a worker that lacks a package, is counted so.
     """
-    name = f"{RUNS}/{run.id}.crashes.json"
     attempts = read_attempts(store, run.id)
     newest = attempts[max(attempts, key=int)] if attempts else ""
-    places = [*json.loads(store.read(name) or "[]"), newest]
-    store.write(name, json.dumps(places))
-    return places
+    noted, crash = _noted(store, run), str(run.state.id) if run.state else ""
+    if crash and noted and noted[-1][0] == crash:  # a look died before it could start the run again
+        return [place for _, place in noted]
+    noted.append((crash, newest))
+    store.write(crashes_of(run), json.dumps(noted))
+    return [place for _, place in noted]
+
+
+def crashes_of(run: FlowRun) -> str:
+    """Where a run's crashes stand in the store."""
+    return f"{RUNS}/{run.id}.crashes.json"
+
+
+def _noted(store: Store, run: FlowRun) -> list[tuple[str, str]]:
+    """(state, place) of each crash so far. A damaged note is none: others wait for this look."""
+    try:
+        return [(str(crash), str(place)) for crash, place in json.loads(store.read(crashes_of(run)) or "[]")]
+    except (TypeError, ValueError):
+        return []
+
+
+def pause_after(places: list[str]) -> timedelta:
+    """How long to wait before the next try: a moment ago it came no further, what it needs may come back."""
+    return PAUSE if len(places) > 1 and places[-1] == places[-2] else timedelta(0)
 
 
 def is_stuck(places: list[str]) -> bool:

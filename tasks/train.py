@@ -147,6 +147,6 @@ def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trai
         def watch(event: dict[str, Any]) -> None:
             progress.see(event)
             if event["event"] in MARKS:
-                reached(f"train step {event['step']}")
+                reached(f"train step {event['step']}", wait=False)
 
         return train(settings, store, spec, pack, base, watch)

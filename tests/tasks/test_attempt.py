@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
 
 from infra.errors import Transient
 from infra.settings import Settings
@@ -21,7 +23,7 @@ from infra.store import Store
 from tasks import attempt as attempts
 from tasks.attempt import Attempt, Fence, Standing, name_of, reached, read_attempts, standing_of
 from tasks.only_one import died_with, only_one
-from tasks.recover import crashed_at, is_stuck
+from tasks.recover import crashed_at, crashes_of, is_stuck, pause_after
 from tasks.stopping import cancellation, is_cancelled, stop_grace_s
 
 RUN = UUID("11111111-2222-4333-8444-555555555555")
@@ -39,6 +41,21 @@ def test_three_crashes_at_the_same_place_are_enough(places: list[str], stuck: bo
 def test_a_run_that_dies_before_it_runs_is_counted_too(store: Store) -> None:
     run = FlowRun(id=RUN, name="r", flow_id=uuid4(), run_count=0)
     assert [is_stuck(crashed_at(store, run)) for _ in range(3)] == [False, False, True]
+
+
+def test_a_crash_is_counted_once_and_a_damaged_note_stops_nobody(store: Store) -> None:
+    run = FlowRun(id=RUN, name="r", flow_id=uuid4(), run_count=0, state=State(type=StateType.CRASHED))
+    for note in ("", "{", "[1, 2]", "7"):
+        store.write(crashes_of(run), note)
+        assert [crashed_at(store, run) for _ in range(3)] == [[""]] * 3
+    again = run.model_copy(update={"state": State(type=StateType.CRASHED)})
+    assert crashed_at(store, again) == ["", ""]
+
+
+@pytest.mark.parametrize(("places", "waits"), [
+    (["pack done"], False), (["pack done", "train step 2"], False), (["train step 2"] * 2, True)])
+def test_a_run_that_came_no_further_waits_a_minute(places: list[str], waits: bool) -> None:
+    assert bool(pause_after(places)) is waits
 
 
 def test_where_a_run_crashed_is_what_its_last_attempt_reached(store: Store) -> None:
@@ -99,6 +116,36 @@ def test_an_attempt_adds_to_what_was_reached_before(store: Store) -> None:
     second.reached("train step 0")
     second.reached("train step 50")
     assert read_attempts(store, RUN) == {"1": "pack done", "2": "train step 50"}
+
+
+def test_a_store_that_hangs_does_not_hold_up_who_watches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, write = Event(), store.write
+    written = []
+
+    def hang(name: str, text: str) -> None:
+        assert answers.wait(60)
+        write(name, text)
+        written.append(json.loads(text)["1"])
+
+    monkeypatch.setattr(store, "write", hang)
+    attempt = Attempt(store, RUN, 1)
+    for step in (1, 2, 3):
+        attempt.reached(f"train step {step}", wait=False)
+    assert written == []
+    answers.set()
+    attempt.reached("train done")  # waits for the one before it
+    assert written[-1] == "train done" and read_attempts(store, RUN) == {"1": "train done"}
+
+
+@pytest.mark.parametrize(("answers", "told"), [(15, "ours"), (16, "taken")])
+def test_a_run_is_deleted_when_that_is_said_again(answers: int, told: Standing) -> None:
+    """A proxy answers 404 while the server behind it starts."""
+    class Server:
+        def read_flow_run(self, run: UUID) -> FlowRun:
+            raise ObjectNotFound(RuntimeError("404"))
+
+    fence = Fence(RUN, 1, 1, Event())
+    assert [fence._ask(Server()) for _ in range(answers)][-1] == told  # type: ignore[arg-type]
 
 
 def test_a_store_that_is_away_costs_the_note_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

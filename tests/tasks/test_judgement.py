@@ -13,6 +13,7 @@ from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
 from flows.parameters import Parameters
 from infra.errors import BaseModelError, DataError, GateError, OutOfMemory, Preempted, RanksLost, Transient
@@ -27,7 +28,7 @@ from tasks.evaluate import find_evaluation, judge, refuse_unscorable
 from tasks.forecast import forecast
 from tasks.histogram import COLOURS, bars
 from tasks.policy import DELAYS_S, may_pass
-from tasks.progress import standing
+from tasks.progress import if_it_can, standing
 from tasks.train import training_id
 from tests.tasks.conftest import SCORE, Past
 
@@ -233,3 +234,8 @@ def test_the_form_has_every_knob_with_range_and_help() -> None:
     assert rank["description"] == "Rank of the adapters. Range: 1 to 1024."
     assert schema["properties"]["peft_method"]["enum"] == ["lora", "qlora", "full"]
     assert schema["properties"]["task_type"]["enum"][0] == schema["properties"]["task_type"]["default"] == "auto"
+
+
+def test_whoever_watches_ranks_does_not_wait_for_a_server_that_is_away() -> None:
+    tries = PREFECT_CLIENT_MAX_RETRIES.value
+    assert if_it_can(tries, at_once=True) == 0 < (if_it_can(tries) or 0) == tries()

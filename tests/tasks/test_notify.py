@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -102,6 +105,36 @@ def test_the_message_says_how_the_run_ended(kind: StateType) -> None:
     told = json.loads(module.message_of(run).body)
     assert told["type"] == f"run.{kind.value.lower()}"
     assert (told["data"]["state"], told["data"]["message"]) == (kind.value.title(), "why")
+
+
+@pytest.mark.parametrize("drips", ["head", "body"])
+def test_a_receiver_that_drips_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch, drips: str) -> None:
+    """A minute for its answer, or for what nobody reads of it."""
+    monkeypatch.setattr(module, "DEADLINE_S", 1.0)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n"
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                if drips == "body":
+                    connection.sendall(head)
+                for byte in head * 12:
+                    connection.sendall(bytes([byte]))
+                    if over.wait(0.1):
+                        return
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        began = time.monotonic()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        found = module.deliver(url, key_of(SECRET), module.Message("m", "{}"))
+        took = time.monotonic() - began
+        over.set()
+        answering.join()
+    assert found == (("delivered (HTTP 200)", True) if drips == "body" else ("not delivered (ReadTimeout)", False))
+    assert took < 5
 
 
 def test_an_ended_run_is_told_once(rounds: Any) -> None:
