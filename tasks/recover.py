@@ -51,6 +51,8 @@ LOOK_BACK = timedelta(days=7)
 """What crashed earlier is history; a stack that was down for a holiday goes on."""
 PAGE = 200
 log = logging.getLogger(__name__)
+REFUSED = "Deployment concurrency limit reached."
+"""What Prefect says of a run that it cancelled because another one was under way."""
 RECOVERED = ("finetune", "retrain", "predict")
 """Flows that are started again; the next scheduled run takes the place of any other."""
 
@@ -101,7 +103,18 @@ def recover(
                 scheduled_time=due, message="Its process died; it goes on where it was.")
             client.set_flow_run_state(run.id, again)
             done.again.append(run.name)
+    for run in pushed_out(client, since):
+        client.set_flow_run_state(run.id, AwaitingRetry(message="The one that took its place has ended."))
+        done.again.append(run.name)
     return done
+
+
+def pushed_out(client: SyncPrefectClient, since: datetime) -> list[FlowRun]:
+    """The next retraining that had begun, crashed, and was cancelled since another one had its place by then."""
+    runs = [run for run in runs_in(client, ("retrain",), StateType.CANCELLED, ended_after=since)
+            if run.run_count and run.state and run.state.message == REFUSED]
+    under_way = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
+    return runs[-1:] if runs and not runs_in(client, ("retrain",), *under_way) else []
 
 
 def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:

@@ -35,13 +35,12 @@ from infra.records import Record
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
+from tasks.recover import REFUSED
 from tasks.shards import Found, find_shards
 
 SETTLE_S = 10.0
 LOOKS = 30
 """At most, for one that goes on changing; the next run looks again."""
-REFUSED = "Deployment concurrency limit reached."
-"""What Prefect says of a run that it cancelled because another one was under way."""
 CLOCKS = timedelta(seconds=20)
 """That the server's may be behind."""
 PAGE = 200

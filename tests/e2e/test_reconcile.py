@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -182,6 +182,43 @@ def test_it_looks_again_while_anything_runs_and_leaves_the_next_minute_to_the_ne
     assert passed(lambda: False) == []
     assert passed(lambda: len(looks) < 2) == [EVERY_S, 2 * EVERY_S]
     assert max(passed(lambda: True)) == LOOKS_S < 60
+
+
+def test_a_retraining_that_lost_its_place_to_another_one_goes_on_after_it(
+    stack: Stack, client: SyncPrefectClient,
+) -> None:
+    from prefect.client.schemas.objects import State
+    from prefect.states import AwaitingRetry, Cancelled, Running
+
+    from tasks import recover
+
+    deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
+    training = {"train_data": "/nowhere.jsonl", "base_model": "/nowhere", "destination": "acme/nobody"}
+    store = Store(stack.settings)
+
+    def create(name: str) -> UUID:
+        later: State[None] = AwaitingRetry(scheduled_time=datetime.now(UTC) + timedelta(hours=1))
+        return client.create_flow_run_from_deployment(
+            deployment, parameters={"training": training}, name=name, state=later).id
+
+    def look() -> list[str]:
+        return recover.recover(stack.settings, client, store, ()).again
+
+    begun, never, cancelled, other = (create(name) for name in ("begun", "never begun", "by a user", "other"))
+    try:
+        for run in (begun, cancelled):
+            client.set_flow_run_state(run, Running(), force=True)
+        client.set_flow_run_state(cancelled, Cancelled(), force=True)
+        for run in (never, begun):
+            client.set_flow_run_state(run, Cancelled(message=recover.REFUSED), force=True)
+        client.set_flow_run_state(other, Running(), force=True)
+        assert look() == [], "the other one is still there"
+        client.set_flow_run_state(other, Cancelled(), force=True)
+        assert look() == ["begun"]
+        assert client.read_flow_run(begun).state_name != "Cancelled"
+    finally:
+        for run in (begun, never, cancelled, other):
+            client.set_flow_run_state(run, Cancelled(), force=True)
 
 
 def test_every_minute_it_keeps_house(

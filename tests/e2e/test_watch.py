@@ -121,7 +121,8 @@ def test_a_retraining_beside_another_one_is_cancelled_and_says_why(
     from datetime import UTC, datetime
 
     from infra.spec import TrainingSpec
-    from tasks.watch import REFUSED, retraining, was_refused
+    from tasks.recover import REFUSED
+    from tasks.watch import retraining, was_refused
 
     def begin(destination: str) -> str:
         wanted = {**watched, **LONG, "max_steps": 200, "destination": destination}
@@ -158,7 +159,8 @@ def test_a_retraining_that_was_refused_is_asked_for_again(
     from prefect.states import Cancelled, Completed
 
     from infra.spec import TrainingSpec
-    from tasks.watch import REFUSED, was_refused
+    from tasks.recover import REFUSED
+    from tasks.watch import was_refused
 
     spec = TrainingSpec.of({**watched, "destination": "acme/refused"})
     deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
