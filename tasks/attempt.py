@@ -22,20 +22,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Cancelled
+from prefect.states import AwaitingRetry, Cancelled
 
-from infra.errors import AnnealError, UserError
+from infra.errors import AnnealError, Transient, UserError
 from infra.settings import Settings
 from infra.store import Store
 from tasks.only_one import only_one
@@ -54,6 +55,7 @@ CANCEL_POLLS = 2  # the worker's own SIGTERM comes within a few seconds; after t
 MISSING_POLLS = 15
 TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
+PUT_OFF = timedelta(minutes=1)
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
 log = logging.getLogger(__name__)
 _held: list[ExitStack] = []
@@ -146,9 +148,16 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
     fence.start()
     try:
         with ExitStack() as locks:
-            locks.enter_context(only_one(
-                lock_of(settings, run.id), f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0,
-                note=str(number)))
+            try:
+                locks.enter_context(only_one(
+                    lock_of(settings, run.id), f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0,
+                    note=str(number)))
+            except Transient as error:
+                if run.deployment_id is not None:
+                    fence.over.set()
+                    put_off(run.id, error)
+                    leave("Another process still has this flow run; this one ends.")
+                raise
             if run.deployment_id is not None:  # this process was made for the run: whoever finds the lock free
                 _held.append(locks.pop_all())  # knows that it is dead, also while it tells Prefect how it ended
             yield
@@ -159,13 +168,25 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
             raise UserError("somebody gave the run another state", where=f"flow run {run.name}",
                             fix="Start the same training again; it goes on where it was.") from error
         if fence.standing == "taken":  # this process was made for the run, and has nothing more to say
-            print("Another process has this flow run; this one ends.", flush=True)
-            logging.shutdown()
-            os._exit(EXIT_TAKEN)
+            leave("Another process has this flow run; this one ends.")
     finally:
         fence.over.set()
         _current.reset(tokens[0])
         cancellation.reset(tokens[1])
+
+
+def put_off(run: UUID, error: Transient) -> None:
+    """Have the run started again later: a machine that is cut off or frozen holds its lock until it is back."""
+    later: State[None] = AwaitingRetry(scheduled_time=datetime.now(UTC) + PUT_OFF, message=str(error))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, later, force=True)
+
+
+def leave(last: str) -> NoReturn:
+    """End this process without another word to Prefect."""
+    print(last, flush=True)
+    logging.shutdown()
+    os._exit(EXIT_TAKEN)
 
 
 class Fence(threading.Thread):

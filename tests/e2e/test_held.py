@@ -1,0 +1,58 @@
+"""A run whose lock another machine still holds: pytest -m chaos tests/e2e/test_held.py"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import wait_for
+from tests.e2e.conftest import Stack
+from tests.e2e.test_recovery import (
+    RECOVERY_S,
+    Undisturbed,
+    finished,
+    flow_process,
+    killed,
+    started,
+    state_of,
+    trained_anew,
+    undisturbed,
+)
+
+__all__ = ["trained_anew", "undisturbed"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+HOLDS = """
+import fcntl, sys, time
+with open(sys.argv[1], "a+") as lock:
+    print("waits", flush=True)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.truncate(0)
+    lock.write("another-machine 1 1")
+    lock.flush()
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_whose_lock_another_machine_still_holds_waits_for_it(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
+) -> None:
+    run = started(stack, parameters, "held", undisturbed)
+    lock = stack.settings.home_path / "runs" / f"{run}.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(lock)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "waits\n"
+        killed(flow_process(run))
+        assert holder.stdout.readline() == "holds\n"
+        wait_for(lambda: "another-machine 1 1 had it before" in str(state_of(stack, run)["message"]),
+                 "it does not say who has it", RECOVERY_S)
+        assert state_of(stack, run)["name"] == "AwaitingRetry"
+    finally:
+        holder.kill()
+        holder.communicate()
+    finished(stack, run, "held", undisturbed, attempts=3)
