@@ -1,0 +1,111 @@
+"""What a run of flows/reconcile.py does of its minute, on the stack's server: pytest tests/e2e/test_every_minute.py"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from infra.errors import UserError
+from infra.settings import Settings
+from infra.store import Store
+from tests.e2e.conftest import Stack
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_second_reconcile_leaves_it_to_the_first_and_may_wait_for_its_end(
+    stack: Stack, client: SyncPrefectClient, tmp_path: Path,
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    from tasks.lease import if_free
+
+    with if_free(client, "alone", tmp_path) as first, if_free(client, "alone", tmp_path) as second:
+        assert (first, second) == (True, False)
+    with if_free(client, "alone", tmp_path) as third:
+        assert third
+
+    def follow() -> None:
+        with get_client(sync_client=True) as own, if_free(own, "alone", tmp_path, patience_s=60) as takes_over:
+            took.append((takes_over, time.monotonic()))
+
+    took = list[tuple[bool, float]]()
+    follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,))  # on the same server
+    with if_free(client, "alone", tmp_path):
+        follower.start()
+        time.sleep(2)
+        ended = time.monotonic()
+    follower.join()
+    ((takes_over, when),) = took
+    assert takes_over and when > ended
+    client.delete_global_concurrency_limit_by_name("alone")
+
+
+def test_it_looks_again_while_anything_runs_and_leaves_the_next_minute_to_the_next() -> None:
+    from flows.reconcile import EVERY_S, LOOKS_S, while_it_lasts
+
+    looks, clock = list[float](), [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def passed(lasts: Callable[[], bool]) -> list[float]:
+        looks.clear()
+        clock[0] = 0.0
+        while_it_lasts(lambda: looks.append(clock[0]), lasts, 0.0, sleep, lambda: clock[0])
+        return looks
+
+    assert passed(lambda: False) == []
+    assert passed(lambda: len(looks) < 2) == [EVERY_S, 2 * EVERY_S]
+    assert max(passed(lambda: True)) == LOOKS_S < 60
+
+
+def test_every_minute_it_keeps_house(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:
+    from prefect import flow
+    from prefect.states import Completed
+
+    from flows import reconcile
+    from tests.tasks.test_notify import SECRET, Receiver
+
+    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    run = client.create_flow_run_from_deployment(
+        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, name="ended",
+        state=Completed())
+    receiver, asked = Receiver(200), list[str]()
+    settings = stack.settings.model_copy(update={"webhook_url": receiver.url, "webhook_secret": SECRET})
+    store = Store(Settings(home=tmp_path))  # of its own: nothing was told yet
+    monkeypatch.setattr(reconcile, "TIDY_MINUTE", datetime.now(UTC).minute)
+    monkeypatch.setattr(reconcile, "forget", lambda client, name, kept: asked.append(name))
+
+    def tidied(*_: Any) -> int:
+        asked.append("tidy")
+        return 0
+
+    monkeypatch.setattr(reconcile, "tidy", tidied)
+
+    @flow(persist_result=False)
+    def keeps(wanted: Settings) -> None:
+        reconcile.keep_house(wanted, client, store)
+
+    try:
+        keeps(settings)
+        assert asked[:2] == ["reconcile", "watch"] and asked[2:] in ([], ["tidy"])  # the minute may have passed
+        assert str(run.id) in "".join(body for _, body in receiver.got)
+        with pytest.raises(UserError, match="ANNEAL_WEBHOOK_SECRET"):
+            keeps(settings.model_copy(update={"webhook_secret": "none"}))
+    finally:
+        receiver.server.shutdown()
+        receiver.server.server_close()
