@@ -57,8 +57,7 @@ def validate(
         return split
     with store.scratch() as scratch:
         index = Index(scratch)
-        train = surveyed(store, data, index)
-        others = surveyed(store, validation, index) if validation else None
+        train, others = both_surveyed(store, data, validation, index)
         if others and others.kind != train.kind:
             raise DataError(f"its rows are of the kind {others.kind}", where=others.places.name,
                             allowed=f"{train.kind}, as in the training data")
@@ -105,6 +104,23 @@ def find_split(
 def split_folder(digest: str) -> str:
     """Name in the store of the split with this digest."""
     return f"splits/{digest[:32]}"
+
+
+def both_surveyed(
+    store: Store, data: Dataset, validation: Dataset | None, index: Index,
+) -> tuple[Survey, Survey | None]:
+    """Judge the validation data also where the training data is bad: raises one DataError for both."""
+    try:
+        train = surveyed(store, data, index)
+    except DataError as error:
+        if validation is None:
+            raise
+        try:
+            surveyed(store, validation)
+        except DataError as other:
+            raise DataError(f"{error}\n{other}", where="training and validation data") from error
+        raise
+    return train, surveyed(store, validation, index) if validation else None
 
 
 def surveyed(store: Store, data: Dataset, index: Index | None = None) -> Survey:

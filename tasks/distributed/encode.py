@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from infra.errors import Transient
 from infra.orphan import die_with_parent
 from infra.records import PackCounts
-from tasks.distributed.examples import Encoded, add, batches_of
+from tasks.distributed.examples import Encoded, add, batches_of, refuse_idle
 from tasks.distributed.job import EncodeJob, main_of
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packer import best_fit, one_each
@@ -55,6 +55,7 @@ class Written(Part):
     truncated: int
     lost: int
     split: int
+    idle: list[tuple[int, int]]
 
 
 def encode(job: EncodeJob) -> int:
@@ -65,7 +66,9 @@ def encode(job: EncodeJob) -> int:
     for split in ("train", "validation"):
         folder = Path(job.out) / split
         folder.mkdir(parents=True)
-        parts = write_parts(codec, job, Path(job.rows) / f"{split}.jsonl", folder)
+        path = Path(job.rows) / f"{split}.jsonl"
+        parts = write_parts(codec, job, path, folder)
+        refuse_idle(path, [row for part in parts for row in part.idle], job.chunk_tokens)
         tokens = joined([part.tokens for part in parts])
         rows = best_fit(tokens, job.chunk_tokens) if job.pack else one_each(len(tokens))
         write_index(folder, parts, rows)
@@ -81,7 +84,7 @@ def encode(job: EncodeJob) -> int:
 def write_parts(codec: Codec, job: EncodeJob, path: Path, folder: Path) -> list[Written]:
     """Tokenise a file in parts, by as many processes as the job says.
 
-    Raises DataError for the first row that would teach nothing, Transient when a process was killed.
+    Raises DataError for a row that cannot be encoded, Transient when a process was killed.
     """
     size = path.stat().st_size
     part = min(max(size // PARTS, LEAST_PART_BYTES), MOST_PART_BYTES)
@@ -105,7 +108,8 @@ def write_one(codec: Codec, job: EncodeJob, path: Path, folder: Path, part: int,
         add(encoded, codec, job, path, batch)
     written = write_part(folder, number, encoded.ids, encoded.labels, vocabulary=codec.vocabulary)
     lengths = counted(encoded.lengths) if encoded.truncated or encoded.split else written.tokens
-    return Written(written.tokens, written.labelled, lengths, encoded.truncated, encoded.lost, encoded.split)
+    return Written(
+        written.tokens, written.labelled, lengths, encoded.truncated, encoded.lost, encoded.split, encoded.idle)
 
 
 def count(parts: list[Written], rows: int, chunk_tokens: int) -> PackCounts:

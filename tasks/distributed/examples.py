@@ -23,6 +23,8 @@ from infra.records import RowKind
 from tasks.distributed.job import EncodeJob
 from tasks.distributed.text import Codec, Segment
 
+SHOWN = 20
+"""Rows that are named."""
 BATCH_BYTES = 1 << 19
 """Of JSON, encoded at once."""
 
@@ -38,10 +40,12 @@ class Encoded:
     truncated: int = 0
     lost: int = 0
     split: int = 0
+    idle: list[tuple[int, int]] = field(default_factory=list)
+    """(place in the file, tokens) of rows of which nothing is left to learn."""
 
 
 def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[int, dict[str, Any]]) -> None:
-    """Tokenise {place in the file: row}; cut or split rows longer than `chunk_tokens`."""
+    """Tokenise {place in the file: row}; cut or split rows longer than `chunk_tokens`, note what teaches nothing."""
     encode_rows = partial(codec.rows, job.kind, separator=job.separator, train_on_prompt=job.train_on_prompt)
     try:
         all_segments = encode_rows(list(batch.values()))
@@ -67,11 +71,8 @@ def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[
             encoded.truncated += 1
             encoded.lost += len(ids) - len(pieces[0][0])
         if not any(marks.any() for _, marks in pieces):
-            with told_where(path, at):
-                raise DataError(
-                    f"nothing of it is left to learn in {job.chunk_tokens} tokens: it has {len(ids)}, and what it "
-                    "teaches comes too late",
-                    fix="Raise chunk_size, shorten what stands before the answer, or leave the row out.")
+            encoded.idle.append((at, len(ids)))
+            continue
         for piece_ids, piece_labels in pieces:
             encoded.ids.append(piece_ids)
             encoded.labels.append(piece_labels)
@@ -103,14 +104,37 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from batch.values()
 
 
+def refuse_idle(path: Path, idle: list[tuple[int, int]], chunk_tokens: int) -> None:
+    """Raise DataError if there are rows of which nothing is left to learn; the first of them are named."""
+    if not idle:
+        return
+    numbers = line_numbers(path, [at for at, _ in idle[:SHOWN]])
+    first, *others = (place_of(path, number) for number in numbers)
+    more = f"; the same is true of {len(idle) - 1} more: {', '.join(others)}" if others else ""
+    raise DataError(
+        f"nothing of it is left to learn in {chunk_tokens} tokens: it has {idle[0][1]}, and what it teaches comes too "
+        f"late{more}{', ...' if len(idle) > SHOWN else ''}", where=first,
+        fix=f"Raise chunk_size, shorten what stands before the answer, or leave the row{'s' if others else ''} out.")
+
+
+def line_numbers(path: Path, places: list[int]) -> list[int]:
+    """The numbers, from 1, of the lines that begin at these bytes, which ascend."""
+    numbers, number, at = [], 1, 0
+    with path.open("rb") as file:
+        for place in places:
+            number += sum(chunk.count(b"\n") for chunk in _chunks(file, place - at))
+            at = place
+            numbers.append(number)
+    return numbers
+
+
 @contextmanager
 def told_where(path: Path, at: int) -> Iterator[None]:
     """Say of a DataError where the row that begins at byte `at` stood in the user's file."""
     try:
         yield
     except DataError as error:
-        with path.open("rb") as file:
-            number = 1 + sum(chunk.count(b"\n") for chunk in _chunks(file, at))
+        (number,) = line_numbers(path, [at])
         raise DataError(error.found, where=place_of(path, number), fix=error.fix) from error
 
 

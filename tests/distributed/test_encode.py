@@ -215,11 +215,16 @@ def test_a_row_that_would_teach_nothing_is_refused(tmp_path: Path, stories: Path
     job = EncodeJob(
         out=str(tmp_path / "out"), rows=str(source), tokenizer=str(stories), kind="messages", separator="",
         chunk_tokens=32, pack=True, wrap=False, train_on_prompt=False)
-    with pytest.raises(DataError, match=r"^train row 2: nothing of it is left to learn in 32 tokens"):
+    with pytest.raises(DataError, match=r"^train row 2: nothing of it is left to learn in 32 tokens: it has \d+, .* "
+                                        r"too late; the same is true of 1 more: train row 3\. Raise chunk_size"):
         encode(job)
     (source / "train.places").write_text("d.jsonl line 1\nd.jsonl line 7\nd.jsonl line 9\n")
-    with pytest.raises(DataError, match=r"^d.jsonl line 7: nothing of it .* Raise chunk_size"):
+    with pytest.raises(DataError, match=r"^d.jsonl line 7: nothing of it .* d.jsonl line 9\. Raise chunk_size"):
         encode(dataclasses.replace(job, out=str(tmp_path / "again")))
+    (source / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [fits, *[late] * 30]))
+    (source / "train.places").unlink()
+    with pytest.raises(DataError, match=r"true of 29 more: train row 3, .* train row 21, \.\.\.\. Raise"):
+        encode(dataclasses.replace(job, out=str(tmp_path / "many")))
 
 
 def test_a_row_that_the_chat_template_refuses_is_named_by_its_line(tmp_path: Path, stories: Path) -> None:

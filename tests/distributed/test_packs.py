@@ -90,12 +90,13 @@ def test_a_line_belongs_to_the_part_in_which_it_begins(tmp_path: Path, size: int
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("processes", [1, 3])
-def test_the_first_bad_row_is_named_by_its_line(tmp_path: Path, stories: Path, processes: int) -> None:
-    late = {"messages": [{"role": "user", "content": "a long story " * 20}, {"role": "assistant", "content": "yo"}]}
+def test_bad_rows_are_named_by_their_lines(tmp_path: Path, stories: Path, processes: int) -> None:
     short = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    late = {"messages": [{"role": "system", "content": "a long story " * 20}, *short["messages"]]}
     rows = [late if i in (133, 171) else short for i in range(200)]
     job = job_of(tmp_path, stories, rows, kind="messages", chunk_tokens=20, processes=processes)
-    with pytest.raises(DataError, match=r"^d.jsonl line 399: nothing of it is left to learn in 20 tokens"):
+    with pytest.raises(DataError, match=r"^d.jsonl line 399: nothing of it is left to learn in 20 tokens.* 1 more: "
+                                        r"d.jsonl line 513\. Raise"):
         encode(job)
 
 

@@ -181,6 +181,15 @@ def test_never_all_prompts_are_held_out_and_no_copy_stays(
     assert held(tmp_path, prompts, wanted, dropped) == {bytes([10 * (ord(name) - ord("a"))]) * 16 for name in found}
 
 
+def test_bad_validation_data_is_told_with_bad_training_data(settings: Settings, store: Store, tmp_path: Path) -> None:
+    bad = [bring(settings, store, tmp_path / f"{name}.jsonl", f"{line(name)}\nno JSON\n") for name in ("a", "b")]
+    good = bring(settings, store, tmp_path / "good.jsonl", f"{line()}\n{line('q')}\n")
+    for files, told in ((bad, ["a", "b"]), ((bad[0], good), ["a"]), ((good, bad[1]), ["b"])):
+        with pytest.raises(DataError) as caught:
+            validate(store, files[0], files[1], 50)
+        assert re.findall(r"(\w+)\.jsonl line 2: not JSON", str(caught.value)) == told
+
+
 def test_validation_data_is_cut_to_its_first_rows(settings: Settings, store: Store, tmp_path: Path) -> None:
     data = bring(settings, store, tmp_path / "t.jsonl", "\n".join(line(str(i)) for i in range(9)))
     other = bring(settings, store, tmp_path / "v.jsonl", "\n".join(line(str(i)) for i in range(7, 20)))
