@@ -6,6 +6,7 @@ Nothing is told of what takes a moment. Bytes are counted as they lie there, pac
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from tasks.unpack import Readable
 
 TELL_EVERY_S = 5.0
 MEGABYTE = 1_000_000
-BLOCK_BYTES = 1 << 23
+BLOCK_BYTES, BLOCK_S = 1 << 23, 1.0
 log = logging.getLogger(__name__)
 
 
@@ -119,10 +120,15 @@ class Counted:
 
 
 class Ahead:
-    """A stream that a thread reads a block ahead, so that waiting and working overlap. Used as a context."""
+    """A stream that a thread reads a block ahead, so that waiting and working overlap. Used as a context.
+
+    A block is what came within a second, if that is less: on a slow line progress is shown all the same, and whoever
+    breaks off does not wait for eight megabytes.
+    """
 
     def __init__(self, raw: Readable) -> None:
         self._raw, self._block, self._taken = raw, b"", 0
+        self._is_over = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._coming = self._ask()
 
@@ -130,6 +136,7 @@ class Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         self._thread.shutdown(cancel_futures=True)
 
     def read(self, size: int = -1, /) -> bytes:
@@ -144,4 +151,15 @@ class Ahead:
         return chunk
 
     def _ask(self) -> Future[bytes]:
-        return self._thread.submit(self._raw.read, BLOCK_BYTES)
+        return self._thread.submit(self._next)
+
+    def _next(self) -> bytes:
+        if not isinstance(self._raw, io.BufferedReader):  # whose `read` waits until all is there
+            return self._raw.read(BLOCK_BYTES)
+        pieces, size, began = [self._raw.read1(BLOCK_BYTES)], 0, time.monotonic()
+        while pieces[-1] and not self._is_over and time.monotonic() - began < BLOCK_S:
+            size += len(pieces[-1])
+            if size == BLOCK_BYTES:
+                break
+            pieces.append(self._raw.read1(BLOCK_BYTES - size))
+        return b"".join(pieces) if len(pieces) > 1 else pieces[0]

@@ -219,6 +219,25 @@ def test_what_is_read_ahead_is_what_is_there(sizes: list[int]) -> None:
         assert b"".join(read) == content and stream.read(1) == b""
 
 
+def test_on_a_slow_line_a_block_is_what_came_within_a_second() -> None:
+    class Slow(io.RawIOBase):
+        """A kilobyte every 50 ms."""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+            time.sleep(0.05)
+            buffer[:1000] = bytes(1000)
+            return 1000
+
+    with io.BufferedReader(Slow()) as raw, Ahead(raw) as stream:  # type: ignore[type-var]
+        first = stream.read()
+        assert 1000 < len(first) <= 100_000
+        began = time.monotonic()
+    assert time.monotonic() - began < 5, "it does not wait for a whole block, which takes seven minutes"
+
+
 def test_what_breaks_ahead_is_raised_where_it_is_needed() -> None:
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
