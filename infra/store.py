@@ -41,10 +41,15 @@ class Draft:
     def __init__(self, store: Store, path: Path) -> None:
         self._store, self.path = store, path
 
-    def commit(self, name: str, record: Mapping[str, Any], hashed: Mapping[str, str] | None = None) -> Manifest:
-        """Seal the folder and put it into the store under `name`. `hashed`: as for `seal`."""
+    def commit(
+        self, name: str, record: Mapping[str, Any], hashed: Mapping[str, str] | None = None, *, kept: bool = True,
+    ) -> Manifest:
+        """Seal the folder and put it into the store under `name`. `hashed`: as for `seal`; `kept`: a remote store's is
+        also kept here, where the next step finds it without reading it back."""
         manifest = seal(self.path, record, hashed)
         self._store._publish(name, self.path, manifest)
+        if kept and not self._store.is_local:
+            self._store._keep(self.path, manifest)
         return manifest
 
 
@@ -86,7 +91,7 @@ class Store:
                 for file, entry in manifest.files.items():
                     self._download(self._key(name, file), draft / file, entry.sha256)
                 seal(draft, manifest.record)
-                move_into_place(draft, folder)
+                self._keep(draft, manifest)
         return folder
 
     def write(self, name: str, text: str) -> None:
@@ -163,6 +168,11 @@ class Store:
             with (path / file).open("rb") as source, self._fs.open(self._key(name, file), "wb") as target:
                 shutil.copyfileobj(source, target, READ_BYTES)
             crashpoint("store.mid_publish")
+
+    def _keep(self, path: Path, manifest: Manifest) -> None:
+        """Take a sealed folder as the copy of a remote one."""
+        self._cache.mkdir(parents=True, exist_ok=True)
+        move_into_place(path, self._cache / manifest.digest)
 
     def _download(self, key: str, path: Path, sha256: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

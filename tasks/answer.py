@@ -59,7 +59,7 @@ def answer(settings: Settings, store: Store, data: Dataset, version: str, inputs
             with (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
                 write(file, (row for _, row in answered))
             answers = Answers(folder=f"{FOLDER}/{key}", rows=len(answered), version=version)
-            draft.commit(answers.folder, answers.to_json())
+            draft.commit(answers.folder, answers.to_json(), kept=False)
         part.unlink()
     return answers
 

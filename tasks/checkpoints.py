@@ -62,9 +62,10 @@ class Copies:
                     shutil.copytree(folder, draft.path / CHECKPOINTS)
                     if verify(self._run / BEST) is not None:
                         shutil.copytree(self._run / BEST, draft.path / BEST)
-                    draft.commit(f"{CHECKPOINTS}/{self._identity}/{folder.name}", {"training": self._identity})
-                for name in older[1:]:
-                    self._store.remove(name)
+                    name = f"{CHECKPOINTS}/{self._identity}/{folder.name}"
+                    draft.commit(name, {"training": self._identity}, kept=False)
+                for old in older[1:]:
+                    self._store.remove(old)
                 return
 
 

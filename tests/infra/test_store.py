@@ -67,8 +67,29 @@ def test_a_damaged_file_is_never_handed_out(any_store: Store) -> None:
     put(any_store, "things/one")
     with any_store._fs.open(f"{any_store.root}/things/one/a.txt", "wb") as file:
         file.write(b"hellO")
+    any_store._cache /= "another machine's"
     with pytest.raises(Transient):
         any_store.fetch("things/one")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_was_made_here_is_not_read_back(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool,
+) -> None:
+    store = Store(Settings(home=tmp_path, store=f"s3://{BUCKET}/{uuid.uuid4()}", s3_endpoint_url=s3_endpoint))
+    read, download = list[str](), store._download
+
+    def counted(key: str, path: Path, sha256: str) -> None:
+        read.append(key)
+        download(key, path, sha256)
+
+    monkeypatch.setattr(store, "_download", counted)
+    with store.draft() as draft:
+        (draft.path / "a.txt").write_text("hello")
+        manifest = draft.commit("things/one", {}, kept=kept)
+    assert [path.name for path in (tmp_path / "cache").glob("*")] == ([manifest.digest] if kept else [])
+    assert (store.fetch("things/one") / "a.txt").read_text() == "hello"
+    assert bool(read) is not kept
 
 
 def test_committing_again_replaces_a_damaged_folder(any_store: Store) -> None:
