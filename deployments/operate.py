@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import signal
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ def join(options: argparse.Namespace) -> Answer:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from tasks.join import join as take_part
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its ranks may save a checkpoint first
     take_part(settings_here(), options.node)
     return Answer({}, "")
 

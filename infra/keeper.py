@@ -31,18 +31,18 @@ def keep(settings: Settings) -> None:
     while True:
         time.sleep(pause)
         reap()
-        wanted |= set(stack.read(settings)) - {"keeper"}  # one that could not be started stands there no more
-        states = stack.status(settings, ask=False)
-        dead = [name for name in states if name in wanted and states[name] == "stopped"]
-        if not dead:
-            continue
-        short = time.monotonic() - restarted < SHORT_LIFE_S
-        pause, restarted = min(2 * pause, LONGEST_PAUSE_S) if short else POLL_S, time.monotonic()
-        log.warning("died: %s", ", ".join(dead))
         try:
+            wanted |= set(stack.read(settings)) - {"keeper"}  # one that could not be started stands there no more
+            states = stack.status(settings, ask=False)
+            dead = [name for name in states if name in wanted and states[name] == "stopped"]
+            if not dead:
+                continue
+            short = time.monotonic() - restarted < SHORT_LIFE_S
+            pause, restarted = min(2 * pause, LONGEST_PAUSE_S) if short else POLL_S, time.monotonic()
+            log.warning("died: %s", ", ".join(dead))
             stack.up(settings, only=dead)
             log.info("started again: %s", ", ".join(dead))
-        except AnnealError as error:
+        except (AnnealError, OSError) as error:  # a full disk may have room again
             log.error("not started, trying again in %.0f s: %s", pause, error)
 
 

@@ -44,7 +44,7 @@ def join(settings: Settings, node: int) -> None:
     with Imported(settings, node) as imported:
         rests = time.monotonic()
         while True:
-            for path in sorted(folder.glob("*.json")):
+            for path in launches_in(folder):
                 launch = read_launch(path)
                 if launch is None or node >= launch.nodes:
                     continue
@@ -55,6 +55,15 @@ def join(settings: Settings, node: int) -> None:
                     rests = time.monotonic()
             imported.rest(rests)
             time.sleep(POLL_S)
+
+
+def launches_in(folder: Path) -> list[Path]:
+    """The files of launches; none while the shared folder cannot be listed."""
+    try:
+        return sorted(folder.glob("*.json"))
+    except OSError as error:
+        log.warning("%s cannot be read: %s", folder, error)
+        return []
 
 
 def join_launch(

@@ -8,9 +8,11 @@ reach them in the main thread, and training saves a checkpoint.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
+from uuid import UUID
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -28,6 +30,8 @@ Done = TypeVar("Done", bound=Record)
 DELAYS_S = [2.0, 4.0, 8.0, 30.0, 60.0, 120.0, 300.0, 300.0]
 """Between tries: a service may be away for a quarter of an hour. What is waited for stands in the run's log."""
 HOUR_S = 3600.0
+_outages: dict[UUID, tuple[int, float]] = {}
+"""Of the task runs of this process that met one: failed tries in a row, and when the last one failed."""
 
 
 def step(
@@ -71,7 +75,16 @@ def may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
             state.result()
         except BaseException as raised:  # noqa: BLE001  (the state's own error, looked at and dropped)
             error = raised
-    return isinstance(error, RanksLost) or (isinstance(error, Transient) and run.run_count <= len(DELAYS_S))
+    if isinstance(error, RanksLost):
+        _outages.pop(run.id, None)
+        return True
+    if not isinstance(error, Transient):
+        return False
+    tries, last = _outages.get(run.id, (0, 0.0))
+    now = time.monotonic()
+    tries = 1 if now - last > HOUR_S else tries + 1  # a try may take days: then this is another outage
+    _outages[run.id] = tries, now
+    return tries <= len(DELAYS_S)
 
 
 def found_done(record: Done) -> Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.forecast import Forecast
 from tasks.ingest import ingest
+from tests.conftest import ROOT
 
 REQUIRED = ["--train-data", "d.jsonl", "--base-model", "b", "--destination", "a/b"]
 
@@ -139,6 +141,16 @@ def test_uploaded_data_is_found_in_the_store(
     address = capsys.readouterr().out.strip()
     assert address.startswith("store://datasets/") and address.endswith("/chats.jsonl")
     assert ingest(settings, store, address).bytes == 18
+
+
+def test_a_machine_that_waits_for_trainings_ends_when_it_is_told(tmp_path: Path) -> None:
+    joined = subprocess.Popen([sys.executable, "-m", "deployments.cli", "join", "1"], stderr=subprocess.PIPE, text=True,
+                              env={**os.environ, "ANNEAL_HOME": str(tmp_path)}, cwd=ROOT)
+    assert joined.stderr is not None
+    assert any("waits for trainings" in line for line in iter(joined.stderr.readline, ""))
+    joined.terminate()
+    joined.communicate(timeout=30)
+    assert joined.returncode == 143
 
 
 def test_json_reports_an_error_as_one_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import pytest
@@ -210,13 +211,25 @@ class _State:
         self.data = data
 
 
-@pytest.mark.parametrize(("error", "tries", "again"), [
-    (Transient("x"), 1, True), (Transient("x"), len(DELAYS_S), True), (Transient("x"), len(DELAYS_S) + 1, False),
-    (RanksLost("x"), 500, True), (DataError("x"), 1, False), (ValueError("x"), 1, False),
-    (GateError("x"), 1, False), (OutOfMemory("x"), 1, False), (Preempted("x"), 1, True)])
-def test_only_what_may_pass_is_retried(error: Exception, tries: int, again: bool) -> None:
-    run = SimpleNamespace(run_count=tries)
-    assert may_pass(None, run, _State(error)) is again  # type: ignore[arg-type]
+@pytest.mark.parametrize(("error", "again"), [
+    (Transient("x"), True), (RanksLost("x"), True), (DataError("x"), False), (ValueError("x"), False),
+    (GateError("x"), False), (OutOfMemory("x"), False), (Preempted("x"), True)])
+def test_only_what_may_pass_is_retried(error: Exception, again: bool) -> None:
+    assert may_pass(None, SimpleNamespace(id=uuid4()), _State(error)) is again  # type: ignore[arg-type]
+
+
+def test_an_outage_is_waited_for_a_quarter_of_an_hour_and_another_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, clock = SimpleNamespace(id=uuid4()), [0.0]
+    monkeypatch.setattr("tasks.policy.time.monotonic", lambda: 10_000 + clock[0])
+
+    def tries(error: Exception, count: int) -> list[bool]:
+        return [may_pass(None, run, _State(error)) for _ in range(count)]  # type: ignore[arg-type]
+
+    whole = [True] * len(DELAYS_S) + [False]
+    assert all(tries(RanksLost("x"), 500)) and tries(Transient("x"), len(whole)) == whole
+    assert tries(RanksLost("x"), 1) == [True] and tries(Transient("x"), len(whole)) == whole
+    clock[0] += 4000  # of training
+    assert tries(Transient("x"), len(whole)) == whole
 
 
 def test_the_form_has_every_knob_with_range_and_help() -> None:
