@@ -4,12 +4,14 @@ In:   a Plan                       Out: a `Service` (pid and creation time), whi
 A process is ours only if pid and creation time match: a reused pid is never stopped. What a dead
 service left behind is known by a mark in its environment.
 Dies half-way: a service that was started but not yet noted is found by its mark.
+Run alone: python -m infra.processes PID   (ends the runs of a worker, as systemd does before it stops the worker)
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +22,7 @@ import psutil
 
 from infra.launch import spawn
 from infra.services import MARK, Plan
+from infra.settings import Settings
 
 STOP_ORDER = ("keeper", "worker", "predictor", "mlflow", "prefect")
 TERM_GRACE_S = 5
@@ -80,7 +83,7 @@ def stop_all(running: Mapping[str, Service], grace_s: float) -> list[str]:
         process = process_of(running[name])
         if process and name == "worker":
             with suppress(psutil.NoSuchProcess):
-                _end_runs(process, grace_s)
+                end_runs(process, grace_s)
         if process:
             _stop(process, TERM_GRACE_S + (grace_s if name == "predictor" else 0), alone=name == "keeper")
         if child := _children.pop(running[name].pid, None):
@@ -117,7 +120,7 @@ def kill(processes: set[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=KILL_WAIT_S)
 
 
-def _end_runs(worker: psutil.Process, grace_s: float) -> None:
+def end_runs(worker: psutil.Process, grace_s: float) -> None:
     """SIGTERM to the worker's runs, so that they save a checkpoint and tell the server how they ended.
 
     A worker that is told to stop kills its runs at once, and the server shows them as running for ever.
@@ -148,3 +151,13 @@ def _lives(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def main(pid: int) -> None:
+    """End the runs of the worker that is this process."""
+    with suppress(psutil.NoSuchProcess):
+        end_runs(psutil.Process(pid), Settings().stop_grace_s)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

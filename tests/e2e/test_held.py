@@ -1,14 +1,17 @@
-"""A run whose lock another machine still holds: pytest -m chaos tests/e2e/test_held.py"""
+"""Runs that wait for another machine, or are told to make way: pytest -m chaos tests/e2e/test_held.py"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from tests.conftest import wait_for
+from infra import stack as running
+from tests.benchmarks.soak import is_gone
+from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import (
     RECOVERY_S,
@@ -56,3 +59,16 @@ def test_a_run_whose_lock_another_machine_still_holds_waits_for_it(
         holder.kill()
         holder.communicate()
     finished(stack, run, "held", undisturbed, attempts=3)
+
+
+def test_runs_save_a_checkpoint_before_their_worker_is_stopped(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
+) -> None:
+    """By the command that systemd starts first."""
+    run = started(stack, parameters, "stopped", undisturbed)
+    (process,), folder = flow_process(run), stack.settings.home_path / "trainings" / undisturbed.training
+    worker = running.read(stack.settings)["worker"].pid
+    subprocess.run([sys.executable, "-m", "infra.processes", str(worker)], env={**os.environ, **stack.environment},
+                   cwd=ROOT, check=True, timeout=60)
+    assert is_gone(process) and "preempted" in (folder / "events.jsonl").read_text()
+    finished(stack, run, "stopped", undisturbed, attempts=2)

@@ -66,9 +66,11 @@ def test_units_are_understood_by_systemd(tmp_path: Path) -> None:
 
 def test_a_unit_starts_what_there_is() -> None:
     for unit in UNITS:
-        (command,) = re.findall(r"(?m)^ExecStart=(.*)$", unit.read_text())
-        for module in re.findall(r"-m ([\w.]+)", command):
-            assert (ROOT / module.replace(".", "/")).exists(), module
+        commands = re.findall(r"(?m)^Exec(?:Start|Stop)=(.*)$", unit.read_text())
+        assert commands
+        for module in re.findall(r"-m ([\w.]+)", " ".join(commands)):
+            path = ROOT / module.replace(".", "/")
+            assert path.exists() or path.with_suffix(".py").exists(), module
 
 
 def test_variables_of_the_example_are_ones_that_something_reads() -> None:
