@@ -28,6 +28,7 @@ HELD_OUT_NEAR = "held-out rows that nearly repeat a training row"
 REASONS = (COPY, LEAK, NEAR_LEAK, NEAR, *RULES)
 """What a row may be found guilty of; the first that is dropped is the one that is told."""
 BITS = {reason: 1 << i for i, reason in enumerate(REASONS)}
+DOUBTFUL = sum(BITS[rule] for rule in RULES)
 DROPS: dict[Drop, int] = {
     "none": 0, "duplicates": BITS[COPY], "leaks": BITS[LEAK], "duplicates+leaks": BITS[COPY] | BITS[LEAK],
     "all": (1 << len(REASONS)) - 1}
@@ -128,8 +129,14 @@ def note_held_out(found: Review, held: NDArray[np.bool_]) -> None:
 
 def _accuse_near(found: Review, end: int) -> None:
     """Rows that repeat an earlier one, which is a training row, or say what a row of the validation data says."""
-    first = found.first[:end]
-    repeats = first != np.arange(end)
+    first, places = found.first[:end], np.arange(end)
+    repeats = first != places
+    goes = (found.guilt & found.drops & DOUBTFUL) > 0
+    if goes[first].any():  # of rows that say nearly the same, the first that is not dropped itself stays
+        stays = places[~goes][::-1]
+        chosen = places.copy()
+        chosen[first[stays]] = stays  # where several are written, the last one, which is the earliest row
+        repeats[stays] = chosen[first[stays]] != stays
     found.accuse(repeats & (found.guilt & BITS[COPY] == 0), NEAR)
     asked = found.first[end:]
     measured = np.unique(asked[asked < end])

@@ -37,6 +37,8 @@ from tasks.survey import Index, Row, Survey, survey
 
 RULES = 1
 """Raised when the same rows would be split differently."""
+ALL_RULES = 2
+"""The same for `drop=all` only."""
 HELD_OUT_SHARE = 10
 """At most one row in this many is held out."""
 JSON = json.JSONEncoder(ensure_ascii=False)
@@ -204,7 +206,7 @@ def _findings(train: Survey, others: Survey | None, held: int) -> list[Finding]:
 
 def _key(data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop) -> str:
     parts = [RULES, data.sha256, validation and validation.sha256, num_validation]
-    return digest_of(parts if drop == "none" else [*parts, drop])
+    return digest_of(parts if drop == "none" else [*parts, drop, *([ALL_RULES] if drop == "all" else [])])
 
 
 @step("validate", timeout_s=2 * HOUR_S)

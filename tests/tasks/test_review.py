@@ -213,6 +213,21 @@ def test_what_is_dropped_is_kept_with_its_line_and_reason(
     assert counts(split) == {COPY: 1, NEAR: 2, LEAK: 2, NEAR_LEAK: 1, next(iter(RULES)): 1}
 
 
+def test_of_near_copies_one_stays_that_is_not_dropped_itself(
+    settings: Settings, store: Store, tmp_path: Path,
+) -> None:
+    """The first of each two or three is damaged."""
+    damaged, clean = [told(seed) + " \ufffd" for seed in (1, 2)], [told(1), told(2), told(2, 2), told(3)]
+    rows = [{"prompt": text, "completion": str(n)} for n, text in enumerate([*damaged, *clean])]
+    split = validate(store, bring(settings, store, tmp_path / "d", rows), None, 1, "all")
+    folder = store.fetch(split.folder)
+    kept = [json.loads(text)["prompt"] for name in ("train", "validation")
+            for text in (folder / f"{name}.jsonl").read_text().splitlines()]
+    assert sorted(kept) == sorted([told(1), told(2), told(3)])
+    whole = validate(store, bring(settings, store, tmp_path / "d", rows), None, 1)
+    assert whole.dropped == 0 and counts(whole)[NEAR] == 3
+
+
 def test_the_choice_of_what_to_drop_is_part_of_the_split_s_name(
     settings: Settings, store: Store, tmp_path: Path,
 ) -> None:
