@@ -26,8 +26,8 @@ AT_A_TIME = 200
 def tidy(client: SyncPrefectClient, store: Store, locks: Path) -> int:
     """Remove them, and the locks in that folder (tasks/attempt.py); returns how many notes."""
     notes = [name for folder in (RUNS, notify.NOTIFICATIONS) for name in store.names(folder)]
-    runs = {name: UUID(name.rsplit("/", 1)[-1][:IDENTITY]) for name in notes}
-    held = {path: UUID(path.stem) for path in locks.glob("*.lock")}
+    runs = {name: run for name in notes if (run := run_in(name.rsplit("/", 1)[-1]))}
+    held = {path: run for path in locks.glob("*.lock") if (run := run_in(path.stem))}
     known = sorted({*runs.values(), *held.values()}, key=str)
     over: set[UUID] = set()
     for start in range(0, len(known), AT_A_TIME):
@@ -40,3 +40,11 @@ def tidy(client: SyncPrefectClient, store: Store, locks: Path) -> int:
     for path in (path for path, run in held.items() if run in over):
         path.unlink(missing_ok=True)
     return len(gone)
+
+
+def run_in(name: str) -> UUID | None:
+    """The run that a note or a lock is named after; None for a file that somebody else put there."""
+    try:
+        return UUID(name[:IDENTITY])
+    except ValueError:
+        return None
