@@ -186,6 +186,29 @@ def test_a_default_that_people_set_is_kept_and_said(client: SyncPrefectClient) -
         client.delete_work_pool("gpu-kubernetes")
 
 
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+def test_a_pool_that_its_worker_made_first_gets_our_defaults(
+    client: SyncPrefectClient, kind: Literal["process", "docker", "kubernetes"],
+) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+    from prefect_docker.worker import DockerWorker
+    from prefect_kubernetes.worker import KubernetesWorker
+
+    from deployments.pools import Pool, ensure_pool
+
+    pool = Pool("cpu", kind)
+    worker: Any = {"process": ProcessWorker, "docker": DockerWorker, "kubernetes": KubernetesWorker}[kind]
+    client.create_work_pool(WorkPoolCreate(
+        name=pool.name, type=kind, base_job_template=worker.get_default_base_job_template()))
+    try:
+        assert ensure_pool(client, pool) == []
+        assert client.read_work_pool(pool.name).base_job_template == pool.template
+        assert ensure_pool(client, pool) == []
+    finally:
+        client.delete_work_pool(pool.name)
+
+
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 @pytest.mark.parametrize("role", ["gpu", "cpu"])
 def test_pools_for_other_machines_can_be_made_without_their_workers(
