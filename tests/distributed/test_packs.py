@@ -88,6 +88,16 @@ def test_a_line_belongs_to_the_part_in_which_it_begins(tmp_path: Path, size: int
         (0, {"a": 1}), (8, {"b": 22}), (17, {"c": 3}), (25, {"d": "\u2028"})]
 
 
+def test_ranks_share_what_is_on_disk(tmp_path: Path, stories: Path) -> None:
+    """Their rows are views of the file's pages, which the kernel has once for all of them."""
+    job = job_of(tmp_path, stories)
+    assert encode(job) == 0
+    packs, maps = PackedRows(tmp_path / "out" / "train"), Path("/proc/self/maps")
+    ids, labels = packs.segment(0)
+    assert isinstance(ids, np.memmap) and isinstance(labels, np.memmap)
+    assert all(f"{tmp_path}/out/train/{name}-00000.npy" in maps.read_text() for name in ("tokens", "labels"))
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("processes", [1, 3])
 def test_bad_rows_are_named_by_their_lines(tmp_path: Path, stories: Path, processes: int) -> None:
