@@ -67,16 +67,14 @@ class Sketches:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def first(self, count: int) -> NDArray[np.int64]:
-        """Of each of `count` rows the first one that it nearly repeats, or itself."""
+    def first(self) -> NDArray[np.int64]:
+        """Of each of `rows` the first one that it nearly repeats, or itself."""
         first = np.arange(len(self))
         for start in range(0, VALUES, VALUES // BANDS):
             self._take_equal(self._band(slice(start, start + VALUES // BANDS)), first)
         for i in np.flatnonzero(first != np.arange(len(self))).tolist():
             first[i] = first[first[i]]  # an earlier row, which is resolved already
-        found = np.arange(count)
-        found[self.rows] = self.rows[first]
-        return found
+        return self.rows[first]
 
     def _take_equal(self, band: NDArray[np.uint16], first: NDArray[np.int64]) -> None:
         """Lower `first` of every row to the earliest one with the same band, if the two are similar."""

@@ -43,10 +43,10 @@ class Review:
     """BITS of each."""
     drops: int
     """BITS for which a row is dropped."""
+    compared: NDArray[np.int64]
+    """Rows, both files', that were looked at for near duplicates, ascending."""
     first: NDArray[np.int64]
-    """Of all rows, both files': the first that says nearly the same, or the row itself."""
-    compared: int
-    """Rows that were looked at for near duplicates."""
+    """Of each of them the first that says nearly the same, or the row itself."""
     rows: int
     spaced: int
     """Rows whose prompt and completion keep a distance already."""
@@ -95,7 +95,7 @@ def review(
         opening = common_opening(opening, others.opening or "")
     looked = look([train, others] if others else [train], len(f"{opening}.".split()) - 1, processes, folder)
     found = Review(
-        guilt_of(looked.doubts[: train.count]), DROPS[drop], looked.sketches.first(index.rows), len(looked.sketches),
+        guilt_of(looked.doubts[: train.count]), DROPS[drop], looked.sketches.rows, looked.sketches.first(),
         index.rows, looked.spaced)
     is_train = np.arange(index.rows) < train.count
     for groups in index.contents.groups():
@@ -123,21 +123,31 @@ def guilt_of(doubts: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 def note_held_out(found: Review, held: NDArray[np.bool_]) -> None:
     """Note rows that are split off, while rows that say nearly the same are trained on."""
-    first = found.first[: len(held)]
-    found.note(HELD_OUT_NEAR, found.kept & held & np.isin(first, first[found.kept & ~held]))
+    rows, first = _of_training(found, len(held))
+    kept = found.kept[rows]
+    noted = np.zeros_like(held)
+    noted[rows[kept & held[rows] & np.isin(first, first[kept & ~held[rows]])]] = True
+    found.note(HELD_OUT_NEAR, noted)
+
+
+def _of_training(found: Review, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The training rows that were compared, and the first of each."""
+    count = np.searchsorted(found.compared, end)
+    return found.compared[:count], found.first[:count]
 
 
 def _accuse_near(found: Review, end: int) -> None:
     """Rows that repeat an earlier one, which is a training row, or say what a row of the validation data says."""
-    first, places = found.first[:end], np.arange(end)
-    repeats = first != places
+    rows, first = _of_training(found, end)
+    repeats = first != rows
     goes = (found.guilt & found.drops & DOUBTFUL) > 0
     if goes[first].any():  # of rows that say nearly the same, the first that is not dropped itself stays
-        stays = places[~goes][::-1]
-        chosen = places.copy()
-        chosen[first[stays]] = stays  # where several are written, the last one, which is the earliest row
-        repeats[stays] = chosen[first[stays]] != stays
-    found.accuse(repeats & (found.guilt & BITS[COPY] == 0), NEAR)
-    asked = found.first[end:]
+        stays = np.flatnonzero(~goes[rows])[::-1]
+        place = np.searchsorted(rows, first)
+        chosen = np.arange(len(rows))
+        chosen[place[stays]] = stays  # where several are written, the last one, which is the earliest row
+        repeats[stays] = chosen[place[stays]] != stays
+    found.accuse(rows[repeats & (found.guilt[rows] & BITS[COPY] == 0)], NEAR)
+    asked = found.first[len(rows):]
     measured = np.unique(asked[asked < end])
-    found.accuse(np.isin(first, measured) & (found.guilt & BITS[LEAK] == 0), NEAR_LEAK)
+    found.accuse(rows[np.isin(first, measured) & (found.guilt[rows] & BITS[LEAK] == 0)], NEAR_LEAK)

@@ -89,7 +89,7 @@ def validate(
             train_rows=files.rows["train"], validation_rows=files.rows["validation"], dropped=files.rows["dropped"],
             duplicates=train.count - found.prompts, leaks=found.leaks, longest_characters=train.longest,
             findings=_findings(train, others, files.rows["validation"]) + found.findings(places),
-            compared=found.compared)
+            compared=len(found.compared))
         crashpoint("validate.before_commit")
         draft.commit(split.folder, split.to_json())
     return split

@@ -52,7 +52,7 @@ def jaccard(one: str, other: str) -> float:
 def repeats(grams: list[list[str]], folder: Path) -> dict[int, int]:
     """{row: the first row that it nearly repeats}"""
     (folder / "values").write_bytes(b"".join(map(sketch_of, grams)))
-    first = Sketches(folder / "values", np.arange(len(grams))).first(len(grams)).tolist()
+    first = Sketches(folder / "values", np.arange(len(grams))).first().tolist()
     return {row: one for row, one in enumerate(first) if row != one}
 
 
