@@ -37,6 +37,8 @@ OTHERS = (
     (b"\xff\xfe", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
     (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
 )
+TABLES = (frozenset({b"prompt", b"completion"}), frozenset({b"text"}))
+NAMES = frozenset[bytes]().union(*TABLES)
 ARRAY = (b"[", "one JSON array", "Write one object per line: jq -c '.[]' data.json > data.jsonl.")
 
 
@@ -67,9 +69,21 @@ def refuse_other_formats(head: bytes, name: str, wanted: str = JSONL) -> None:
     for magic, found, fix in (*OTHERS, ARRAY) if wanted == JSONL else OTHERS:
         if text.startswith(magic):
             raise DataError(f"the file is {found}", where=name, allowed=wanted, fix=fix)
+    line, ended, _ = text.partition(b"\n")
+    if wanted == JSONL and ended and line.strip() == b"{":
+        raise DataError("the file is pretty-printed JSON", where=name, allowed=wanted,
+                        fix="Write each object on a line of its own: jq -c . data.json > data.jsonl.")
+    if wanted == JSONL and ended and any(_columns(line, sign) in TABLES for sign in (b",", b";", b"\t")):
+        raise DataError("the file is a table with a line of column names", where=name, allowed=wanted,
+                        fix="Put csv: in front of its address.")
     if text[:1] == b"<":
         raise DataError("the file is a web page", where=name, allowed=wanted,
                         fix="Use the address of the file itself (the 'raw' or 'download' link).")
+
+
+def _columns(line: bytes, sign: bytes) -> frozenset[bytes]:
+    """The names in a line that are keys of rows."""
+    return frozenset(column.strip().strip(b'"') for column in line.split(sign)) & NAMES
 
 
 def _chunks(raw: Readable, name: str) -> Iterator[bytes]:

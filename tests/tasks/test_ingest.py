@@ -104,7 +104,9 @@ def test_an_s3_object_is_read_into_an_s3_store(s3_endpoint: str, tmp_path: Path)
     (gzip.compress(DATA, mtime=0)[:60], "gzip file is damaged"),
     (zstandard.ZstdCompressor().compress(DATA)[:-1], "zstandard file is damaged .it is cut off."),
     (zstandard.ZstdCompressor().compress(DATA) + b"x", "zstandard file is damaged"),
-    (b"\xef\xbb\xbf  [1]", "one JSON array")])
+    (b"\xef\xbb\xbf  [1]", "one JSON array"), (b'{\n  "text": "a"\n}\n', "pretty-printed JSON"),
+    (b'id,"prompt",completion\n1,a,b\n', "a table with a line of column names. .* csv: in front"),
+    (b"text\na\n", "a table with a line of column names"), (b"prompt\tcompletion\r\na\tb\r\n", "a table")])
 def test_other_formats_are_refused_by_content(
     settings: Settings, store: Store, tmp_path: Path, content: bytes, words: str,
 ) -> None:
