@@ -20,7 +20,7 @@ import pytest
 from infra.processes import left_over
 from infra.settings import Settings
 from infra.store import Store
-from tests.conftest import Cable, free_port, training_processes, wait_for
+from tests.conftest import Cable, free_port, ranks_in, torchruns_in, training_processes, wait_for
 from tests.e2e.conftest import KNOBS, LONG, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -149,7 +149,8 @@ def test_a_cut_cable_ends_the_launch_and_the_second_machine_is_called_again_once
 ) -> None:
     first = begun(pair, shared, stories)
     pair.cable.plugged(False)
-    wait_for(lambda: training_processes(pair.home) == [], "the launch does not end", WAIT_S)
+    # What ranks are forked from stays for the next launch.
+    wait_for(lambda: not ranks_in(pair.home) and not torchruns_in(pair.home), "the launch does not end", WAIT_S)
     assert first.poll() is None
     pair.cable.plugged(True)
     ended_well(pair, first)
