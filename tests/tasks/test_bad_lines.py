@@ -52,7 +52,7 @@ REFUSED = {
     "20 CSV": (b"prompt,completion\np,c\n", FILE, "a table with a line of column names"),
     "21 web page": (b"<!DOCTYPE html>\n<html>", FILE, "the file is a web page"),
     "22 one array": (b"[" + ROW + b"]", FILE, "jq -c '.[]' data.json"),
-    "23 pretty-printed": (json.dumps(json.loads(ROW), indent=1).encode(), FILE, "pretty-printed JSON; expected JSONL, one object per line"),
+    "23 pretty-printed": (json.dumps(json.loads(ROW), indent=1).encode(), FILE, "pretty-printed JSON"),
     "24 YAML": (b"- prompt: p\n  completion: c\n", FILE, "It looks like YAML"),
     "25 cut off": (GOOD + ROW[:20], THIRD, "Write one complete object per line"),
     "26 comma at the end": (GOOD + b'{"prompt": "p", "completion": "c",}', THIRD, "no comma stands before a closing"),
