@@ -7,7 +7,7 @@ Streams: what is remembered of a row is on disk (tasks/hashes.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,19 +159,23 @@ class Survey:
             self.opening = common_opening(self.opening, text)
 
 
-def survey(path: Path, places: Places, index: Index | None = None) -> Survey:
+def survey(
+    path: Path, places: Places, index: Index | None = None, at: Callable[[int], None] | None = None,
+) -> Survey:
     """Judge every line, and put the rows into the index. Raises DataError for bad lines, and for a file without rows.
 
-    A file with a bad line is read to its end, but nothing more goes into the index.
+    A file with a bad line is read to its end, but nothing more goes into the index. `at` hears how many bytes are read.
     """
     bad, notes, found = Bad(places.name), Notes(), None
 
     def note(what: str, number: int) -> None:
         notes.add(what, places.of(number))
 
-    def begins(at: int) -> None:
+    def begins(byte: int) -> None:
         if found is not None:
-            found.mark(at)
+            found.mark(byte)
+        if at is not None:
+            at(byte)
 
     longest = lines.LINE_BYTES
     for number, line in numbered(path, note, begins=begins):

@@ -11,6 +11,8 @@ Dies half-way: nothing is in the store; the same input gives the same split.
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -31,6 +33,7 @@ from infra.store import Store
 from tasks.hashes import Hashes
 from tasks.ingest import FILE
 from tasks.policy import HOUR_S, found_done, step
+from tasks.reading import TELL_EVERY_S
 from tasks.review import note_held_out, review
 from tasks.shards import places_of
 from tasks.survey import Index, Row, Survey, survey
@@ -48,9 +51,10 @@ DROPPED = "dropped.jsonl"
 
 def validate(
     store: Store, data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop = "none", *,
-    processes: int = 1,
+    processes: int = 1, say: Callable[[str], None] = lambda _: None,
 ) -> Split:
     """Check and split; `processes` look at the rows of a large file. The split is the same for any number of them.
+    `say` hears now and then how far it is.
 
     Raises DataError that names every bad line (the first 20 in full), Transient when one of the processes died.
     """
@@ -59,10 +63,11 @@ def validate(
         return split
     with store.scratch() as scratch:
         index = Index(scratch)
-        train, others = both_surveyed(store, data, validation, index)
+        train, others = both_surveyed(store, data, validation, index, say)
         if others and others.kind != train.kind:
             raise DataError(f"its rows are of the kind {others.kind}", where=others.places.name,
                             allowed=f"{train.kind}, as in the training data")
+        say(f"looking at {index.rows} rows: copies, near copies, doubtful ones")
         found = review(train, others, index, drop, folder=scratch, processes=processes)
         kept = found.kept
         if not kept.any():
@@ -74,7 +79,9 @@ def validate(
     places: dict[int, str] = {}
     with store.draft() as draft:
         with Files(draft.path, not kept.all()) as files:
+            told = Told(say, "written", "rows", train.count)
             for number, row in enumerate(train.rows()):
+                told.at(number)
                 side, where = "validation" if held_out[number] else "train", train.places.of(row.line)
                 files.write(row, where, side, found.reason(number))
                 if number in shown:
@@ -109,11 +116,11 @@ def split_folder(digest: str) -> str:
 
 
 def both_surveyed(
-    store: Store, data: Dataset, validation: Dataset | None, index: Index,
+    store: Store, data: Dataset, validation: Dataset | None, index: Index, say: Callable[[str], None],
 ) -> tuple[Survey, Survey | None]:
     """Judge the validation data also where the training data is bad: raises one DataError for both."""
     try:
-        train = surveyed(store, data, index)
+        train = surveyed(store, data, index, Told(say, "judged", "bytes", data.bytes).at)
     except DataError as error:
         if validation is None:
             raise
@@ -125,10 +132,27 @@ def both_surveyed(
     return train, surveyed(store, validation, index) if validation else None
 
 
-def surveyed(store: Store, data: Dataset, index: Index | None = None) -> Survey:
+def surveyed(
+    store: Store, data: Dataset, index: Index | None = None, at: Callable[[int], None] | None = None,
+) -> Survey:
     """Fetch a data set and judge its lines; they are called by the files that they came from."""
     folder = store.fetch(data.folder)
-    return survey(folder / FILE, places_of(folder, data), index)
+    return survey(folder / FILE, places_of(folder, data), index, at)
+
+
+class Told:
+    """Says every TELL_EVERY_S how much of a pass is done."""
+
+    def __init__(self, say: Callable[[str], None], what: str, units: str, total: int) -> None:
+        self._say, self._what, self._units, self._total = say, what, units, total
+        self._last = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """It is so far."""
+        now = time.monotonic()
+        if now - self._last >= TELL_EVERY_S:
+            self._last = now
+            self._say(f"{self._what}: {done} of {self._total} {self._units} ({done / self._total:.0%})")
 
 
 def hold_out(prompts: Hashes, kept: NDArray[np.bool_], wanted: int) -> NDArray[np.bool_]:
@@ -218,7 +242,8 @@ def validate_task(
     store = Store(settings)
     found = find_split(store, data, validation, num_validation, drop)
     split = found or validate(
-        store, data, validation, num_validation, drop, processes=settings.threads_for(1))
+        store, data, validation, num_validation, drop, processes=settings.threads_for(1),
+        say=get_run_logger().info)
     for finding in split.findings:
         get_run_logger().warning("%s", finding)
     return found_done(split) if found else split
