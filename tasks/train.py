@@ -10,12 +10,13 @@ The training id is a function of everything the weights depend on, and of nothin
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.files import digest_of, sha256_of
+from infra.files import digest_of, sha256_of, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -42,6 +43,8 @@ LAUNCHES_AT_MOST = 1000
 """tasks/launches.py stops long before, where they leave no newer checkpoint."""
 CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
+ENDED = "ended.json"
+"""Beside the weights of a training that is not in the store yet: its result, and their digest."""
 MARKS = ("start", "resume", "checkpoint")
 """Events from which a relaunched training would go on."""
 Watch = Callable[[dict[str, Any]], None]
@@ -72,41 +75,62 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         done = find_trained(store, spec, pack, base)
         if done is not None:  # somebody finished it while we waited for the lock
             return done
-        with warm(settings, run, base.path, ranks_of(spec.num_ranks)) as imported:  # while we make ready
-            bring_checkpoint(store, identity, run)
-            drop_torn_line(run)
-            earlier, offset = read_events(run)
-            for event in earlier:
-                if event["event"] in CURVE:
-                    watch(event)
-            pace = Pace(settings)
-            seen = _Seen(store, identity, run, offset, watch, pace)
-            device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
-            job = TrainJob(
-                out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
-                packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
-                parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
-                usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
-            launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch),
-                                start=imported.spawn)
-            try:
-                result = launches.run_while_it_gets_on(job)
-            finally:
-                seen.look()
-                if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
-                    seen.copies.finish()
+        ended = ended_before(run)
+        if ended is None:
+            result = _launched(settings, store, spec, pack, base, identity, watch)
+            ended = {**result, "digest": _model_digest(run / "model")}
+            write_atomic(run / ENDED, json.dumps(ended))
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model")
             shutil.copy(run / EVENTS, draft.path / EVENTS)
             trained = Trained.of({
-                **result, "folder": f"trainings/{identity}", "training_id": identity,
-                "method": "full" if spec.peft_method == "full" else "lora",
-                "digest": _model_digest(run / "model")})
+                **ended, "folder": f"trainings/{identity}", "training_id": identity,
+                "method": "full" if spec.peft_method == "full" else "lora"})
             draft.commit(trained.folder, trained.to_json())
         for name in in_store(store, identity):
             store.remove(name)
         shutil.rmtree(run, ignore_errors=True)
     return trained
+
+
+def _launched(
+    settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, identity: str, watch: Watch,
+) -> dict[str, Any]:
+    """Run the ranks until they have trained to the end; returns their result."""
+    run = settings.home_path / "trainings" / identity
+    with warm(settings, run, base.path, ranks_of(spec.num_ranks)) as imported:  # while we make ready
+        bring_checkpoint(store, identity, run)
+        drop_torn_line(run)
+        earlier, offset = read_events(run)
+        for event in earlier:
+            if event["event"] in CURVE:
+                watch(event)
+        pace = Pace(settings)
+        seen = _Seen(store, identity, run, offset, watch, pace)
+        device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
+        job = TrainJob(
+            out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
+            packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
+            parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
+            usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
+        launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch),
+                            start=imported.spawn)
+        try:
+            return launches.run_while_it_gets_on(job)
+        finally:
+            seen.look()
+            if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
+                seen.copies.finish()
+
+
+def ended_before(run: Path) -> dict[str, Any] | None:
+    """The result of ranks that trained to the end in this folder, where only storing it failed: nothing is trained
+    again for that. None unless the weights are those that they left."""
+    try:
+        ended = dict(json.loads((run / ENDED).read_text(encoding="utf-8")))
+        return ended if _model_digest(run / "model") == ended["digest"] else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:

@@ -16,9 +16,10 @@ import pytest
 
 from infra.errors import OutOfMemory, RanksLost, Transient, UserError
 from infra.files import seal, verify
+from infra.records import Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
+from infra.store import Draft, Store
 from tasks import child
 from tasks.checkpoints import CHECKPOINTS, Copies, bring_checkpoint, in_store
 from tasks.distributed.job import TrainJob
@@ -192,3 +193,42 @@ def test_a_resumed_training_shows_the_whole_curve(
     with pytest.raises(pytest.fail.Exception, match="far enough"):
         train(settings, store, past.spec, past.pack, past.base, seen.append)
     assert seen == earlier[1:]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_training_that_could_not_be_stored_is_not_trained_again(
+    past: Past, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, damaged: bool,
+) -> None:
+    run = settings.home_path / "trainings" / training_id(past.spec, past.pack, past.base)
+    with store.draft() as draft:
+        (draft.path / "x").touch()
+        draft.commit(past.pack.folder, {})
+    launches, commit, away = list[int](), Draft.commit, [Transient("away")]
+
+    def trains(*_: Any, **__: Any) -> dict[str, Any]:
+        launches.append(1)
+        (run / "model").mkdir(exist_ok=True)
+        (run / "model" / "weights").write_text("w")
+        (run / "events.jsonl").write_text("")
+        return {name: value for name, value in past.trained.to_json().items()
+                if name not in ("folder", "training_id", "method", "digest")}
+
+    def commits(draft: Draft, *arguments: Any) -> Any:
+        if away:
+            raise away.pop()
+        return commit(draft, *arguments)
+
+    monkeypatch.setattr("tasks.launches.run_child", trains)
+    monkeypatch.setattr(Draft, "commit", commits)
+
+    def once() -> Trained:
+        return train(settings, store, past.spec, past.pack, past.base, lambda event: None)
+
+    with pytest.raises(Transient, match="away"):
+        once()
+    if damaged:
+        (run / "model" / "weights").write_text("v")
+    trained = once()
+    assert len(launches) == 1 + damaged and not run.exists()
+    assert (store.fetch(trained.folder) / "model" / "weights").read_text() == "w"
+    assert once() == trained and len(launches) == 1 + damaged
