@@ -186,19 +186,18 @@ def test_a_default_that_people_set_is_kept_and_said(client: SyncPrefectClient) -
         client.delete_work_pool("gpu-kubernetes")
 
 
-@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 def test_a_pool_that_its_worker_made_first_gets_our_defaults(
-    client: SyncPrefectClient, kind: Literal["process", "docker", "kubernetes"],
+    client: SyncPrefectClient, kind: Literal["docker", "kubernetes"],
 ) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.workers.process import ProcessWorker
     from prefect_docker.worker import DockerWorker
     from prefect_kubernetes.worker import KubernetesWorker
 
     from deployments.pools import Pool, ensure_pool
 
     pool = Pool("cpu", kind)
-    worker: Any = {"process": ProcessWorker, "docker": DockerWorker, "kubernetes": KubernetesWorker}[kind]
+    worker: Any = {"docker": DockerWorker, "kubernetes": KubernetesWorker}[kind]
     client.create_work_pool(WorkPoolCreate(
         name=pool.name, type=kind, base_job_template=worker.get_default_base_job_template()))
     try:
