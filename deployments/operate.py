@@ -41,12 +41,13 @@ def upload(options: argparse.Namespace) -> Answer:
     settings = settings_here()
     set_environment(settings)
     from infra.store import Store
-    from tasks import ingest
+    from tasks.ingest import address_of
+    from tasks.ingest import upload as bring_to_stay
 
     logging.getLogger("tasks.reading").setLevel(logging.INFO)  # how far it is; Prefect shows warnings only
-    store = Store(settings)
-    address = ingest.upload(settings, store, options.source)
-    return Answer({**ingest.stored(store, address).to_json(), "address": address}, address)
+    dataset = bring_to_stay(settings, Store(settings), options.source)
+    address = address_of(dataset)
+    return Answer({**dataset.to_json(), "address": address}, address)
 
 
 def up(_: argparse.Namespace) -> Answer:

@@ -66,11 +66,11 @@ def ingest(settings: Settings, store: Store, source: str, teller: Teller | None 
         return _brought(settings, store, source, teller)
 
 
-def upload(settings: Settings, store: Store, source: str) -> str:
-    """Bring data in to stay: the store may have the only copy of it. Returns its address; raises what `ingest` does."""
+def upload(settings: Settings, store: Store, source: str) -> Dataset:
+    """Bring data in to stay: the store may have the only copy of it. Raises what `ingest` does."""
     dataset = ingest(settings, store, source)
     store.write(f"{UPLOADS}/{dataset.folder.rsplit('/', 1)[-1]}", dataset.source)
-    return address_of(dataset)
+    return dataset
 
 
 def address_of(dataset: Dataset) -> str:

@@ -21,9 +21,8 @@ from infra.forms import Form
 from infra.records import RowKind
 from tasks.lines import LINE_BYTES
 from tasks.rows import KEYS, respelled
-from tasks.unpack import Readable, unpacked
+from tasks.unpack import DELIMITERS, Readable, unpacked
 
-DELIMITERS = ",;\t"
 RECORDS = 32
 """Unfolded from Parquet at a time: a few bytes of it may stand for a value of LINE_BYTES in each of them."""
 SHOWN_COLUMNS = 500

@@ -15,6 +15,7 @@ import zstandard
 
 from infra.errors import DataError
 from infra.files import READ_BYTES
+from tasks.rows import KEYS
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -37,8 +38,10 @@ OTHERS = (
     (b"\xff\xfe", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
     (b"\xfe\xff", "UTF-16 text", "Save it as UTF-8: iconv -f UTF-16 -t UTF-8."),
 )
-TABLES = (frozenset({b"prompt", b"completion"}), frozenset({b"text"}))
-NAMES = frozenset[bytes]().union(*TABLES)
+DELIMITERS = ",;\t"
+"""Of tables."""
+TABLES = tuple(frozenset(KEYS[kind]) for kind in ("prompt", "text"))
+NAMES = frozenset[str]().union(*TABLES)
 ARRAY = (b"[", "one JSON array", "Write one object per line: jq -c '.[]' data.json > data.jsonl.")
 
 
@@ -73,7 +76,7 @@ def refuse_other_formats(head: bytes, name: str, wanted: str = JSONL) -> None:
     if wanted == JSONL and ended and line.strip() == b"{":
         raise DataError("the file is pretty-printed JSON", where=name, allowed=wanted,
                         fix="Write each object on a line of its own: jq -c . data.json > data.jsonl.")
-    if wanted == JSONL and ended and any(_columns(line, sign) in TABLES for sign in (b",", b";", b"\t")):
+    if wanted == JSONL and ended and any(_columns(line, sign) in TABLES for sign in DELIMITERS):
         raise DataError("the file is a table with a line of column names", where=name, allowed=wanted,
                         fix="Put csv: in front of its address.")
     if text[:1] == b"<":
@@ -81,9 +84,11 @@ def refuse_other_formats(head: bytes, name: str, wanted: str = JSONL) -> None:
                         fix="Use the address of the file itself (the 'raw' or 'download' link).")
 
 
-def _columns(line: bytes, sign: bytes) -> frozenset[bytes]:
-    """The names in a line that are keys of rows."""
-    return frozenset(column.strip().strip(b'"') for column in line.split(sign)) & NAMES
+def _columns(line: bytes, sign: str) -> frozenset[str]:
+    """The names in a line that are keys of rows; none in an object, whose strings may hold anything."""
+    if line.startswith(b"{"):
+        return frozenset()
+    return frozenset(column.strip().strip('"') for column in line.decode("utf-8", "replace").split(sign)) & NAMES
 
 
 def _chunks(raw: Readable, name: str) -> Iterator[bytes]:

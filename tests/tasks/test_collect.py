@@ -14,7 +14,7 @@ import pytest
 from infra.settings import Settings
 from infra.store import Store
 from tasks.collect import collect
-from tasks.ingest import stored, upload
+from tasks.ingest import upload
 from tasks.register import register
 from tests.conftest import BUCKET
 from tests.tasks.conftest import Past
@@ -58,10 +58,9 @@ def test_a_dry_run_removes_nothing_and_names_the_same(settings: Settings, store:
 
 def test_uploaded_data_stays_until_it_is_asked_for(settings: Settings, store: Store, tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text('{"text": "only here"}\n')
-    address = upload(settings, store, str(tmp_path / "chats.jsonl"))
+    folder = upload(settings, store, str(tmp_path / "chats.jsonl")).folder
     put(store, "datasets/old")
     assert [one.name for one in collect(settings, store, NOW, dry_run=False)] == ["datasets/old"]
-    folder = stored(store, address).folder
     for dry_run in (True, False):
         assert [one.name for one in collect(settings, store, NOW, dry_run=dry_run, uploads=True)] == [folder]
     assert store.find(folder) is None and store.names("uploads") == []

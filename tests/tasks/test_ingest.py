@@ -116,6 +116,16 @@ def test_other_formats_are_refused_by_content(
     assert store.names("datasets") == []
 
 
+@pytest.mark.parametrize("row", [
+    b'{"text": "a,text,b"}\n', b'{"prompt": "a;prompt;completion;", "completion": "b"}\n',
+    b'{"x": [1,"text",2], "text": "a"}\n'])
+def test_a_row_that_speaks_of_columns_is_no_table(
+    settings: Settings, store: Store, tmp_path: Path, row: bytes,
+) -> None:
+    (tmp_path / "d.jsonl").write_bytes(row)
+    assert ingest(settings, store, str(tmp_path / "d.jsonl")).bytes == len(row)
+
+
 @pytest.mark.parametrize(("name", "words"), [
     ("none.jsonl", "no such file"), (".", "no data is in the folder"), ("*.jsonl", "no file fits the pattern")])
 def test_a_wrong_path_is_the_users_to_mend(
