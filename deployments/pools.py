@@ -11,6 +11,8 @@ the UI stay.
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
@@ -37,6 +39,11 @@ ABOUT: dict[tuple[Role, Kind], str] = {
     ("cpu", "kubernetes"): "Data made ready in Kubernetes jobs without GPUs.",
 }
 DEFAULTS = ("prefect.server.api.collections_data.views", "aggregate-worker-metadata.json")
+ENGINE = shlex.join([sys.executable, "-m", "infra.engine"])
+"""What workers of this machine start for a run."""
+OURS = ("stream_output", "command")
+"""Job variables that nobody sets. Runs never write to the worker's console, whatever they say: a worker's death would
+crash them. And an environment may have moved."""
 PACKAGES: dict[Kind, str] = {"process": "prefect", "docker": "prefect-docker", "kubernetes": "prefect-kubernetes"}
 
 
@@ -66,6 +73,8 @@ class Pool:
         for name in (self.kind, f"{self.kind}-cpu") if self.role == "cpu" else (self.kind,):
             patch = ROOT / "infra" / "workpools" / f"{name}.json"
             merged = merge(merged, json.loads(patch.read_text(encoding="utf-8")) if patch.exists() else {})
+        if self.kind == "process":
+            merged = merge(merged, {"variables": {"properties": {"command": {"default": ENGINE}}}})
         return dict(merged)
 
 
@@ -99,12 +108,12 @@ def ensure_pool(client: SyncPrefectClient, pool: Pool) -> list[str]:
 def keep_defaults(
     template: dict[str, Any], stored: dict[str, Any], stock: dict[str, Any], pool: str,
 ) -> list[str]:
-    """Put the defaults that people set into the template; returns which differ. Those of the stock template nobody set.
-    Runs never write to the worker's console, whatever they say: a worker's death would crash them."""
+    """Put the defaults that people set into the template; returns which differ. Those of the stock template nobody
+    set."""
     differs = []
     for name, variable in template["variables"]["properties"].items():
         found, stocked = (one.get("variables", {}).get("properties", {}).get(name, {}) for one in (stored, stock))
-        if name == "stream_output" or "default" not in found or found["default"] == stocked.get("default"):
+        if name in OURS or "default" not in found or found["default"] == stocked.get("default"):
             continue
         if found["default"] != variable.get("default"):
             differs.append(f"pool {pool}: {name} is {found['default']!r} (kept)")

@@ -3,9 +3,9 @@ webhook how runs ended.
 
 In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
       signed messages (tasks/notify.py)
-While anything runs it looks every few seconds until the run of the next minute takes over: a run that crashes meanwhile
-has not to wait for another process to start, and one without a worker (it outlived the one that started it) not for the
-next minute.
+While anything runs it looks every few seconds, and at once when a process of this machine dies, until the run of the
+next minute takes over: a run that crashes meanwhile has not to wait for another process to start, and one without a
+worker (it outlived the one that started it) not for the next minute.
 One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a
 run that died. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile
@@ -20,13 +20,13 @@ from uuid import UUID
 
 from prefect import flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.logging import get_run_logger
 
 from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.store import Store
-from tasks.attempt import locks_of
+from tasks.attempt import died_here, locks_of
 from tasks.lease import if_free, leases_of
 from tasks.notify import notify
 from tasks.recover import RECOVERED, forget, recover, runs_in
@@ -36,8 +36,8 @@ KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""
 TIDY_MINUTE = 17
 """Of each hour: there may be thousands of notes."""
-LOOKS_S, EVERY_S = 55.0, 5.0
-"""For so long after its start it looks so often."""
+LOOKS_S, EVERY_S, WATCH_S = 55.0, 5.0, 0.5
+"""For so long after its start it looks so often, and at the locks of this machine's processes still more often."""
 PATIENCE_S = 15.0
 """The run of the next minute waits so long for this one's end, and takes over: no crash falls in between."""
 LIMIT_S = 300
@@ -61,7 +61,9 @@ def reconcile() -> None:
                 keep_house(settings, client, store)
             except AnnealError as error:  # such as a webhook's secret that is none: told once the runs are looked after
                 failed = error
-            while_it_lasts(lambda: find(settings, client, store), lambda: anything_runs(client), began)
+            while_it_lasts(
+                lambda: find(settings, client, store), lambda: under_way(client), began,
+                any_died=lambda runs: any(died_here(settings, run) for run in runs))
             if failed:
                 raise failed
         else:
@@ -69,20 +71,25 @@ def reconcile() -> None:
 
 
 def while_it_lasts(
-    again: Callable[[], None], lasts: Callable[[], bool], began: float,
-    sleep: Callable[[float], None] = time.sleep, now: Callable[[], float] = time.monotonic,
+    again: Callable[[], None], lasting: Callable[[], list[FlowRun]], began: float,
+    any_died: Callable[[list[FlowRun]], bool], sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Do it again every EVERY_S as long as that lasts, until LOOKS_S after `began`."""
-    while lasts() and now() - began < LOOKS_S:
-        sleep(EVERY_S)
+    """Do it again every EVERY_S, or as soon as any of the runs died, as long as there are any, until LOOKS_S after
+    `began`."""
+    while (runs := lasting()) and now() - began < LOOKS_S:
+        running = [run for run in runs if run.state and run.state.is_running()]
+        looked = now()
+        while now() - looked < EVERY_S and not any_died(running):
+            sleep(WATCH_S)
         again()
 
 
-def anything_runs(client: SyncPrefectClient) -> bool:
-    """Whether there is a run that would be started again, or one that has just been."""
+def under_way(client: SyncPrefectClient) -> list[FlowRun]:
+    """Runs that would be started again, or have just been."""
     runs = runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED)
-    return any(run.deployment_id and run.state and (run.state.type != StateType.SCHEDULED or run.state.name == AGAIN)
-               for run in runs)
+    return [run for run in runs
+            if run.deployment_id and run.state and (run.state.type != StateType.SCHEDULED or run.state.name == AGAIN)]
 
 
 def find(settings: Settings, client: SyncPrefectClient, store: Store) -> None:

@@ -67,7 +67,7 @@ def process_of(service: Service) -> psutil.Process | None:
     try:
         process = psutil.Process(service.pid)
         is_ours = abs(process.create_time() - service.started) < CLOCK_S
-        return process if is_ours and _lives(process) else None
+        return process if is_ours and lives(process) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -127,7 +127,7 @@ def end_runs(worker: psutil.Process, grace_s: float) -> None:
     """
     told: set[psutil.Process] = set()
     deadline = time.monotonic() + grace_s + TERM_GRACE_S
-    while (runs := {run for run in worker.children() if _lives(run)}) and time.monotonic() < deadline:
+    while (runs := {run for run in worker.children() if lives(run)}) and time.monotonic() < deadline:
         for run in runs - told:
             with suppress(psutil.NoSuchProcess):
                 run.terminate()
@@ -145,7 +145,7 @@ def _stop(process: psutil.Process, grace_s: float, *, alone: bool) -> None:
     kill(tree)
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
     """False also for a zombie, which nobody has waited for yet."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE

@@ -65,8 +65,7 @@ def worker(settings: Settings, prefect_api: str) -> Plan:
                  "--pool", POOL, *(f"--work-queue={queue}" for queue in QUEUES), "--type", "process",
                  "--name", "anneal"),
         env={**_common(settings), **for_runs(settings), "PREFECT_API_URL": prefect_api,
-             "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_QUERY_S),
-             "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false"},
+             "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_QUERY_S)},
         ready_line="started!")
 
 

@@ -55,8 +55,14 @@ class Warm:
         self._command, self._log, self._env = command, log, env
         self._mother: Mother | None = None
 
+    @property
+    def recipe(self) -> str:
+        """What `start_ahead` needs to know."""
+        return json.dumps({"command": [*self._command], "log": str(self._log), "env": dict(self._env)}, sort_keys=True)
+
     def __enter__(self) -> Warm:
-        self._mother = self._new()
+        self._mother = _ahead.pop(self.recipe, None) or self._new()
+        end_those_ahead()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,6 +91,24 @@ class Warm:
             ours.close()
             raise
         return Mother(process, ours)
+
+
+_ahead: dict[str, Mother] = {}
+"""Started before they were asked for, by their recipe."""
+
+
+def start_ahead(recipe: str) -> None:
+    """Start what the next Warm of that recipe, in this process, finds ready. Raises OSError; ValueError, KeyError or
+    TypeError for what is no recipe."""
+    told = json.loads(recipe)
+    wanted = Warm(told["command"], log=Path(told["log"]), env=told["env"])
+    _ahead[wanted.recipe] = wanted._new()
+
+
+def end_those_ahead() -> None:
+    """Those that nobody asked for: another recipe is made."""
+    while _ahead:
+        _ahead.popitem()[1].end()
 
 
 class Forked:

@@ -2,7 +2,7 @@
 
 In:   the flow run that this process executes    Out: <store>/runs/<flow run id>.json, what each attempt reached;
       signs of life among Prefect's events
-On disk meanwhile: <home>/runs/<flow run id>.lock, with host, pid and the attempt's number in it
+On disk meanwhile: <home>/runs/<flow run id>.lock, with host, pid, the attempt's number and the worker's pid in it
 A run that was taken for dead and started elsewhere has a higher `run_count`: the older process stops its children
 and goes without a word, because what it would report belongs to the newer one. A frozen one on this machine is woken
 for that, and killed if it does not go: it would keep its training and its GPUs for ever. A cancelled run stops even
@@ -28,6 +28,7 @@ from typing import Any, Literal, NoReturn
 from uuid import UUID
 
 import httpx
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
@@ -37,9 +38,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect.states import AwaitingRetry, Cancelled
 
 from infra.errors import AnnealError, Transient, UserError
+from infra.processes import lives
 from infra.settings import Settings
 from infra.store import Store
-from tasks.only_one import only_one
+from tasks.only_one import died_with, holder_of, only_one
 from tasks.run_log import show_in_runs
 from tasks.stopping import cancellation
 
@@ -114,8 +116,25 @@ def name_of(run: UUID) -> str:
 
 
 def lock_of(settings: Settings, run: UUID) -> Path:
-    """The lock that the process of a flow run holds, with the attempt's number in it."""
+    """The lock that the process of a flow run holds, with the attempt's number in it, and who started it."""
     return locks_of(settings) / f"{run}.lock"
+
+
+def died_here(settings: Settings, run: FlowRun) -> bool:
+    """Whether the process of a run's newest attempt was one of this machine, and is no more."""
+    return died_with(lock_of(settings, run.id), str(run.run_count))
+
+
+def has_reporter(settings: Settings, run: FlowRun) -> bool:
+    """Whether a worker may live that tells how that process ended."""
+    if not died_here(settings, run):
+        return True
+    with lock_of(settings, run.id).open(encoding="utf-8") as lock:
+        worker = holder_of(lock).split(" ")[3:]
+    try:
+        return not worker or lives(psutil.Process(int(worker[0])))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def locks_of(settings: Settings) -> Path:
@@ -151,7 +170,7 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
             try:
                 locks.enter_context(only_one(
                     lock_of(settings, run.id), f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0,
-                    note=str(number)))
+                    note=f"{number} {os.getppid()}"))
             except Transient as error:
                 if run.deployment_id is not None:
                     fence.over.set()

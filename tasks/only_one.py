@@ -29,8 +29,8 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
     """Hold the lock. With `takeover_s` its holder has lost its work to this process: it is woken, has that long to find
     out and end (tasks/attempt.py), and is then killed if it is a process of this machine.
 
-    `note`: a word that stands in the file beside host and pid. Raises UserError, or with `takeover_s` Transient, if
-    the lock is not to be had.
+    `note`: words that stand in the file after host and pid. Raises UserError, or with `takeover_s` Transient, if the
+    lock is not to be had.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -52,15 +52,16 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
 
 
 def died_with(lock: Path, note: str) -> bool:
-    """Whether a process of this machine held the lock with that note and is no more: the kernel dropped it.
+    """Whether a process of this machine held the lock with that first word of a note and is no more: the kernel dropped
+    it.
 
     False where that cannot be told, of another machine or without a lock file.
     """
     try:
         with lock.open("r+") as file:
-            host, _, rest = holder_of(file).partition(" ")
-            return host == socket.gethostname() and rest.partition(" ")[2] == note and locked(file)
-    except FileNotFoundError:
+            host, _, *noted = holder_of(file).split(" ")
+            return host == socket.gethostname() and noted[:1] == [note] and locked(file)
+    except (FileNotFoundError, ValueError):
         return False
 
 

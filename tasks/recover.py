@@ -34,8 +34,7 @@ from prefect.states import AwaitingRetry, Crashed, Failed
 from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.store import Store
-from tasks.attempt import ALIVE_S, RUNS, lock_of, read_attempts
-from tasks.only_one import died_with
+from tasks.attempt import ALIVE_S, RUNS, died_here, has_reporter, read_attempts
 
 SILENT_S = ALIVE_S + 10
 SECOND_LOOK_S = ALIVE_S + 10
@@ -45,8 +44,10 @@ TAKEN = ("Pending", "Submitting")
 """Names of that state. A pod that waits for a GPU is InfrastructurePending, for as long as it takes."""
 SAME_PLACES = 3
 PAUSE = timedelta(minutes=1)
+TELLS_S = 1
+"""A worker tells within this time that a process of its own has ended."""
 SETTLE_S = 5
-"""A worker reports the same crash a second time one or two seconds later, once a process for hooks has ended."""
+"""A worker reports the same crash a second time, after a look for hooks: in a pod one or two seconds later."""
 LOOK_BACK = timedelta(days=7)
 """What crashed earlier is history; a stack that was down for a holiday goes on."""
 PAGE = 200
@@ -73,20 +74,23 @@ def recover(
     """One pass over the runs of `flows`, but for the one that makes it."""
     done = Recovered()
     # Those that wait for a second look do so after those that are surely dead.
-    for run in dead(settings, client, flows) or silent(client, flows, except_run, sleep):
+    gone = dead(settings, client, flows)
+    if any(has_reporter(settings, run) for run in gone):
+        sleep(TELLS_S)
+    for run in gone or silent(client, flows, except_run, sleep):
         now = client.read_flow_run(run.id).state
         if now is None or run.state is None or now.id != run.state.id:  # it ended meanwhile, or began
             continue
-        gone: State[None] = Crashed(message="Its process is gone: it gives no sign of life any more.")
-        client.set_flow_run_state(run.id, gone, force=True)
+        over: State[None] = Crashed(message="Its process is gone: it gives no sign of life any more.")
+        client.set_flow_run_state(run.id, over, force=True)
         done.crashed.append(run.name)
     since = datetime.now(UTC) - LOOK_BACK
     crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
-    if (youngest := min(map(age_s, crashed), default=SETTLE_S)) < SETTLE_S:
-        sleep(min(SETTLE_S - youngest, 2 * SETTLE_S))  # the server's clock may be ahead
+    if ages := [age_s(run) for run in crashed if not is_settled(settings, run)]:
+        sleep(min(SETTLE_S - min(ages), 2 * SETTLE_S))  # the server's clock may be ahead
         crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
     for run in crashed:
-        if run.deployment_id is None or age_s(run) < SETTLE_S:  # a command is started again by whoever ran it
+        if run.deployment_id is None or not is_settled(settings, run):  # a command is started again by whoever ran it
             continue
         try:
             places = crashed_at(store, run)
@@ -128,7 +132,7 @@ def dead(settings: Settings, client: SyncPrefectClient, flows: tuple[str, ...]) 
     """Runs of workers that say they run, whose process was one of this machine. A command gives its lock back before it
     tells how it ended."""
     return [run for run in runs_in(client, flows, StateType.RUNNING)
-            if run.deployment_id is not None and died_with(lock_of(settings, run.id), str(run.run_count))]
+            if run.deployment_id is not None and died_here(settings, run)]
 
 
 def silent(
@@ -183,6 +187,11 @@ def runs_in(
 def age_s(run: FlowRun) -> float:
     """Seconds since the run came into its state."""
     return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
+
+
+def is_settled(settings: Settings, run: FlowRun) -> bool:
+    """Whether nobody reports this crash once more: that would be taken for one of the next attempt."""
+    return age_s(run) >= SETTLE_S or not has_reporter(settings, run)
 
 
 def crashed_at(store: Store, run: FlowRun) -> list[str]:

@@ -1,6 +1,6 @@
 """Remove what was noted about runs that ended long ago: how far they came, and who was told.
 
-In:   <store>/runs/*, <store>/notifications/*, <home>/runs/*.lock      Out: fewer of them
+In:   <store>/runs/*, <store>/notifications/*, <home>/runs/*      Out: fewer of them
 Notes of runs that this Prefect server does not know are left: they may be another server's, with the same store.
 Dies half-way: the next one goes on.
 """
@@ -24,10 +24,10 @@ AT_A_TIME = 200
 
 
 def tidy(client: SyncPrefectClient, store: Store, locks: Path) -> int:
-    """Remove them, and the locks in that folder (tasks/attempt.py); returns how many notes."""
+    """Remove them, and what is in the folder of locks (tasks/attempt.py, infra/engine.py); returns how many notes."""
     notes = [name for folder in (RUNS, notify.NOTIFICATIONS) for name in store.names(folder)]
     runs = {name: run for name in notes if (run := run_in(name.rsplit("/", 1)[-1]))}
-    held = {path: run for path in locks.glob("*.lock") if (run := run_in(path.stem))}
+    held = {path: run for path in locks.glob("*") if (run := run_in(path.name))}
     known = sorted({*runs.values(), *held.values()}, key=str)
     over: set[UUID] = set()
     for start in range(0, len(known), AT_A_TIME):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from infra.engine import begins_with
 from infra.files import digest_of, sha256_of, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
@@ -98,7 +99,8 @@ def _launched(
 ) -> dict[str, Any]:
     """Run the ranks until they have trained to the end; returns their result."""
     run = settings.home_path / "trainings" / identity
-    with warm(settings, run, base.path, ranks_of(spec.num_ranks)) as imported:  # while we make ready
+    with (warm(settings, run, base.path, ranks_of(spec.num_ranks)) as imported,  # while we make ready
+          begins_with(settings, imported)):
         bring_checkpoint(store, identity, run)
         drop_torn_line(run)
         earlier, offset = read_events(run)

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from infra.crash import AT, FIRED
+from infra.engine import RUN
 from tests.conftest import ranks_in, training_processes, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, options
-from tests.e2e.test_recovery import RUN_MARK
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -114,7 +114,7 @@ def of_run(run: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.environ().get(RUN_MARK) == run:
+            if process.environ().get(RUN) == run:
                 found.append(process)
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +24,23 @@ def test_pool_keeps_the_output_of_runs_off_the_worker(stack: Stack, client: Sync
     deploy(stack.settings)
     template = client.read_work_pool("gpu-pool").base_job_template
     assert template["variables"]["properties"]["stream_output"]["default"] is False
+
+
+def test_a_worker_starts_the_engine_of_the_environment_that_deployed_last(
+    stack: Stack, client: SyncPrefectClient,
+) -> None:
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
+    from deployments.pipelines import deploy
+
+    def command() -> Any:
+        return client.read_work_pool("gpu-pool").base_job_template["variables"]["properties"]["command"]
+
+    template = client.read_work_pool("gpu-pool").base_job_template
+    template["variables"]["properties"]["command"]["default"] = "/moved/bin/python -m infra.engine"
+    client.update_work_pool("gpu-pool", WorkPoolUpdate(base_job_template=template))
+    deploy(stack.settings)
+    assert shlex.split(command()["default"]) == [sys.executable, "-m", "infra.engine"]
 
 
 def test_form_shows_the_fields_of_the_spec(stack: Stack, client: SyncPrefectClient) -> None:

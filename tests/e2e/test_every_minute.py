@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -53,22 +53,30 @@ def test_a_second_reconcile_leaves_it_to_the_first_and_may_wait_for_its_end(
 
 
 def test_it_looks_again_while_anything_runs_and_leaves_the_next_minute_to_the_next() -> None:
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.states import Running
+
     from flows.reconcile import EVERY_S, LOOKS_S, while_it_lasts
 
     looks, clock = list[float](), [0.0]
+    run = FlowRun(flow_id=uuid4(), state=Running())
 
     def sleep(seconds: float) -> None:
         clock[0] += seconds
 
-    def passed(lasts: Callable[[], bool]) -> list[float]:
+    def passed(lasts: Callable[[], bool], died_at: float = 1e9) -> list[float]:
         looks.clear()
         clock[0] = 0.0
-        while_it_lasts(lambda: looks.append(clock[0]), lasts, 0.0, sleep, lambda: clock[0])
+        while_it_lasts(
+            lambda: looks.append(clock[0]), lambda: [run] if lasts() else [], 0.0,
+            lambda runs: runs == [run] and clock[0] >= died_at and not any(look >= died_at for look in looks),
+            sleep, lambda: clock[0])
         return looks
 
     assert passed(lambda: False) == []
     assert passed(lambda: len(looks) < 2) == [EVERY_S, 2 * EVERY_S]
     assert max(passed(lambda: True)) == LOOKS_S < 60
+    assert passed(lambda: len(looks) < 3, died_at=6) == [EVERY_S, 6, 6 + EVERY_S], "at once when a process dies"
 
 
 def test_every_minute_it_keeps_house(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 HOLD = """
 import sys, time, pathlib
 from tasks.only_one import only_one
-with only_one(pathlib.Path(sys.argv[1]), "a run", note="1"):
+with only_one(pathlib.Path(sys.argv[1]), "a run", note=sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -60,8 +61,9 @@ def test_a_dead_run_is_found_and_scheduled_again(
     assert (state["type"], "no such file" in state["message"]) == ("FAILED", True), state
 
 
+@pytest.mark.parametrize("worker", ["unknown", "alive", "gone"])
 def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
-    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, worker: str,
 ) -> None:
     from prefect.states import Cancelled, Running
 
@@ -74,7 +76,10 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
     run = client.create_flow_run_from_deployment(
         deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, name="died here")
     client.set_flow_run_state(run.id, Running(), force=True)
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock_of(settings, run.id))], cwd=ROOT,
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    note = {"unknown": "1", "alive": f"1 {os.getpid()}", "gone": f"1 {ended.pid}"}[worker]
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock_of(settings, run.id)), note], cwd=ROOT,
                                stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
 
@@ -91,7 +96,11 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
         process.communicate()
         done = look()
         assert (done.crashed, done.again) == (["died here"], ["died here"])
-        assert len(waits) == 1 and 0 < waits[0] <= recover.SETTLE_S, "only the rest of it"
+        if worker == "gone":
+            assert waits == [], "nobody can tell anything more"
+        else:
+            tells, rest = waits
+            assert tells == recover.TELLS_S and 0 < rest <= recover.SETTLE_S, "only the rest of it"
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
 

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from infra import stack as running
+from infra.engine import RUN
 from infra.store import Store
 from tests.conftest import ROOT, S3Server, ranks_in, torchruns_in, training_processes, wait_for
 from tests.e2e.conftest import LONG, Stack, options
@@ -36,15 +37,14 @@ ORPHAN_S = 5
 RECOVERY_S = 400
 """At the worst silence of a sign and a half twice, a minute until the next look, and a training on a busy machine."""
 STORE_AWAY_S = 20
-RUN_MARK = "PREFECT__FLOW_RUN_ID"
 
 
 def flow_process(run: str) -> list[psutil.Process]:
-    """The processes that execute a flow run, known by what they inherited."""
+    """The process that executes a flow run, known by what its worker gave it."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.environ().get(RUN_MARK) == run and "prefect" in " ".join(process.cmdline()):
+            if process.environ().get(RUN) == run and "infra.engine" in process.cmdline():
                 found.append(process)
     return found
 
