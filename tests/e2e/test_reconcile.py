@@ -70,7 +70,7 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
     from tasks import recover
     from tasks.attempt import lock_of
 
-    monkeypatch.setattr(recover, "SETTLE_S", 1)
+    monkeypatch.setattr(recover, "SETTLE_HERE_S", 1)
     settings, waits = Settings(home=tmp_path), list[float]()  # a home of its own: the stack's reconcile sees no lock
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
     run = client.create_flow_run_from_deployment(
@@ -100,7 +100,7 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
             assert waits == [], "nobody can tell anything more"
         else:
             tells, rest = waits
-            assert tells == recover.TELLS_S and 0 < rest <= recover.SETTLE_S, "only the rest of it"
+            assert tells == recover.TELLS_S and 0 < rest <= recover.SETTLE_HERE_S, "only the rest of it"
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
 
