@@ -23,7 +23,7 @@ from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks import report
 from tasks.attempt import attempt, cancelled
-from tasks.base import base_task, find_base
+from tasks.base import base_task, find_base, look_for_base
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task, refuse_unscorable, scorable_task
 from tasks.forecast import Forecast, forecast
@@ -52,6 +52,7 @@ def finetune(training: Parameters, hand_over_to: HandOverTo = "") -> Version:
 
 def data_of(spec: TrainingSpec) -> tuple[TrainingSpec, Split]:
     """The first two steps. The spec then names the data in the store, where any machine finds it."""
+    look_for_base(Settings(), spec.base_model)
     data = ingest_task(spec.train_data, subject="training data")
     held_out = ingest_task(spec.validation_data, subject="validation data") if spec.validation_data else None
     split = validate_task(data, held_out, spec.num_validation_samples, spec.drop, subject=spec.destination)
@@ -89,6 +90,7 @@ def estimate(spec: TrainingSpec) -> Forecast:
     """The forecast of a training without starting it: only ingest, validate and pack are done."""
     settings = Settings()
     store = Store(settings)
+    look_for_base(settings, spec.base_model)
     data = ingest(settings, store, spec.train_data)
     held_out = ingest(settings, store, spec.validation_data) if spec.validation_data else None
     split = validate(store, data, held_out, spec.num_validation_samples, spec.drop, processes=settings.threads_for(1))

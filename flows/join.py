@@ -29,6 +29,6 @@ def join(launch: Launch, node: Node) -> State[None]:
     """Run this machine's ranks of a launch to their end."""
     settings = Settings()
     with attempt(settings, Store(settings)):
-        ended = join_launch(settings, launch, node, lambda ranks: hold(settings, ranks))
+        ended = join_launch(settings, launch, node, lambda ranks, look: hold(settings, ranks, look))
         return Completed(message=ended)
     return cancelled()

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -24,6 +26,7 @@ from infra.store import filesystem, move_into_place, scratch_folder, told
 from tasks.policy import HOUR_S, step
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+CONFIG = "config.json"
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "vocab*")
 DEFAULT_CONTEXT_TOKENS = 2048
 PREFIX = "s3://"
@@ -36,17 +39,13 @@ def find_base(settings: Settings, name: str) -> Base:
         BaseModelError: it is neither a model folder nor a name the hub knows.
         Transient: the hub or the store does not answer.
     """
-    if name.startswith(PREFIX):
-        folder = _from_s3(settings, name)
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
-    elif HUB_NAME.fullmatch(name) and not name.startswith("."):
-        folder = _from_hub(settings, name)
-    else:
-        raise BaseModelError(
-            "there is no such folder", where=f"base model {shown_path(name)}",
-            allowed="a folder in Hugging Face format, an s3:// prefix, or a hub name owner/name",
-            fix="Check the path.")
+    match _lies(name):
+        case "s3":
+            folder = _from_s3(settings, name)
+        case "here":
+            folder = Path(name).expanduser().resolve()
+        case "hub":
+            folder = _from_hub(settings, name, PATTERNS)
     config = _check(folder, name)
     context = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
     digest = _digest(settings, folder)
@@ -54,6 +53,34 @@ def find_base(settings: Settings, name: str) -> Base:
     if not place.exists() or place.read_text(encoding="utf-8") != str(folder):
         write_atomic(place, str(folder))
     return Base(name=_shown_name(name), path=str(folder), digest=digest, context_tokens=context)
+
+
+def look_for_base(settings: Settings, name: str) -> None:
+    """Refuse what is no base model before anything that takes long, without fetching its weights.
+
+    Raises BaseModelError. A hub or a store that does not answer is left to `find_base`.
+    """
+    with suppress(Transient):
+        match _lies(name):
+            case "s3":
+                _listed(settings, name)
+            case "here":
+                _check(Path(name).expanduser().resolve(), name)
+            case "hub":
+                _from_hub(settings, name, (CONFIG,))
+
+
+def _lies(name: str) -> Literal["s3", "here", "hub"]:
+    """Where a base model of that name is. Raises BaseModelError."""
+    if name.startswith(PREFIX):
+        return "s3"
+    if Path(name).expanduser().is_dir():
+        return "here"
+    if HUB_NAME.fullmatch(name) and not name.startswith("."):
+        return "hub"
+    raise BaseModelError(
+        "there is no such folder", where=f"base model {shown_path(name)}",
+        allowed="a folder in Hugging Face format, an s3:// prefix, or a hub name owner/name", fix="Check the path.")
 
 
 def find_same(settings: Settings, name: str, digest: str, where: str, given: str = "") -> Base:
@@ -84,9 +111,9 @@ def _place(settings: Settings, digest: str) -> Path:
 def _check(folder: Path, name: str) -> dict[str, Any]:
     where = f"base model {shown_path(name)}"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BaseModelError("config.json is missing or not JSON", where=where,
+        raise BaseModelError(f"{CONFIG} is missing or not JSON", where=where,
                              allowed="a folder in Hugging Face format") from error
     if not list(folder.glob("*.safetensors")):
         raise BaseModelError("there are no safetensors weights", where=where,
@@ -98,14 +125,14 @@ def _check(folder: Path, name: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _from_hub(settings: Settings, name: str) -> Path:
+def _from_hub(settings: Settings, name: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     cache = settings.home_path / "cache" / "hub"
     where = f"base model {shown_path(name)}"
     try:
-        return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise BaseModelError("there is no such folder, and it is no name of the hub", where=where,
                              fix="Check the path.") from error
@@ -124,15 +151,20 @@ def _from_hub(settings: Settings, name: str) -> Path:
             fix="Check the name; a gated model needs its licence accepted and HF_TOKEN set.") from error
 
 
-def _from_s3(settings: Settings, address: str) -> Path:
-    """Copy an s3:// prefix, once for each content (ETags)."""
-    remote, prefix = filesystem(address, settings), address.rstrip("/")
+def _listed(settings: Settings, address: str) -> dict[str, dict[str, Any]]:
+    """The model files under an s3:// prefix. Raises BaseModelError if there are none, Transient."""
     with told(address):
-        listing = remote.find(prefix, detail=True)
+        listing = filesystem(address, settings).find(address.rstrip("/"), detail=True)
     found = {k: v for k, v in listing.items() if any(Path(k).match(p) for p in PATTERNS)}
     if not found:
         raise BaseModelError("there are no model files", where=f"base model {shown_path(address)}",
                              fix="Check bucket, prefix and ANNEAL_S3_ENDPOINT_URL.")
+    return found
+
+
+def _from_s3(settings: Settings, address: str) -> Path:
+    """Copy an s3:// prefix, once for each content (ETags)."""
+    remote, prefix, found = filesystem(address, settings), address.rstrip("/"), _listed(settings, address)
     key = digest_of({name: [entry["size"], entry.get("ETag")] for name, entry in found.items()})
     folder = settings.home_path / "cache" / "bases" / key[:32]
     if verify(folder) is None:

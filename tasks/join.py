@@ -67,20 +67,22 @@ def launches_in(folder: Path) -> list[Path]:
 
 
 def join_launch(
-    settings: Settings, identity: str, node: int, hold: Callable[[int], AbstractContextManager[None]],
+    settings: Settings, identity: str, node: int,
+    hold: Callable[[int, Callable[[], None]], AbstractContextManager[None]],
 ) -> str:
-    """Take part in one launch; returns how that ended. `hold` waits for that many GPUs of this machine."""
+    """Take part in one launch; returns how that ended. `hold` waits for that many GPUs of this machine, and looks
+    meanwhile whether they are still needed."""
     path = settings.home_path / FOLDER / f"{identity}.json"
     deadline = time.monotonic() + APPEARS_S
     while (launch := read_launch(path)) is None:
         if time.monotonic() > deadline:
             return f"the launch is over: {path} is not there"
         time.sleep(POLL_S)
-    with hold(launch.ranks):
-        if not path.exists():
-            return "the launch was over before a GPU was free"
-        with Imported(settings, node) as imported:
+    try:
+        with hold(launch.ranks, Watch(path)), Imported(settings, node) as imported:
             return take_part(settings, launch, path, node, imported)
+    except Over as error:
+        return f"{error}: no GPU was free before"
 
 
 class Imported:

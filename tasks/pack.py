@@ -7,6 +7,10 @@ the flow's process stays free of it. Dies half-way: nothing is in the store.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from prefect.logging import get_run_logger
+
 from infra.crash import crashpoint
 from infra.files import digest_of
 from infra.records import Base, Pack, RowKind, Split
@@ -14,7 +18,9 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.child import CONTRACT_FILES, run_child
-from tasks.distributed.job import EncodeJob
+from tasks.distributed.events import read_events
+from tasks.distributed.job import SPLITS, EncodeJob
+from tasks.every import SoFar
 from tasks.policy import HOUR_S, found_done, step
 
 FORMAT: dict[RowKind, int] = {"prompt": 2, "text": 2, "messages": 3}
@@ -23,16 +29,26 @@ LAYOUT = 2
 would be written differently: they are only packed again."""
 
 
-def pack(settings: Settings, store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pack:
-    """Pack both splits. Rows have at most min(chunk_size, the base's context) tokens."""
+def pack(
+    settings: Settings, store: Store, split: Split, base: Base, spec: TrainingSpec, *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Pack:
+    """Pack both splits. Rows have at most min(chunk_size, the base's context) tokens. `say` hears now and then how far
+    it is."""
     chunk = min(spec.chunk_size, base.context_tokens)
     rows = store.fetch(split.folder)
     with store.draft() as draft:
+        so_far = SoFar(say, "tokenised", "MB", sum((rows / f"{name}.jsonl").stat().st_size for name in SPLITS))
         job = EncodeJob(
             out=str(draft.path), rows=str(rows), tokenizer=base.path, kind=split.kind, separator=split.separator,
             chunk_tokens=chunk, pack=spec.pack_sequences, wrap=spec.wrap_packed_sequences,
             train_on_prompt=spec.train_on_prompt, processes=settings.threads_for(1))
-        counts = run_child(settings, job, "tasks.distributed.encode")
+
+        def look() -> None:
+            for event in read_events(draft.path)[0][-1:]:
+                so_far.at(event["bytes"])
+
+        counts = run_child(settings, job, "tasks.distributed.encode", on_poll=look)
         for name in CONTRACT_FILES:
             (draft.path / name).unlink(missing_ok=True)
         key = _key(split, base, spec)
@@ -63,4 +79,4 @@ def pack_task(split: Split, base: Base, spec: TrainingSpec, subject: str) -> Pac
     settings = Settings()
     store = Store(settings)
     found = find_pack(store, split, base, spec)
-    return found_done(found) if found else pack(settings, store, split, base, spec)
+    return found_done(found) if found else pack(settings, store, split, base, spec, say=get_run_logger().info)

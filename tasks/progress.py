@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import TracebackType
@@ -20,6 +19,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from tasks.every import Every
 from tasks.picture import Panel, curves
 from tasks.reading import Standing, Teller
 
@@ -54,7 +54,7 @@ class Progress:
         self._rates: dict[int, float] = {}
         self._speeds: dict[int, float] = {}
         self._validation: dict[int, float] = {}
-        self._shown = self._drawn = time.monotonic()
+        self._show_now, self._draw_now = Every(SHOW_EVERY_S), Every(CURVE_EVERY_S)
 
     def __enter__(self) -> Progress:
         self._artifact = if_it_can(lambda: create_progress_artifact(  # type: ignore[assignment]
@@ -67,7 +67,7 @@ class Progress:
 
     def see(self, event: dict[str, Any]) -> None:
         """Take one event of the trainer."""
-        name, now = event["event"], time.monotonic()
+        name = event["event"]
         if name not in ("step", "pause"):
             details = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}"
                                for k, v in event.items() if k not in ("event", "time"))
@@ -80,13 +80,12 @@ class Progress:
             self._losses[event["step"]] = event["loss"]
             self._rates[event["step"]] = event["lr"]
             self._speeds[event["step"]] = event["tokens_per_s"]
-            if now - self._shown > SHOW_EVERY_S:
-                self._shown = now
+            if self._show_now.is_due():
                 self._log.info(
                     "step %(step)d/%(total)d loss=%(loss).4f lr=%(lr).3g tokens_per_s=%(tokens_per_s).0f "
                     "eta_s=%(eta_s).0f", event)
                 self._show(event["step"], event["total"], standing(event))
-            if now - self._drawn > CURVE_EVERY_S:
+            if self._draw_now.is_due():
                 self._draw(at_once=True)
 
     def _show(self, step: int, total: int, about: str) -> None:
@@ -96,7 +95,6 @@ class Progress:
                 artifact_id=artifact, progress=100.0 * step / total, description=about), at_once=True)
 
     def _draw(self, *, at_once: bool) -> None:
-        self._drawn = time.monotonic()
         if self._losses:
             svg = curves([
                 Panel(title="Loss of each step, and validation loss (dots), in nats per token", line=self._losses,

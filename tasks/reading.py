@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 from infra.errors import DataChanged
 from infra.store import told
+from tasks.every import MEGABYTE, TELL_EVERY_S, Every
 from tasks.shards import Found
 from tasks.unpack import Readable
 
-TELL_EVERY_S = 5.0
-MEGABYTE = 1_000_000
 BLOCK_BYTES, BLOCK_S = 1 << 23, 1.0
 log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class Meter:
         self._teller, self._files = teller, len(found)
         sizes = [one.bytes for one in found]
         self._total = 0 if None in sizes else sum(size or 0 for size in sizes)
-        self._started = self._told = time.monotonic()
+        self._started, self._every = time.monotonic(), Every(TELL_EVERY_S)
         self._lines = self._bytes = self._file = 0
 
     def counted(self, raw: Readable, name: str, announced: int | None = None) -> Counted:
@@ -92,11 +91,9 @@ class Meter:
     def add(self, size: int) -> None:
         """Count bytes; tell now and then."""
         self._bytes += size
-        now = time.monotonic()
-        if now - self._told >= TELL_EVERY_S:
-            self._told = now
-            self._teller.see(Standing(
-                self._lines, self._bytes, self._total, now - self._started, self._file, self._files))
+        if self._every.is_due():
+            self._teller.see(Standing(self._lines, self._bytes, self._total, time.monotonic() - self._started,
+                                      self._file, self._files))
 
 
 class Counted:

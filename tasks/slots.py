@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -33,9 +33,10 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(settings: Settings, ranks: int) -> Iterator[None]:
-    """Wait for a GPU for each rank and keep others off them. Raises Transient when Prefect does not answer."""
-    with leased(settings, ranks if gpus() else 1), held(ranks if gpus() else 0, settings.gpu_locks):
+def hold(settings: Settings, ranks: int, look: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Wait for a GPU for each rank and keep others off them. Raises Transient when Prefect does not answer, and what
+    `look` raises while it waits."""
+    with leased(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, settings.gpu_locks):
         yield
 
 
@@ -51,7 +52,7 @@ def slots() -> int:
 
 
 @contextmanager
-def leased(settings: Settings, count: int) -> Iterator[None]:
+def leased(settings: Settings, count: int, look: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold slots of the limit; what the user set it to in Prefect's UI stays."""
     limit, folder = limit_of(settings), leases_of(settings)
     if not limit or not PREFECT_API_URL.value():
@@ -59,15 +60,17 @@ def leased(settings: Settings, count: int) -> Iterator[None]:
         return
     with get_client(sync_client=True) as client:
         try:
-            lease = wait_for_lease(client, limit, count, folder)
+            lease = wait_for_lease(client, limit, count, folder, look)
         except (PrefectException, httpx.HTTPError) as error:
             raise Transient(f"no GPU slot to be had ({error})", where=f"concurrency limit {limit}") from error
         with held_lease(client, limit, count, lease, folder):
             yield
 
 
-def wait_for_lease(client: SyncPrefectClient, limit: str, count: int, folder: Path) -> UUID:
-    """Slots of the limit, however long it takes. Raises UserError where it has fewer."""
+def wait_for_lease(
+    client: SyncPrefectClient, limit: str, count: int, folder: Path, look: Callable[[], None],
+) -> UUID:
+    """Slots of the limit, however long it takes. Raises UserError where it has fewer, and what `look` raises."""
     said = False
     while True:
         found = make(client, limit, slots())
@@ -81,4 +84,5 @@ def wait_for_lease(client: SyncPrefectClient, limit: str, count: int, folder: Pa
             log.info("waiting for %d slots of the concurrency limit %s: %d of %d are taken", count, limit,
                      found.active_slots, found.limit)
             said = True
+        look()
         time.sleep(POLL_S)

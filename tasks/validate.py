@@ -11,7 +11,6 @@ Dies half-way: nothing is in the store; the same input gives the same split.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import islice
@@ -30,10 +29,11 @@ from infra.records import Dataset, Finding, Split
 from infra.settings import Settings
 from infra.spec import Drop
 from infra.store import Store
+from tasks.distributed.job import SPLITS
+from tasks.every import SoFar
 from tasks.hashes import Hashes
 from tasks.ingest import FILE
 from tasks.policy import HOUR_S, found_done, step
-from tasks.reading import TELL_EVERY_S
 from tasks.review import note_held_out, review
 from tasks.shards import places_of
 from tasks.survey import Index, Row, Survey, survey
@@ -79,9 +79,9 @@ def validate(
     places: dict[int, str] = {}
     with store.draft() as draft:
         with Files(draft.path, not kept.all()) as files:
-            told = Told(say, "written", "rows", train.count)
+            so_far = SoFar(say, "written", "rows", train.count)
             for number, row in enumerate(train.rows()):
-                told.at(number)
+                so_far.at(number)
                 side, where = "validation" if held_out[number] else "train", train.places.of(row.line)
                 files.write(row, where, side, found.reason(number))
                 if number in shown:
@@ -120,7 +120,7 @@ def both_surveyed(
 ) -> tuple[Survey, Survey | None]:
     """Judge the validation data also where the training data is bad: raises one DataError for both."""
     try:
-        train = surveyed(store, data, index, Told(say, "judged", "bytes", data.bytes).at)
+        train = surveyed(store, data, index, SoFar(say, "judged", "MB", data.bytes).at)
     except DataError as error:
         if validation is None:
             raise
@@ -138,21 +138,6 @@ def surveyed(
     """Fetch a data set and judge its lines; they are called by the files that they came from."""
     folder = store.fetch(data.folder)
     return survey(folder / FILE, places_of(folder, data), index, at)
-
-
-class Told:
-    """Says every TELL_EVERY_S how much of a pass is done."""
-
-    def __init__(self, say: Callable[[str], None], what: str, units: str, total: int) -> None:
-        self._say, self._what, self._units, self._total = say, what, units, total
-        self._last = time.monotonic()
-
-    def at(self, done: int) -> None:
-        """It is so far."""
-        now = time.monotonic()
-        if now - self._last >= TELL_EVERY_S:
-            self._last = now
-            self._say(f"{self._what}: {done} of {self._total} {self._units} ({done / self._total:.0%})")
 
 
 def hold_out(prompts: Hashes, kept: NDArray[np.bool_], wanted: int) -> NDArray[np.bool_]:
@@ -195,7 +180,7 @@ class Files:
         self._folder, self._stack = folder, ExitStack()
         self.rows = {"train": 0, "validation": 0, "dropped": 0}
         self._rows = {name: self._new(f"{name}.jsonl") for name in self.rows if drops or name != "dropped"}
-        self._places = {name: self._new(f"{name}.places") for name in ("train", "validation")}
+        self._places = {name: self._new(f"{name}.places") for name in SPLITS}
 
     def __enter__(self) -> Files:
         return self

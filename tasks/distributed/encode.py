@@ -2,7 +2,7 @@
 
 In:   job.json (EncodeJob): train.jsonl, validation.jsonl, the base model's tokenizer
 Out:  train/*.npy and validation/*.npy (tasks/distributed/packs.py), result.json with counts, samples and the
-      histogram of lengths
+      histogram of lengths; events.jsonl with the bytes of rows that are tokenised so far
 A file is tokenised in parts of fixed size, by several processes; only lengths come back, over which the packing is made
 at once. Memory: the tokens of one part a process, and about 20 bytes a row.
 Dies half-way: the folder has no manifest and is thrown away.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from infra.errors import Transient
 from infra.orphan import die_with_parent
 from infra.records import PackCounts
+from tasks.distributed.events import Events
 from tasks.distributed.examples import Encoded, add, batches_of, refuse_idle
-from tasks.distributed.job import EncodeJob, main_of
+from tasks.distributed.job import SPLITS, EncodeJob, main_of
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packer import best_fit, one_each
 from tasks.distributed.packs import Ids, Marks, PackedRows, Part, counted, joined, write_index, write_part
@@ -44,6 +45,18 @@ SAMPLE_RUNS, RUN_CHARACTERS = 8, 240
 """Of an example at most this many runs of text are shown, and of each its beginning and its end."""
 BINS = 40
 """Bars of the histogram of lengths."""
+
+
+class SoFar:
+    """Tells how many bytes of rows are tokenised."""
+
+    def __init__(self, folder: Path) -> None:
+        self._events, self._bytes = Events(folder, total=0), 0
+
+    def add(self, size: int) -> None:
+        """So many more."""
+        self._bytes += size
+        self._events.emit("tokenised", bytes=self._bytes)
 
 
 @dataclass(frozen=True)
@@ -63,11 +76,12 @@ def encode(job: EncodeJob) -> int:
     codec = Codec(load_tokenizer(Path(job.tokenizer)))
     counts: dict[str, Any] = {}
     histogram: dict[str, list[NDArray[np.integer]]] = {}
-    for split in ("train", "validation"):
+    so_far = SoFar(Path(job.out))
+    for split in SPLITS:
         folder = Path(job.out) / split
         folder.mkdir(parents=True)
         path = Path(job.rows) / f"{split}.jsonl"
-        parts = write_parts(codec, job, path, folder)
+        parts = write_parts(codec, job, path, folder, so_far.add)
         refuse_idle(path, [row for part in parts for row in part.idle], job.chunk_tokens)
         tokens = joined([part.tokens for part in parts])
         rows = best_fit(tokens, job.chunk_tokens) if job.pack else one_each(len(tokens))
@@ -81,8 +95,10 @@ def encode(job: EncodeJob) -> int:
     return 0
 
 
-def write_parts(codec: Codec, job: EncodeJob, path: Path, folder: Path) -> list[Written]:
-    """Tokenise a file in parts, by as many processes as the job says.
+def write_parts(
+    codec: Codec, job: EncodeJob, path: Path, folder: Path, add_bytes: Callable[[int], None],
+) -> list[Written]:
+    """Tokenise a file in parts, by as many processes as the job says; `add_bytes` hears of each part.
 
     Raises DataError for a row that cannot be encoded, Transient when a process was killed.
     """
@@ -91,11 +107,19 @@ def write_parts(codec: Codec, job: EncodeJob, path: Path, folder: Path) -> list[
     work = partial(write_one, codec, job, path, folder, part)
     numbers = range(-(-size // part))
     processes = min(job.processes, len(numbers))
+
+    def all_of(written: Iterable[Written]) -> list[Written]:
+        parts = []
+        for number, one in zip(numbers, written, strict=True):
+            add_bytes(min(part, size - number * part))
+            parts.append(one)
+        return parts
+
     if processes < 2:
-        return list(map(work, numbers))
+        return all_of(map(work, numbers))
     with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work, os.getpid())) as pool:
         try:
-            return list(pool.map(_one, numbers))
+            return all_of(pool.map(_one, numbers))
         except BrokenProcessPool as error:
             raise Transient("a process that tokenised was killed", where=path.stem,
                             fix="If it was short of memory, lower ANNEAL_THREADS.") from error

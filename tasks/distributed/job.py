@@ -22,6 +22,7 @@ from infra.records import RowKind
 from infra.spec import Precision
 
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
+SPLITS = ("train", "validation")
 BEST = "best"
 """The folder with the weights of the lowest validation loss so far."""
 ROOM, ROOM_BYTES = "room", 1 << 14

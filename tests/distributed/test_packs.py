@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from infra.errors import DataError, Transient
+from tasks.child import CONTRACT_FILES
 from tasks.distributed import encode as encoding
 from tasks.distributed import packs
 from tasks.distributed.encode import encode
@@ -49,8 +50,9 @@ def job_of(folder: Path, tokenizer: Path, rows: list[dict[str, Any]] = ROWS, **v
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """{file: content}"""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """{file: content} of what pack keeps."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in CONTRACT_FILES}
 
 
 @pytest.mark.usefixtures("small_parts")

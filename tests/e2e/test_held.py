@@ -1,17 +1,19 @@
-"""Runs that wait for another machine, or are told to make way: pytest -m chaos tests/e2e/test_held.py"""
+"""Runs that wait for another machine or for the server, or make way: pytest -m chaos tests/e2e/test_held.py"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
+import psutil
 import pytest
 
 from infra import stack as running
 from tests.benchmarks.soak import is_gone
-from tests.conftest import ROOT, wait_for
+from tests.conftest import ROOT, training_processes, wait_for
 from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import (
     RECOVERY_S,
@@ -29,6 +31,8 @@ __all__ = ["trained_anew", "undisturbed"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
+AWAY_S = 150
+"""Longer than a run's client asks again (infra/services.py: 83 s)."""
 HOLDS = """
 import fcntl, sys, time
 with open(sys.argv[1], "a+") as lock:
@@ -72,3 +76,16 @@ def test_runs_save_a_checkpoint_before_their_worker_is_stopped(
                    cwd=ROOT, check=True, timeout=60)
     assert is_gone(process) and "preempted" in (folder / "events.jsonl").read_text()
     finished(stack, run, "stopped", undisturbed, attempts=2)
+
+
+def test_a_run_outlives_a_prefect_server_that_is_away_for_minutes(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
+) -> None:
+    """The training ends meanwhile; whether its process waits or dies, the run ends well and once."""
+    run = started(stack, parameters, "far-away", undisturbed)
+    services = running.read(stack.settings)
+    killed([psutil.Process(services[name].pid) for name in ("keeper", "prefect")])
+    time.sleep(AWAY_S)
+    assert training_processes(stack.settings.home_path) == [], "it trained to its end without the server"
+    assert stack.anneal("up").returncode == 0
+    finished(stack, run, "far-away", undisturbed, attempts=None, resumes=None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.e2e.conftest import Stack, Training, options
 
 pytestmark = pytest.mark.slow
 
+SVG = "{http://www.w3.org/2000/svg}"
 KEPT = ("validate", "pack", "train", "evaluate", "register")
 """Steps that are not done again. The data and the base are looked at again, the predictor is asked again."""
 
@@ -73,7 +76,10 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     assert found["data-lengths"].startswith("data:image/svg+xml;base64,")
     assert "| steps | 4" in found["forecast"]
     assert found["training-progress"] == 100
-    assert found["training-loss"].startswith("data:image/svg+xml;base64,")
+    kind, _, picture = found["training-loss"].partition(",")
+    titles = [text.text for text in ElementTree.fromstring(base64.b64decode(picture)).iter(f"{SVG}text")]
+    assert kind == "data:image/svg+xml;base64"
+    assert [title.split()[0] for title in titles if title and title[0].isupper()] == ["Loss", "Learning", "Tokens"]
     assert "| lead3 |" in found["rouge"]
     assert "/#/models/acme--notes/versions/1" in found["version"]
     (version,) = stack.versions("acme/notes")

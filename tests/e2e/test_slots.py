@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
+import json
 import logging
 import os
 import subprocess
@@ -17,6 +19,7 @@ import psutil
 import pytest
 
 from infra import stack as running
+from infra.nodes import FOLDER, Launch
 from infra.settings import Settings
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack
@@ -81,6 +84,35 @@ def test_one_waits_for_the_other_and_says_so(
     assert got.is_set()
     assert taken(client, settings) == 0
     assert list((settings.home_path / "leases").iterdir()) == []
+
+
+def test_a_machine_that_waits_for_a_slot_leaves_when_the_launch_is_over(
+    stack: Stack, settings: Settings, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tasks import join
+    from tasks.slots import hold
+
+    monkeypatch.setattr(join, "ENDING_S", 0.1)
+    monkeypatch.setattr(join, "Imported", None)  # no rank is to be started
+    other, folder = holder(stack, settings), settings.home_path / FOLDER
+    folder.mkdir()
+    launch = Launch(
+        id="waits", nodes=2, ranks=1, rendezvous="10.0.0.1:1", job=str(settings.home_path / "job.json"), beat=1)
+    path = folder / "waits.json"
+    path.write_text(json.dumps(dataclasses.asdict(launch)))
+    told = list[str]()
+
+    def take_part() -> None:
+        told.append(join.join_launch(settings, "waits", 1, lambda ranks, look: hold(settings, ranks, look)))
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(take_part,))
+    thread.start()
+    thread.join(5)
+    assert thread.is_alive(), "its launch is under way"
+    path.unlink()
+    thread.join(30)
+    assert told == ["the first node has ended the launch: no GPU was free before"]
+    other.communicate("\n")
 
 
 def test_the_slots_of_a_killed_process_are_given_back_at_once(

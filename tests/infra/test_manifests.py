@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ def test_jobs_run_under_an_account_that_the_manifests_make() -> None:
         one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "PersistentVolumeClaim"]
 
 
+CALLED = re.compile(r"\b(create|read|list|patch|replace|delete)_namespaced_(job|pod_log|pod)\b")
+VERBS = {"create": "create", "read": "get", "list": "list", "patch": "patch", "replace": "update", "delete": "delete"}
+WATCHED = re.compile(r"kopf\.on\.event\(\s*(?:\"batch\",\s*\"v1\",\s*)?\"(\w+)\"")
+
+
+def test_the_worker_may_do_what_its_code_does() -> None:
+    """Prefect's worker and observer for Kubernetes, as installed; secrets they only make where a setting says so."""
+    (role,) = [one for one in MANIFESTS if one["kind"] == "Role"]
+    may = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    code = "".join(Path(str(files("prefect_kubernetes") / name)).read_text() for name in ("worker.py", "observer.py"))
+    called = {(f"{thing}s".replace("pod_logs", "pods/log"), VERBS[verb]) for verb, thing in CALLED.findall(code)}
+    watched = {(thing, verb) for thing in WATCHED.findall(code) for verb in ("list", "watch")}
+    assert ("jobs", "create") in called and ("pods", "watch") in watched
+    assert called | watched <= may, (called | watched) - may
+    assert "create_secret" not in str(MANIFESTS).lower()
+
+
 def test_units_are_understood_by_systemd(tmp_path: Path) -> None:
     program = needed("systemd-analyze", "systemd")
     for unit in UNITS:  # systemd looks for the programs, which lie elsewhere here
@@ -82,8 +100,8 @@ def test_variables_of_the_example_are_ones_that_something_reads() -> None:
 
 
 def test_the_page_for_teams_says_every_variable_and_no_other() -> None:
-    files = [file for place in PLACES for file in ([INFRA / place] if "." in place else (INFRA / place).iterdir())]
-    used = {name for file in files for name in re.findall(VARIABLE, file.read_text(encoding="utf-8"))}
+    found = [file for place in PLACES for file in ([INFRA / place] if "." in place else (INFRA / place).iterdir())]
+    used = {name for file in found for name in re.findall(VARIABLE, file.read_text(encoding="utf-8"))}
     page = (INFRA / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"(?m)^\| `(\w+)` \|", page)
     assert sorted(used) == sorted(rows), set(rows) ^ used

@@ -24,7 +24,7 @@ from infra.settings import Settings
 from infra.spec import Group, TaskType, TrainingSpec
 from infra.store import Store
 from tasks import report
-from tasks.base import find_base
+from tasks.base import find_base, look_for_base
 from tasks.evaluate import find_evaluation, judge, refuse_unscorable
 from tasks.forecast import forecast
 from tasks.histogram import COLOURS, bars
@@ -175,14 +175,16 @@ def test_a_folder_that_is_no_model_is_told(
 ) -> None:
     folder = Path(shutil.copytree(past.base.path, tmp_path / "copy"))
     (folder / lacking).unlink()
-    with pytest.raises(BaseModelError, match=words):
-        find_base(settings, str(folder))
+    for find in (find_base, look_for_base):
+        with pytest.raises(BaseModelError, match=words):
+            find(settings, str(folder))
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "no such folder", "../x/y/z"])
 def test_a_wrong_base_path_is_told(settings: Settings, name: str) -> None:
-    with pytest.raises(BaseModelError, match="there is no such folder"):
-        find_base(settings, name)
+    for find in (find_base, look_for_base):
+        with pytest.raises(BaseModelError, match="there is no such folder"):
+            find(settings, name)
 
 
 def test_the_base_is_known_by_its_content(settings: Settings, past: Past, tmp_path: Path) -> None:

@@ -184,13 +184,13 @@ def test_never_all_prompts_are_held_out_and_no_copy_stays(
 def test_how_far_each_pass_is_can_be_heard(
     settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = bring(settings, store, tmp_path / "d.jsonl", "".join(line(f"p{i}") + "\n" for i in range(5000)))
-    monkeypatch.setattr("tasks.validate.TELL_EVERY_S", 0.0)
+    data = bring(settings, store, tmp_path / "d.jsonl", "".join(line(f"p{i}") + "\n" for i in range(50000)))
+    monkeypatch.setattr("tasks.every.TELL_EVERY_S", 0.0)
     said: list[str] = []
     validate(store, data, None, 50, say=said.append)
-    judged = [said for said in said if said.startswith("judged: ")]
-    assert judged[-1].endswith(f" of {data.bytes} bytes ({100 * int(judged[-1].split()[1]) / data.bytes:.0f}%)")
-    assert "looking at 5000 rows" in said[len(judged)] and said[-1] == "written: 4999 of 5000 rows (100%)"
+    judged = [int(found[1]) for one in said if (found := re.fullmatch(r"judged: [012] of 2 MB \((\d+)%\)", one))]
+    assert judged == sorted(judged) and judged[0] < 50 and judged[-1] >= 99
+    assert "looking at 50000 rows" in said[len(judged)] and said[-1] == "written: 49999 of 50000 rows (100%)"
 
 
 def test_bad_validation_data_is_told_with_bad_training_data(settings: Settings, store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""Telling how far long work has come, but only now and then.
+
+In:   how much is done, as often as it is known     Out: a line every TELL_EVERY_S
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+TELL_EVERY_S = 5.0
+MEGABYTE = 1_000_000
+UNITS = {"MB": MEGABYTE, "rows": 1}
+
+
+class Every:
+    """Is due once in so many seconds, first when so many are over."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is; then not again for as long."""
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
+class SoFar:
+    """Says now and then how much of a pass is done."""
+
+    def __init__(self, say: Callable[[str], None], what: str, unit: str, total: int) -> None:
+        """`total`: rows, or bytes with MB for a unit."""
+        self._say, self._what, self._unit, self._total = say, what, unit, total
+        self._every = Every(TELL_EVERY_S)
+
+    def at(self, done: int) -> None:
+        """It is so far."""
+        if self._every.is_due():
+            size = UNITS[self._unit]
+            self._say(f"{self._what}: {done / size:.0f} of {self._total / size:.0f} {self._unit} "
+                      f"({done / self._total:.0%})")

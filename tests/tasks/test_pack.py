@@ -1,0 +1,35 @@
+"""tasks/pack.py with a real tokenizer: what is heard while it works: pytest tests/tasks/test_pack.py"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from infra.settings import Settings
+from infra.spec import TrainingSpec
+from infra.store import Store
+from tasks.base import find_base
+from tasks.ingest import ingest
+from tasks.pack import find_pack, pack
+from tasks.validate import validate
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_how_far_tokenising_is_can_be_heard(
+    store: Store, tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch, threads: int,
+) -> None:
+    settings, words = Settings(home=tmp_path / "home", threads=threads), "Once upon a time there was a little girl. "
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": f"{number} {words * 25}"}) + "\n" for number in range(6000)))
+    spec = TrainingSpec(train_data=str(data), base_model=str(stories), destination="acme/told", chunk_size=512)
+    split, base = validate(store, ingest(settings, store, spec.train_data), None, 10), find_base(settings, str(stories))
+    monkeypatch.setattr("tasks.every.TELL_EVERY_S", 0.0)
+    said: list[str] = []
+    packed = pack(settings, store, split, base, spec, say=said.append)
+    assert find_pack(store, split, base, spec) == packed and packed.train.examples == 5990
+    done = [int(found[1]) for line in said if (found := re.fullmatch(r"tokenised: (\d) of 6 MB \(\d+%\)", line))]
+    assert len(done) == len(said) > 1 and done == sorted(done) and done[0] < done[-1] <= 6
+    assert sorted(path.suffix for path in (store.fetch(packed.folder)).glob("*.jsonl")) == [], "its events are not kept"
