@@ -5,7 +5,7 @@ A template is Prefect's own default for the kind with infra/workpools/<kind>.jso
 ours holds only what trainings need: GPUs, shared memory, secrets by reference (for containers:
 deployments/credentials.py); on Kubernetes also a grace period for the checkpoint. For a pool without GPUs
 <kind>-cpu.json is merged on top. Dies half-way: run it again. Limits and defaults of job variables that were set in
-the UI stay.
+the UI stay, but for those that a run could not do without.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ ABOUT: dict[tuple[Role, Kind], str] = {
 }
 DEFAULTS = ("prefect.server.api.collections_data.views", "aggregate-worker-metadata.json")
 ENGINE = shlex.join([sys.executable, "-m", "infra.engine"])
-"""What workers of this machine start for a run."""
-OURS = ("stream_output", "command")
-"""Job variables that nobody sets. Runs never write to the worker's console, whatever they say: a worker's death would
-crash them. And an environment may have moved."""
+"""What workers of pools of processes start for a run: the environment has the same path on their machines, as CODE."""
 PACKAGES: dict[Kind, str] = {"process": "prefect", "docker": "prefect-docker", "kubernetes": "prefect-kubernetes"}
 
 
@@ -109,13 +106,19 @@ def keep_defaults(
     template: dict[str, Any], stored: dict[str, Any], stock: dict[str, Any], pool: str,
 ) -> list[str]:
     """Put the defaults that people set into the template; returns which differ. Those of the stock template nobody
-    set."""
+    set.
+
+    Runs never write to the worker's console, whatever they say: a worker's death would crash them. Processes are
+    started by ENGINE: the environment may have moved.
+    """
     differs = []
     for name, variable in template["variables"]["properties"].items():
         found, stocked = (one.get("variables", {}).get("properties", {}).get(name, {}) for one in (stored, stock))
-        if name in OURS or "default" not in found or found["default"] == stocked.get("default"):
+        if name == "stream_output" or "default" not in found or found["default"] == stocked.get("default"):
             continue
-        if found["default"] != variable.get("default"):
+        if variable.get("default") == ENGINE != found["default"]:
+            differs.append(f"pool {pool}: {name} was {found['default']!r} (replaced)")
+        elif found["default"] != variable.get("default"):
             differs.append(f"pool {pool}: {name} is {found['default']!r} (kept)")
             variable["default"] = found["default"]
     return differs

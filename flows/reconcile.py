@@ -3,9 +3,9 @@ webhook how runs ended.
 
 In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
       signed messages (tasks/notify.py)
-While anything runs it looks every few seconds, and at once when a process of this machine dies, until the run of the
-next minute takes over: a run that crashes meanwhile has not to wait for another process to start, and one without a
-worker (it outlived the one that started it) not for the next minute.
+While anything runs it looks every few seconds, and at once when the process of such a run on this machine dies, until
+the run of the next minute takes over: a run that crashes meanwhile has not to wait for another process to start, and
+one without a worker (it outlived the one that started it) not for the next minute.
 One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a
 run that died. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile

@@ -1,4 +1,4 @@
-"""What a worker of this machine starts for a flow run: Prefect's engine, in a session of its own that outlives it.
+"""What workers of a machine start for a flow run: Prefect's engine, out of reach of a Ctrl-C at the worker.
 
 In:   PREFECT__FLOW_RUN_ID, <home>/runs/<flow run id>.first     Out: how the run ended, told to Prefect; an exit code
 A worker that is given no command starts one more process, which makes Prefect's imports only to look for the code, and
@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import os
 import runpy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from infra.errors import AnnealError
 from infra.files import write_atomic
 from infra.settings import Settings
-from infra.warm import Warm, start_ahead
+from infra.warm import Warm, end_those_ahead, start_ahead
 
 RUN = "PREFECT__FLOW_RUN_ID"
+
+
+def is_engine() -> bool:
+    """Whether this process is one."""
+    return sys.orig_argv[1:3] == ["-m", "infra.engine"]
 
 
 def note_of(settings: Settings) -> Path | None:
@@ -30,24 +37,31 @@ def note_of(settings: Settings) -> Path | None:
 
 @contextmanager
 def begins_with(settings: Settings, imports: Warm) -> Iterator[None]:
-    """Unless this ends well, the next attempt at the run begins with these imports."""
+    """Unless this ends well, the next attempt at the run begins with these imports, where this module starts it."""
     note = note_of(settings)
-    if note is None:
-        yield
-        return
-    with suppress(OSError):
-        write_atomic(note, imports.recipe)
+    if note is not None:
+        with suppress(OSError):
+            write_atomic(note, imports.recipe)
     yield
-    note.unlink(missing_ok=True)
+    begin_with_nothing(settings)
+
+
+def begin_with_nothing(settings: Settings) -> None:
+    """The run needs no such imports any more, also what was started ahead."""
+    end_those_ahead()
+    if (note := note_of(settings)) is not None:
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
 
 
 def main() -> None:
     """Begin with what is noted, then be Prefect's engine."""
     with suppress(PermissionError):  # it leads a session already
         os.setsid()
-    note = note_of(Settings())
-    if note is not None and note.exists():
-        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged note; who needs the imports makes them
+    # A damaged note, or wrong settings: the engine tells those in the run's log. Who needs the imports makes them.
+    with suppress(AnnealError, OSError, ValueError, KeyError, TypeError):
+        note = note_of(Settings())
+        if note is not None and note.exists():
             start_ahead(note.read_text(encoding="utf-8"))
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 

@@ -20,7 +20,7 @@ QUEUES = ("control", "trainings", "background")
 """All but `nodes`: what leads a training cannot also be its second machine."""
 MARK = "ANNEAL_STACK"  # stands in the environment of every process of a stack, with the stack's home
 WORKER_QUERY_S = 1
-CLIENT_RETRIES = 8  # a run that ends inside an 83 s outage of the server is still recorded; 5 was too few
+CLIENT_RETRIES = 8  # waits of 2, 4, 8, ... 256 s: a run that ends inside an outage of minutes is still recorded
 RETRIED_CODES = "500"
 """What Prefect's server answers while its database is away; the client by itself takes that as final."""
 EVERYWHERE = ("0.0.0.0", "::")

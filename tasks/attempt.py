@@ -2,7 +2,7 @@
 
 In:   the flow run that this process executes    Out: <store>/runs/<flow run id>.json, what each attempt reached;
       signs of life among Prefect's events
-On disk meanwhile: <home>/runs/<flow run id>.lock, with host, pid, the attempt's number and the worker's pid in it
+On disk meanwhile: <home>/runs/<flow run id>.lock, with host, pid, the attempt's number and its worker's pid in it
 A run that was taken for dead and started elsewhere has a higher `run_count`: the older process stops its children
 and goes without a word, because what it would report belongs to the newer one. A frozen one on this machine is woken
 for that, and killed if it does not go: it would keep its training and its GPUs for ever. A cancelled run stops even
@@ -37,11 +37,12 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled
 
+from infra.engine import is_engine
 from infra.errors import AnnealError, Transient, UserError
 from infra.processes import lives
 from infra.settings import Settings
 from infra.store import Store
-from tasks.only_one import died_with, holder_of, only_one
+from tasks.only_one import died_with, noted_by_the_dead, only_one
 from tasks.run_log import show_in_runs
 from tasks.stopping import cancellation
 
@@ -58,6 +59,9 @@ MISSING_POLLS = 15
 TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 PUT_OFF = timedelta(minutes=1)
+SETTLE_S, SETTLE_HERE_S = 5.0, 3.0
+"""A worker reports the same crash a second time, once it has looked for hooks: in a process of their own seconds later,
+by itself, for what infra/engine.py started, 0.6 s later."""
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
 log = logging.getLogger(__name__)
 _held: list[ExitStack] = []
@@ -125,16 +129,15 @@ def died_here(settings: Settings, run: FlowRun) -> bool:
     return died_with(lock_of(settings, run.id), str(run.run_count))
 
 
-def has_reporter(settings: Settings, run: FlowRun) -> bool:
-    """Whether a worker may live that tells how that process ended."""
-    if not died_here(settings, run):
-        return True
-    with lock_of(settings, run.id).open(encoding="utf-8") as lock:
-        worker = holder_of(lock).split(" ")[3:]
+def reported_within_s(settings: Settings, run: FlowRun) -> float:
+    """For how long after its end a worker may report once more how a run's process ended: 0 if none is there."""
+    number, *worker = noted_by_the_dead(lock_of(settings, run.id)) or [""]
+    if number != str(run.run_count) or not worker:
+        return SETTLE_S
     try:
-        return not worker or lives(psutil.Process(int(worker[0])))
+        return SETTLE_HERE_S if lives(psutil.Process(int(worker[0]))) else 0.0
     except psutil.NoSuchProcess:
-        return False
+        return 0.0
 
 
 def locks_of(settings: Settings) -> Path:
@@ -170,7 +173,7 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
             try:
                 locks.enter_context(only_one(
                     lock_of(settings, run.id), f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0,
-                    note=f"{number} {os.getppid()}"))
+                    note=f"{number} {os.getppid()}" if is_engine() else str(number)))
             except Transient as error:
                 if run.deployment_id is not None:
                     fence.over.set()

@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
-
-import httpx
 
 from infra.errors import BaseModelError, Transient, shown_path
 from infra.files import digest_of, seal, sha256_of, verify, write_atomic
@@ -29,6 +27,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 CONFIG = "config.json"
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "vocab*")
 DEFAULT_CONTEXT_TOKENS = 2048
+HUB_TIMEOUT_S = 10.0
 PREFIX = "s3://"
 
 
@@ -45,7 +44,7 @@ def find_base(settings: Settings, name: str) -> Base:
         case "here":
             folder = Path(name).expanduser().resolve()
         case "hub":
-            folder = _from_hub(settings, name, PATTERNS)
+            folder = _from_hub(settings, name)
     config = _check(folder, name)
     context = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
     digest = _digest(settings, folder)
@@ -56,18 +55,45 @@ def find_base(settings: Settings, name: str) -> Base:
 
 
 def look_for_base(settings: Settings, name: str) -> None:
-    """Refuse what is no base model before anything that takes long, without fetching its weights.
+    """Refuse what is surely no base model before anything that takes long, and fetch nothing.
 
-    Raises BaseModelError. A hub or a store that does not answer is left to `find_base`.
+    Raises BaseModelError. What a disk, a store or the hub does not answer now is left to `find_base`.
     """
-    with suppress(Transient):
+    with suppress(Transient, OSError):
         match _lies(name):
             case "s3":
                 _listed(settings, name)
             case "here":
                 _check(Path(name).expanduser().resolve(), name)
             case "hub":
-                _from_hub(settings, name, (CONFIG,))
+                _ask_hub(name)
+
+
+def _ask_hub(name: str) -> None:
+    """Raises BaseModelError if the hub says that there is no such model for us."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    with suppress(httpx2.TransportError, HFValidationError), _refused_by_hub(name):
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+
+
+@contextmanager
+def _refused_by_hub(name: str) -> Iterator[None]:
+    """Raises BaseModelError or Transient for what the hub answers."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    where = f"base model {shown_path(name)}"
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", 0)
+        if status == 429 or status >= 500:
+            raise Transient(f"the model hub answers {status}", where=where) from error
+        raise BaseModelError(
+            f"the model hub answers {status}", where=where,
+            fix="Check the name; a gated model needs its licence accepted and HF_TOKEN set.") from error
 
 
 def _lies(name: str) -> Literal["s3", "here", "hub"]:
@@ -125,14 +151,16 @@ def _check(folder: Path, name: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _from_hub(settings: Settings, name: str, patterns: Sequence[str]) -> Path:
+def _from_hub(settings: Settings, name: str) -> Path:
+    import httpx2
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     cache = settings.home_path / "cache" / "hub"
     where = f"base model {shown_path(name)}"
     try:
-        return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(patterns)))
+        with _refused_by_hub(name):
+            return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(PATTERNS)))
     except HFValidationError as error:
         raise BaseModelError("there is no such folder, and it is no name of the hub", where=where,
                              fix="Check the path.") from error
@@ -140,15 +168,8 @@ def _from_hub(settings: Settings, name: str, patterns: Sequence[str]) -> Path:
         raise BaseModelError(
             "there is no such folder, and the model hub cannot be reached", where=where,
             fix="Check the path, or the network and HF_TOKEN if it is a hub name.") from error
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise Transient(f"the model hub does not answer ({type(error).__name__})", where=where) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", 0)
-        if status == 429 or status >= 500:
-            raise Transient(f"the model hub answers {status}", where=where) from error
-        raise BaseModelError(
-            f"the model hub answers {status}", where=where,
-            fix="Check the name; a gated model needs its licence accepted and HF_TOKEN set.") from error
 
 
 def _listed(settings: Settings, address: str) -> dict[str, dict[str, Any]]:

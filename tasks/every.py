@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 TELL_EVERY_S = 5.0
 MEGABYTE = 1_000_000
-UNITS = {"MB": MEGABYTE, "rows": 1}
+Unit = Literal["MB", "rows"]
+UNITS: dict[Unit, int] = {"MB": MEGABYTE, "rows": 1}
 
 
 class Every:
@@ -31,7 +33,7 @@ class Every:
 class SoFar:
     """Says now and then how much of a pass is done."""
 
-    def __init__(self, say: Callable[[str], None], what: str, unit: str, total: int) -> None:
+    def __init__(self, say: Callable[[str], None], what: str, unit: Unit, total: int) -> None:
         """`total`: rows, or bytes with MB for a unit."""
         self._say, self._what, self._unit, self._total = say, what, unit, total
         self._every = Every(TELL_EVERY_S)

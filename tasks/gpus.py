@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import takewhile
@@ -61,10 +61,10 @@ def devices() -> tuple[str, ...] | None:
 
 
 @contextmanager
-def held(count: int, folder: Path) -> Iterator[None]:
+def held(count: int, folder: Path, look: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Lock that many devices, all or none, waiting as long as it takes; `environment` then names them.
 
-    `folder`: where the locks lie, ANNEAL_GPU_LOCKS.
+    `folder`: where the locks lie, ANNEAL_GPU_LOCKS. What `look` raises ends the wait.
     """
     candidates = devices() or tuple(map(str, range(len(gpus()))))
     while True:
@@ -81,6 +81,7 @@ def held(count: int, folder: Path) -> Iterator[None]:
                     _held.reset(token)
                 return
         log.info("waiting for %d GPUs, %d are free", count, len(mine))
+        look()
         time.sleep(LOCK_POLL_S)
 
 

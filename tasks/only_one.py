@@ -52,17 +52,21 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
 
 
 def died_with(lock: Path, note: str) -> bool:
-    """Whether a process of this machine held the lock with that first word of a note and is no more: the kernel dropped
-    it.
+    """Whether a process of this machine held the lock with a note that begins so and is no more: the kernel dropped it.
 
     False where that cannot be told, of another machine or without a lock file.
     """
+    return noted_by_the_dead(lock)[:1] == [note]
+
+
+def noted_by_the_dead(lock: Path) -> list[str]:
+    """Words of the note of a process of this machine that held the lock and is no more, if there is one."""
     try:
         with lock.open("r+") as file:
-            host, _, *noted = holder_of(file).split(" ")
-            return host == socket.gethostname() and noted[:1] == [note] and locked(file)
+            host, _, *words = holder_of(file).split(" ")
+            return words if host == socket.gethostname() and locked(file) else []
     except (FileNotFoundError, ValueError):
-        return False
+        return []
 
 
 def holder_of(lock: IO[str]) -> str:

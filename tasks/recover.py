@@ -34,7 +34,7 @@ from prefect.states import AwaitingRetry, Crashed, Failed
 from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.store import Store
-from tasks.attempt import ALIVE_S, RUNS, died_here, has_reporter, read_attempts
+from tasks.attempt import ALIVE_S, RUNS, SETTLE_S, died_here, read_attempts, reported_within_s
 
 SILENT_S = ALIVE_S + 10
 SECOND_LOOK_S = ALIVE_S + 10
@@ -46,9 +46,6 @@ SAME_PLACES = 3
 PAUSE = timedelta(minutes=1)
 TELLS_S = 1
 """A worker tells within this time that a process of its own has ended."""
-SETTLE_S, SETTLE_HERE_S = 5, 3
-"""A worker reports the same crash a second time, after a look for hooks: a few seconds later, on this machine, where it
-looks by itself (infra/engine.py), after 0.6 s."""
 LOOK_BACK = timedelta(days=7)
 """What crashed earlier is history; a stack that was down for a holiday goes on."""
 PAGE = 200
@@ -76,7 +73,7 @@ def recover(
     done = Recovered()
     # Those that wait for a second look do so after those that are surely dead.
     gone = dead(settings, client, flows)
-    if any(has_reporter(settings, run) for run in gone):
+    if any(reported_within_s(settings, run) for run in gone):
         sleep(TELLS_S)
     for run in gone or silent(client, flows, except_run, sleep):
         now = client.read_flow_run(run.id).state
@@ -192,9 +189,7 @@ def age_s(run: FlowRun) -> float:
 
 def unsettled_s(settings: Settings, run: FlowRun) -> float:
     """For how many seconds this crash may be reported once more, which would be taken for one of the next attempt."""
-    if not has_reporter(settings, run):
-        return 0.0
-    return max(0.0, (SETTLE_HERE_S if died_here(settings, run) else SETTLE_S) - age_s(run))
+    return max(0.0, reported_within_s(settings, run) - age_s(run))
 
 
 def crashed_at(store: Store, run: FlowRun) -> list[str]:

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 def hold(settings: Settings, ranks: int, look: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Wait for a GPU for each rank and keep others off them. Raises Transient when Prefect does not answer, and what
     `look` raises while it waits."""
-    with leased(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, settings.gpu_locks):
+    with leased(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, settings.gpu_locks, look):
         yield
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.engine import begins_with
+from infra.engine import begin_with_nothing, begins_with
 from infra.files import digest_of, sha256_of, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
@@ -167,6 +167,7 @@ def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trai
     store = Store(settings)
     found = find_trained(store, spec, pack, base)
     if found is not None:
+        begin_with_nothing(settings)
         return found_done(found)
     with Progress("training") as progress, hold(settings, ranks_of(spec.num_ranks)):
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -47,18 +47,6 @@ BINS = 40
 """Bars of the histogram of lengths."""
 
 
-class SoFar:
-    """Tells how many bytes of rows are tokenised."""
-
-    def __init__(self, folder: Path) -> None:
-        self._events, self._bytes = Events(folder, total=0), 0
-
-    def add(self, size: int) -> None:
-        """So many more."""
-        self._bytes += size
-        self._events.emit("tokenised", bytes=self._bytes)
-
-
 @dataclass(frozen=True)
 class Written(Part):
     """A part that is on disk, with what its report needs."""
@@ -76,12 +64,16 @@ def encode(job: EncodeJob) -> int:
     codec = Codec(load_tokenizer(Path(job.tokenizer)))
     counts: dict[str, Any] = {}
     histogram: dict[str, list[NDArray[np.integer]]] = {}
-    so_far = SoFar(Path(job.out))
+    events, before = Events(Path(job.out), total=0), 0
     for split in SPLITS:
         folder = Path(job.out) / split
         folder.mkdir(parents=True)
         path = Path(job.rows) / f"{split}.jsonl"
-        parts = write_parts(codec, job, path, folder, so_far.add)
+        parts = []
+        for done, part in write_parts(codec, job, path, folder):
+            parts.append(part)
+            events.emit("tokenised", bytes=before + done)
+        before += path.stat().st_size
         refuse_idle(path, [row for part in parts for row in part.idle], job.chunk_tokens)
         tokens = joined([part.tokens for part in parts])
         rows = best_fit(tokens, job.chunk_tokens) if job.pack else one_each(len(tokens))
@@ -95,31 +87,22 @@ def encode(job: EncodeJob) -> int:
     return 0
 
 
-def write_parts(
-    codec: Codec, job: EncodeJob, path: Path, folder: Path, add_bytes: Callable[[int], None],
-) -> list[Written]:
-    """Tokenise a file in parts, by as many processes as the job says; `add_bytes` hears of each part.
+def write_parts(codec: Codec, job: EncodeJob, path: Path, folder: Path) -> Iterator[tuple[int, Written]]:
+    """Tokenise a file in parts, by as many processes as the job says; with each part how many bytes are done.
 
     Raises DataError for a row that cannot be encoded, Transient when a process was killed.
     """
     size = path.stat().st_size
     part = min(max(size // PARTS, LEAST_PART_BYTES), MOST_PART_BYTES)
     work = partial(write_one, codec, job, path, folder, part)
-    numbers = range(-(-size // part))
-    processes = min(job.processes, len(numbers))
-
-    def all_of(written: Iterable[Written]) -> list[Written]:
-        parts = []
-        for number, one in zip(numbers, written, strict=True):
-            add_bytes(min(part, size - number * part))
-            parts.append(one)
-        return parts
-
+    ends = [min(start + part, size) for start in range(0, size, part)]
+    processes = min(job.processes, len(ends))
     if processes < 2:
-        return all_of(map(work, numbers))
+        yield from zip(ends, map(work, range(len(ends))), strict=True)
+        return
     with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work, os.getpid())) as pool:
         try:
-            return all_of(pool.map(_one, numbers))
+            yield from zip(ends, pool.map(_one, range(len(ends))), strict=True)
         except BrokenProcessPool as error:
             raise Transient("a process that tokenised was killed", where=path.stem,
                             fix="If it was short of memory, lower ANNEAL_THREADS.") from error

@@ -39,7 +39,8 @@ def test_a_worker_starts_the_engine_of_the_environment_that_deployed_last(
     template = client.read_work_pool("gpu-pool").base_job_template
     template["variables"]["properties"]["command"]["default"] = "/moved/bin/python -m infra.engine"
     client.update_work_pool("gpu-pool", WorkPoolUpdate(base_job_template=template))
-    deploy(stack.settings)
+    assert "pool gpu-pool: command was '/moved/bin/python -m infra.engine' (replaced)" in deploy(stack.settings).differs
+    assert deploy(stack.settings).differs == []
     assert shlex.split(command()["default"]) == [sys.executable, "-m", "infra.engine"]
 
 

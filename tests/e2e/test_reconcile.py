@@ -40,7 +40,7 @@ def test_a_dead_run_is_found_and_scheduled_again(
     from tasks import recover
 
     monkeypatch.setattr(recover, "SILENT_S", 0)
-    monkeypatch.setattr(recover, "SETTLE_S", 1)
+    monkeypatch.setattr("tasks.attempt.SETTLE_S", 1)
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
     parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
@@ -70,7 +70,8 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
     from tasks import recover
     from tasks.attempt import lock_of
 
-    monkeypatch.setattr(recover, "SETTLE_HERE_S", 1)
+    monkeypatch.setattr("tasks.attempt.SETTLE_HERE_S", 1.0)
+    monkeypatch.setattr("tasks.attempt.SETTLE_S", 2.0)
     settings, waits = Settings(home=tmp_path), list[float]()  # a home of its own: the stack's reconcile sees no lock
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
     run = client.create_flow_run_from_deployment(
@@ -100,7 +101,8 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
             assert waits == [], "nobody can tell anything more"
         else:
             tells, rest = waits
-            assert tells == recover.TELLS_S and 0 < rest <= recover.SETTLE_HERE_S, "only the rest of it"
+            whole = 1.0 if worker == "alive" else 2.0
+            assert tells == recover.TELLS_S and whole - 0.8 < rest <= whole, "only the rest of it"
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
 

@@ -103,15 +103,15 @@ def killed(processes: list[psutil.Process]) -> None:
 
 
 def finished(
-    stack: Stack, run: str, name: str, undisturbed: Undisturbed, *, attempts: int | None = 1,
-    resumes: bool | None = True,
+    stack: Stack, run: str, name: str, undisturbed: Undisturbed, *, attempts: int = 1, resumes: bool | None = True,
 ) -> None:
-    """Completed by itself, in so many attempts, with one version of the undisturbed training's weights. None: any."""
+    """Completed by itself, in so many attempts, with one version of the undisturbed training's weights. `resumes`: None
+    where ranks may have been started again or not."""
     wait_for(lambda: state_of(stack, run)["type"] in ("COMPLETED", "FAILED", "CANCELLED"),
              "it did not go on", RECOVERY_S)
     found = stack.prefect(f"/flow_runs/{run}")
     assert found["state"]["type"] == "COMPLETED", found["state"]
-    assert attempts in (None, found["run_count"])
+    assert found["run_count"] == attempts
     assert training_processes(stack.settings.home_path) == []
     (version,) = stack.versions(f"acme/{name}")
     assert version.tags["training_id"] == undisturbed.training

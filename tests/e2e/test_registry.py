@@ -92,8 +92,9 @@ def train(stack: Stack, parameters: dict[str, Any], gate: Gate) -> subprocess.Co
     """The command, with a tenth of a second between a step's tries; MLflow's client has none of its own."""
     variables = {"ANNEAL_MLFLOW_URI": gate.url, "PREFECT_API_URL": stack.settings.prefect_api,
                  "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    wanted = {**parameters, "seed": 12, "destination": DESTINATION}
     return subprocess.run(
-        [sys.executable, "-c", IMPATIENT, "train", "--json", *options({**parameters, "destination": DESTINATION})],
+        [sys.executable, "-c", IMPATIENT, "train", "--json", *options(wanted)],
         cwd=ROOT, env={**os.environ, **stack.environment, **variables}, capture_output=True, text=True,
         timeout=COMMAND_TIMEOUT_S)
 

@@ -105,14 +105,16 @@ def test_a_machine_that_waits_for_a_slot_leaves_when_the_launch_is_over(
     def take_part() -> None:
         told.append(join.join_launch(settings, "waits", 1, lambda ranks, look: hold(settings, ranks, look)))
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(take_part,))
-    thread.start()
-    thread.join(5)
-    assert thread.is_alive(), "its launch is under way"
-    path.unlink()
-    thread.join(30)
-    assert told == ["the first node has ended the launch: no GPU was free before"]
-    other.communicate("\n")
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(take_part,), daemon=True)
+    try:
+        thread.start()
+        thread.join(5)
+        assert thread.is_alive(), "its launch is under way"
+        path.unlink()
+        thread.join(30)
+        assert told == ["the first node has ended the launch: no GPU was free before"]
+    finally:
+        other.communicate("\n")
 
 
 def test_the_slots_of_a_killed_process_are_given_back_at_once(

@@ -74,7 +74,7 @@ def test_without_a_worker_nothing_is_noted(tmp_path: Path, monkeypatch: pytest.M
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("noted", ["imports", "damaged", "nothing"])
+@pytest.mark.parametrize("noted", ["imports", "damaged", "nothing", "wrong settings"])
 def test_the_engine_has_a_session_of_its_own_and_begins_with_what_is_noted(
     tmp_path: Path, run: str, noted: str,
 ) -> None:
@@ -85,11 +85,12 @@ def test_the_engine_has_a_session_of_its_own_and_begins_with_what_is_noted(
     note = note_of(settings)
     assert note is not None
     note.parent.mkdir(parents=True)
-    if noted != "nothing":
+    wrong = {"ANNEAL_NODES": "two"} if noted == "wrong settings" else {}
+    if noted in ("imports", "damaged"):
         note.write_text(imports(tmp_path, says).recipe if noted == "imports" else '{"command": ')
     engine = subprocess.run(
-        [sys.executable, "-m", "infra.engine"], env={**os.environ, **NOWHERE, "ANNEAL_HOME": str(settings.home)},
-        capture_output=True, text=True, check=False, cwd=tmp_path)
+        [sys.executable, "-m", "infra.engine"], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, **NOWHERE, **wrong, "ANNEAL_HOME": str(settings.home)})
     assert engine.returncode != 0 and "prefect" in engine.stderr.lower(), "it was Prefect's engine, without a server"
     assert run in engine.stderr or "connect" in engine.stderr.lower()
     if noted == "imports":

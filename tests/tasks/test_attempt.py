@@ -165,7 +165,8 @@ def test_a_damaged_note_counts_as_none(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("host", "note", "asked", "dead"), [
-    ("here", "2", "2", True), ("here", "1", "2", False), ("elsewhere", "2", "2", False), ("here", "", "2", False)])
+    ("here", "2", "2", True), ("here", "1", "2", False), ("elsewhere", "2", "2", False), ("here", "", "2", False),
+    ("here", "2 4711", "2", True), ("here", "1 2", "2", False)])
 def test_a_free_lock_means_dead_on_this_machine_and_for_that_attempt(
     tmp_path: Path, host: str, note: str, asked: str, dead: bool,
 ) -> None:

@@ -67,6 +67,16 @@ def test_one_waits_until_enough_are_free(tmp_path: Path) -> None:
     assert got.is_set()
 
 
+def test_one_that_needs_them_no_more_does_not_wait(tmp_path: Path) -> None:
+    def look() -> None:
+        raise KeyError("over")
+
+    with held(2, tmp_path), pytest.raises(KeyError, match="over"), held(3, tmp_path, look):
+        pass
+    with held(4, tmp_path, look):
+        assert environment() == {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, "what it had locked meanwhile is free"
+
+
 def test_a_killed_training_gives_its_devices_back(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
