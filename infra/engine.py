@@ -30,9 +30,14 @@ def is_engine() -> bool:
     return sys.orig_argv[1:3] == ["-m", "infra.engine"]
 
 
+def runs_of(settings: Settings) -> Path:
+    """Where this machine keeps notes and locks of its flow runs."""
+    return settings.home_path / "runs"
+
+
 def note_of(settings: Settings) -> Path | None:
     """Where it stands what to begin this process's flow run with; None outside of one that a worker started."""
-    return settings.home_path / "runs" / f"{os.environ[RUN]}.first" if RUN in os.environ else None
+    return runs_of(settings) / f"{os.environ[RUN]}.first" if RUN in os.environ else None
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled
 
-from infra.engine import is_engine
+from infra.engine import is_engine, runs_of
 from infra.errors import AnnealError, Transient, UserError
 from infra.processes import lives
 from infra.settings import Settings
@@ -142,7 +142,7 @@ def reported_within_s(settings: Settings, run: FlowRun) -> float:
 
 def locks_of(settings: Settings) -> Path:
     """Where they lie."""
-    return settings.home_path / "runs"
+    return runs_of(settings)
 
 
 def cancelled() -> Any:

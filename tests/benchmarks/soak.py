@@ -38,6 +38,7 @@ from typing import Any
 import psutil
 
 from infra import services, stack
+from infra.processes import lives
 from infra.settings import Settings
 from tests.benchmarks.data import STORIES, needs_shared
 from tests.benchmarks.report import finish, say
@@ -200,7 +201,7 @@ def strike(running: Stack, run: str, kind: str, log: Log, end: float) -> Fault |
     if number == signal.SIGSTOP:
         wait_for(lambda: victims[0].status() == psutil.STATUS_STOPPED, f"{kind}: it did not stop", GONE_S)
     else:
-        wait_for(lambda: all(is_gone(victim) for victim in victims), f"{kind}: it did not die", GONE_S)
+        wait_for(lambda: not any(lives(victim) for victim in victims), f"{kind}: it did not die", GONE_S)
     fault.orphans = len(psutil.wait_procs(below, timeout=GONE_S)[1])
     say(f"  {time.strftime('%H:%M:%S')}  step {fault.step:<6} {kind}")
     return fault
@@ -210,17 +211,9 @@ def alive(find: Find, settings: Settings, run: str) -> list[psutil.Process]:
     """The victims, all of them alive, or none."""
     try:
         victims = find(settings, run)
-        return [] if any(is_gone(victim) for victim in victims) else victims
+        return victims if all(lives(victim) for victim in victims) else []
     except (psutil.Error, KeyError):
         return []
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Also true for a zombie."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def follow(running: Stack, run: str, log: Log) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from infra import stack as running
-from tests.benchmarks.soak import is_gone
+from infra.processes import lives
 from tests.conftest import ROOT, training_processes, wait_for
 from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import (
@@ -74,7 +74,7 @@ def test_runs_save_a_checkpoint_before_their_worker_is_stopped(
     worker = running.read(stack.settings)["worker"].pid
     subprocess.run([sys.executable, "-m", "infra.processes", str(worker)], env={**os.environ, **stack.environment},
                    cwd=ROOT, check=True, timeout=60)
-    assert is_gone(process) and "preempted" in (folder / "events.jsonl").read_text()
+    assert not lives(process) and "preempted" in (folder / "events.jsonl").read_text()
     finished(stack, run, "told-to-stop", undisturbed, attempts=2)
 
 

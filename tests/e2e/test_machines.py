@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from infra.engine import RUN
 from infra.processes import left_over
 from infra.settings import Settings
 from infra.store import Store
@@ -26,7 +27,6 @@ from tests.e2e.conftest import KNOBS, LONG, options
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 WAIT_S = 400
-MARK = "PREFECT__FLOW_RUN_ID"
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_training_calls_its_second_machine_and_once_more_when_that_dies(
     first = begun(pair, shared, stories)
     (run,) = pair.joined()
     killed = [process for process in psutil.process_iter(["environ"])
-              if (process.info["environ"] or {}).get(MARK) == run["id"]]
+              if (process.info["environ"] or {}).get(RUN) == run["id"]]
     assert killed
     for process in killed:
         process.kill()
