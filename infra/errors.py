@@ -63,6 +63,8 @@ class DataError(UserError):
 class DataChanged(DataError):
     """The training data changed while it was read."""
 
+    FIX = "Start again when it is written, or write new data into new files."
+
 
 class BaseModelError(UserError):
     """The base model cannot be found, read or trained."""

@@ -21,14 +21,13 @@ from infra.addresses import parsed, reachable
 from infra.clouds import in_object_store
 from infra.errors import DataChanged, DataError, Interrupted, Transient, shown
 from infra.forms import form_of
+from infra.patience import PROGRESS_BYTES, Patience
 from infra.settings import Settings
-from infra.wire import Answer, Patience, ask
+from infra.wire import Answer, ask
 
 PATIENCE = Patience()
 REDIRECTS = 5
 REDIRECTING = (301, 302, 303, 307, 308)
-PROGRESS_BYTES = 1 << 20
-"""A connection that brought this much starts the count of failed ones anew."""
 SETTLED_S = 60
 """A Last-Modified this much older than the answer tells two versions apart (RFC 9110, 8.8.2.2)."""
 PARTIAL = re.compile(r"bytes (?P<first>\d+)-\d+/(?P<size>\d+|\*)")

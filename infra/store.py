@@ -24,12 +24,13 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from infra.clouds import CLOUDS, cloud, cloud_of, hint, says_no
+from infra.clouds import cloud, cloud_of
 from infra.crash import crashpoint
-from infra.errors import AnnealError, Transient, UserError, from_os_error, shown
+from infra.errors import Transient, UserError, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
 from infra.s3 import AHEAD_BYTES, Parts, s3
 from infra.settings import Settings
+from infra.store_errors import existing, told
 
 BUCKET = re.compile(r"[A-Za-z0-9._-]{0,63}")
 """What botocore takes for a bucket's name, and not for an access point somewhere else; empty: the server itself."""
@@ -214,43 +215,7 @@ def open_remote(address: str, settings: Settings) -> BinaryIO:
     """Open one object for reading. Raises UserError when it is not there or not ours to read."""
     with told(address), existing(address):
         file = filesystem(address, settings).open(address, "rb", block_size=AHEAD_BYTES)
-    return file if cloud_of(address) else cast(BinaryIO, Parts(file))
-
-
-@contextmanager
-def existing(address: str) -> Iterator[None]:
-    """Say that an object is not there."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(
-            "no such object", where=address, fix="Check bucket, key and ANNEAL_S3_ENDPOINT_URL.") from error
-
-
-@contextmanager
-def told(where: str) -> Iterator[None]:
-    """Turn what disks and S3 servers raise into errors a user can act on."""
-    try:
-        yield
-    except AnnealError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"it does not exist ({error})", where=where,
-                        fix="Check the bucket's name and ANNEAL_S3_ENDPOINT_URL; the bucket is not made for you."
-                        ) from error
-    except PermissionError as error:
-        raise UserError(f"access denied ({error})", where=where, fix=hint(where)) from error
-    except Exception as error:
-        if says_no(error, where):
-            raise UserError(f"it cannot be read ({error})", where=where, fix=hint(where)) from error
-        if isinstance(error, OSError):
-            raise from_os_error(error, where) from error
-        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            raise UserError("there are no keys for it", where=where,
-                            fix="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
-        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", *CLOUDS.values(), "azure"):
-            raise Transient(f"the store does not answer ({type(error).__name__}: {error})", where=where) from error
-        raise
+    return file if cloud_of(address) else cast(BinaryIO, Parts(file, address))
 
 
 @contextmanager

@@ -10,35 +10,17 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import h11
 import httpx
 
 from infra.addresses import Address, Endpoint
 from infra.errors import DataError, Interrupted, Transient, shown
+from infra.patience import Pace, Patience
 
 RECEIVED_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a server may take."""
-
-    stall_s: float = 30.0
-    """Without a byte, and for each try to connect."""
-    window_s: float = 60.0
-    slowest_bytes_per_s: float = 1000.0
-    """On average over each window of waiting for the server; the reader's own time does not count."""
-    end_s: float = 1.0
-    """Wait for the server to hang up after the last byte."""
-    delays_s: tuple[float, ...] = (1.0, 4.0, 16.0, 60.0)
-    """Before each try to go on with a download that broke off."""
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
 
 
 class Answer:
@@ -47,7 +29,7 @@ class Answer:
     def __init__(self, connection: socket.socket, method: str, address: Address, headers: dict[str, str], where: str,
                  patience: Patience) -> None:
         self._socket, self._where, self._patience = connection, where, patience
-        self._pace = _Pace(patience)
+        self._pace = Pace(patience, where)
         self._http = h11.Connection(h11.CLIENT)
         fields = {"Host": address.netloc, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close",
                   "User-Agent": "anneal", **headers}
@@ -103,9 +85,7 @@ class Answer:
             found = self._socket.recv(RECEIVED_BYTES)
         except OSError as error:
             raise self._interrupted(error) from error
-        if self._pace.too_slow(self._patience.clock() - began, len(found)):
-            raise Interrupted(
-                f"the server sends less than {self._patience.slowest_bytes_per_s:g} bytes a second", where=self._where)
+        self._pace.count(self._patience.clock() - began, len(found))
         return found
 
     def _refuse_surplus(self) -> None:
@@ -122,21 +102,6 @@ class Answer:
         if isinstance(error, TimeoutError):
             return Interrupted(f"the server sent nothing for {self._patience.stall_s:g} s", where=self._where)
         return Interrupted(f"the connection broke ({error.strerror or error})", where=self._where)
-
-
-class _Pace:
-    """Bytes over the time spent waiting for them, window by window."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience, self._waited_s, self._bytes = patience, 0.0, 0
-
-    def too_slow(self, waited_s: float, received_bytes: int) -> bool:
-        self._waited_s, self._bytes = self._waited_s + waited_s, self._bytes + received_bytes
-        if self._waited_s < self._patience.window_s:
-            return False
-        slow = self._bytes < self._waited_s * self._patience.slowest_bytes_per_s
-        self._waited_s, self._bytes = 0.0, 0
-        return slow
 
 
 def ask(method: str, address: Address, endpoints: Sequence[Endpoint], headers: dict[str, str], where: str,

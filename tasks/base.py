@@ -20,7 +20,8 @@ from infra.errors import BaseModelError, Transient, shown_path
 from infra.files import digest_of, seal, sha256_of, verify, write_atomic
 from infra.records import Base
 from infra.settings import Settings
-from infra.store import filesystem, move_into_place, scratch_folder, told
+from infra.store import filesystem, move_into_place, scratch_folder
+from infra.store_errors import told
 from tasks.policy import HOUR_S, step
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

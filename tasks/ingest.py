@@ -193,11 +193,10 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
 
 
 def refuse_changed(settings: Settings, one: Found) -> None:
-    """Raise DataChanged if a file is another one by now: only S3's library and web servers hold a reading to one."""
+    """Raise DataChanged if a file is another one by now: readings of S3 and of the web are held to one."""
     (now,) = find_shards(settings, one.address)
     if (now.mark, now.bytes) != (one.mark, one.bytes):
-        raise DataChanged("it changed while it was read", where=one.name,
-                          fix="Start again when it is written, or write new data into new files.")
+        raise DataChanged("it changed while it was read", where=one.name, fix=DataChanged.FIX)
 
 
 def _described(folder: Path, joined: Joined, found: list[Found], name: str, unit: str) -> Dataset:

@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from infra.errors import DataChanged
-from infra.store import told
+from infra.s3 import Parts
+from infra.store_errors import told
 from tasks.every import MEGABYTE, TELL_EVERY_S, Every
 from tasks.shards import Found
 from tasks.unpack import Readable
@@ -103,15 +104,12 @@ class Counted:
         self._meter, self._raw, self._name = meter, raw, name
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of the stream itself. Raises what `told` makes of an error, and names the file, not the store."""
+        """As of the stream itself. Raises what `told` makes of an error, and says where: the file or its address."""
         with told(self._name):
             try:
                 chunk = self._raw.read(size)
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError) and type(error).__name__ != "FileExpired":  # of s3fs
-                    raise
-                raise DataChanged("it changes while it is read", where=self._name,
-                                  fix="Start again when it is written, or write new data into new files.") from error
+            except FileNotFoundError as error:
+                raise DataChanged("it was taken away meanwhile", where=self._name, fix=DataChanged.FIX) from error
         self._meter.add(len(chunk))
         return chunk
 
@@ -134,6 +132,8 @@ class Ahead:
 
     def __exit__(self, *_: object) -> None:
         self._is_over = True
+        if isinstance(self._raw, Parts):
+            self._raw.close()  # it may wait for a server that is away
         self._thread.shutdown(cancel_futures=True)
 
     def read(self, size: int = -1, /) -> bytes:

@@ -56,23 +56,25 @@ def register(
     registry = Registry(settings)
     number, uri = registry.version_of(
         spec.destination, trained.training_id, identity, store.fetch(folder), lineage, without=(MANIFEST,))
-    registry.challenge(spec.destination, number)
+    registry.challenge(spec.destination, number, evaluation.verdict)
     crashpoint("register.after_alias")
     return Version(
         destination=spec.destination, id=identity, number=number, folder=folder, uri=uri,
         training_id=trained.training_id)
 
 
-def find_version(settings: Settings, store: Store, spec: TrainingSpec, trained: Trained) -> Version | None:
+def find_version(
+    settings: Settings, store: Store, spec: TrainingSpec, trained: Trained, evaluation: Evaluation,
+) -> Version | None:
     """The version that this training has in the destination already, if its files still verify.
 
-    The try that made it may have died before it could set the alias.
+    The try that made it may have died before it could set the alias, and another gate may have judged it since.
     """
     registry = Registry(settings)
     found = registry.find(spec.destination, trained.training_id)
     if found is None or store.find(f"versions/{found.id}") is None:
         return None
-    registry.challenge(found.destination, found.number)
+    registry.challenge(found.destination, found.number, evaluation.verdict)
     return found
 
 
@@ -141,7 +143,7 @@ def register_task(
     """Register the version once; returns the Version."""
     settings = Settings()
     store = Store(settings)
-    found = find_version(settings, store, spec, trained)
+    found = find_version(settings, store, spec, trained, evaluation)
     if found is not None:
         return found_done(found)
     return register(settings, store, spec, trained, evaluation, split, pack, base)

@@ -128,11 +128,14 @@ class Registry:
         with told(self.uri):
             self.client.set_registered_model_alias(name_of(destination), alias, str(number))
 
-    def challenge(self, destination: str, number: int) -> None:
-        """Let `challenger` stand for a version, unless it stands for a newer one."""
+    def challenge(self, destination: str, number: int, verdict: str) -> None:
+        """Let `challenger` stand for a version, unless it stands for a newer one. The version's description, which is
+        ours alone, is the gate's newest verdict."""
         now = self.number_at("challenger", destination)
         if now is None or now < number:
             self.point("challenger", destination, number)
+        with told(self.uri):
+            self.client.update_model_version(name_of(destination), str(number), description=verdict)
 
     def number_at(self, alias: str, destination: str) -> int | None:
         """The version that an alias points to, or None."""

@@ -27,7 +27,8 @@ from infra.fetch import without_secrets
 from infra.forms import Form, form_of
 from infra.records import Dataset, Record
 from infra.settings import Settings
-from infra.store import Store, existing, filesystem, told
+from infra.store import Store, filesystem
+from infra.store_errors import existing, told
 
 FILE = "shards.json"
 ENDINGS: dict[Form, str] = {
@@ -158,7 +159,7 @@ def _in_folder(files: Any, root: str, source: str, form: Form, say: Callable[[st
         raise DataError("no data is in the folder", where=shown_path(source), allowed=ENDINGS[form],
                         fix=f"There {_listed(others)}")
     if others:
-        say(f"Left out beside the data of {source}: there {_listed(others)}")
+        say(f"Left out beside the data of {_spelled(source)}: there {_listed(others)}")
     return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name, source) for name in names]
 
 
@@ -197,6 +198,8 @@ def _found(path: str, about: dict[str, Any], name: str, source: str) -> Found:
     if in_object_store(source):
         scheme = source.partition("://")[0]
         return Found(f"{scheme}://{path.lstrip('/')}", name, about["size"], mark_of(about))
+    if path != _spelled(path):
+        raise DataError("its path is not UTF-8", where=shown_path(path), fix="Rename it.")
     with readable(path):
         status = os.stat(path)
     return Found(path, name, status.st_size, str(status.st_mtime_ns))
@@ -214,4 +217,9 @@ def _below(root: str, path: str) -> str:
 def _listed(names: list[str]) -> str:
     """is nothing. | is a. | are a, b and 3 more."""
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return f"{'are' if len(names) > 1 else 'is'} {', '.join(names[:SHOWN_NAMES]) or 'nothing'}{more}."
+    return f"{'are' if len(names) > 1 else 'is'} {', '.join(map(_spelled, names[:SHOWN_NAMES])) or 'nothing'}{more}."
+
+
+def _spelled(name: str) -> str:
+    """A name as it can be written down: bytes that are not UTF-8 as \\udcXX."""
+    return name.encode(errors="backslashreplace").decode()

@@ -21,7 +21,7 @@ from infra.forms import Form
 from infra.records import RowKind
 from tasks.lines import LINE_BYTES
 from tasks.rows import KEYS, respelled
-from tasks.unpack import DELIMITERS, Readable, unpacked
+from tasks.unpack import DELIMITERS, Readable, bounded, unpacked
 
 RECORDS = 32
 """Unfolded from Parquet at a time: a few bytes of it may stand for a value of LINE_BYTES in each of them."""
@@ -77,14 +77,14 @@ def _of_parquet(raw: Readable, name: str, folder: Path, limit_bytes: int) -> Ite
             if copy.tell() > limit_bytes:
                 raise DataError(f"more than {limit_bytes} bytes", where=name,
                                 fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
+        size = copy.tell()
     try:
         with ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as table:
             wanted = _named(table.schema_arrow.names, ("prompt", "text", "messages"), name)
             for key in wanted:
                 _check_type(table.schema_arrow.field(key).type, key, name)
-            for batch in table.iter_batches(RECORDS, columns=list(wanted)):
-                for row in batch.to_pylist():
-                    yield orjson.dumps(row) + b"\n"
+            rows = (row for batch in table.iter_batches(RECORDS, columns=list(wanted)) for row in batch.to_pylist())
+            yield from bounded((orjson.dumps(row) + b"\n" for row in rows), lambda: size, name)
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"the Parquet file cannot be read ({error})", where=name,
                         fix="Check that it was written and copied whole.") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import zstandard
@@ -25,7 +25,8 @@ ZSTD_BYTES = 1024
 """Fed at a time. Four bytes can stand for a block of 128 KiB, so these for 32 MiB."""
 SNIFFED_BYTES = 512
 MOST_UNFOLDED = 500
-"""Bytes that a packed one may stand for, on average. JSONL has 3 to 20, one row over and over 257 with gzip."""
+"""Bytes that a packed one may stand for, on average. JSONL has 3 to 20, one row over and over 257 with gzip;
+of Parquet, which notes a value that comes again only once, the same is asked."""
 UNFOLDED_BYTES = 1 << 28
 """So much may be unpacked before anybody asks."""
 
@@ -96,9 +97,9 @@ def _chunks(raw: Readable, name: str) -> Iterator[bytes]:
     packed = _Rejoined(head, raw)
     try:
         if head.startswith(GZIP_MAGIC):
-            yield from _bounded(_of_gzip(packed), packed, name)
+            yield from bounded(_of_gzip(packed), lambda: packed.taken, name)
         elif head.startswith(ZSTD_MAGIC):
-            yield from _bounded(_of_zstandard(packed), packed, name)
+            yield from bounded(_of_zstandard(packed), lambda: packed.taken, name)
         else:
             while head:
                 yield head
@@ -109,15 +110,15 @@ def _chunks(raw: Readable, name: str) -> Iterator[bytes]:
                         fix="Pack it again, or give the plain file.") from error
 
 
-def _bounded(chunks: Iterator[bytes], packed: _Rejoined, name: str) -> Iterator[bytes]:
-    """The same chunks. Raises DataError for a file that was packed to fill a disk."""
+def bounded(chunks: Iterator[bytes], taken: Callable[[], int], name: str) -> Iterator[bytes]:
+    """The same chunks, of so many packed bytes. Raises DataError for a file that was packed to fill a disk."""
     size = 0
     for chunk in chunks:
         size += len(chunk)
-        if size > max(UNFOLDED_BYTES, MOST_UNFOLDED * packed.taken):
-            raise DataError(f"{packed.taken} packed bytes have become {size}", where=name,
+        if size > max(UNFOLDED_BYTES, MOST_UNFOLDED * taken()):
+            raise DataError(f"{taken()} packed bytes have become {size}", where=name,
                             allowed=f"at most {MOST_UNFOLDED} for each packed byte",
-                            fix="If the file is meant to be so, give it unpacked.")
+                            fix="If the file is meant to be so, give its rows as plain JSONL.")
         yield chunk
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
+from infra import stack as running
 from infra.engine import RUN
-from infra.processes import left_over
+from infra.processes import left_over, lives
 from infra.settings import Settings
 from infra.store import Store
 from tests.conftest import Cable, free_port, ranks_in, torchruns_in, training_processes, wait_for
@@ -110,8 +111,13 @@ def begun(pair: Pair, shared: Path, stories: Path) -> subprocess.Popen[str]:
     return first
 
 
-def ended_well(pair: Pair, first: subprocess.Popen[str]) -> None:
-    """One version, by two launches on both machines."""
+def steps_in(events: Path) -> int:
+    """How many a training has done so far."""
+    return events.read_text(encoding="utf-8").count('"event": "step"')
+
+
+def ended_well(pair: Pair, first: subprocess.Popen[str], launched: tuple[str, ...] = ("start", "resume")) -> None:
+    """One version, by so many launches on both machines."""
     try:
         stdout, stderr = first.communicate(timeout=WAIT_S)
     finally:
@@ -122,8 +128,8 @@ def ended_well(pair: Pair, first: subprocess.Popen[str]) -> None:
     (folder,) = Store(Settings(home=pair.home)).names("trainings")
     events = [json.loads(line) for line in (pair.home / "store" / folder / "events.jsonl").read_text().splitlines()]
     launches = [event for event in events if event["event"] in ("start", "resume")]
-    assert [event["event"] for event in launches] == ["start", "resume"]
-    assert {event["ranks"] for event in launches} == {4} and launches[1]["step"] >= 2
+    assert tuple(event["event"] for event in launches) == launched
+    assert {event["ranks"] for event in launches} == {4} and all(event["step"] >= 2 for event in launches[1:])
     assert list((pair.home / "launches").iterdir()) == []
 
 
@@ -155,3 +161,17 @@ def test_a_cut_cable_ends_the_launch_and_the_second_machine_is_called_again_once
     pair.cable.plugged(True)
     ended_well(pair, first)
     wait_for(lambda: pair.joined()[-1]["state"]["type"] == "COMPLETED", "the last run there does not end", 120)
+
+
+def test_both_machines_train_on_while_the_server_is_away(pair: Pair, shared: Path, stories: Path) -> None:
+    first = begun(pair, shared, stories)
+    ranks = ranks_in(pair.home)
+    server = psutil.Process(running.read(Settings(home=pair.home))["prefect"].pid)
+    (events,) = pair.home.glob("trainings/*/events.jsonl")
+    server.kill()
+    server.wait(5)
+    done = steps_in(events)
+    wait_for(lambda: steps_in(events) > done, "no step is made without the server", 30)
+    assert len(ranks) == 4 and all(lives(rank) for rank in ranks)
+    ended_well(pair, first, ("start",))
+    wait_for(lambda: [run["state"]["type"] for run in pair.joined()] == ["COMPLETED"], "its run does not end", 120)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import MagicMock
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import kubernetes_validate
 import pytest
+
+from tests.e2e.conftest import Stack
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -232,3 +235,31 @@ def test_a_pool_without_gpus_asks_for_none(client: SyncPrefectClient) -> None:
 def test_a_docker_pool_without_gpus_needs_no_nvidia_driver() -> None:
     kwargs = rendered("docker", "cpu").container_create_kwargs
     assert "device_requests" not in kwargs and kwargs["init"] is True
+
+
+def test_what_waits_is_served_in_the_order_of_the_queues(client: SyncPrefectClient, stack: Stack) -> None:
+    """As Prefect's server answers a worker that asks for work; this pool has none that would take it."""
+    from prefect.client.schemas.objects import FlowRun
+
+    from deployments.pools import QUEUES, Pool, ensure_pool
+
+    pool = Pool("cpu", "docker")
+    flow = UUID(stack.prefect("/deployments/name/predict/batch")["flow_id"])
+    first_come = ["background", "trainings", "control", "nodes", "trainings"]
+    runs, deployments = dict[UUID, str](), list[UUID]()
+    try:
+        assert ensure_pool(client, pool) == []
+        for number, queue in enumerate(first_come):
+            name = f"{queue}-{number}"
+            deployments.append(client.create_deployment(
+                flow, name, work_pool_name=pool.name, work_queue_name=queue, entrypoint="nowhere.py:nothing"))
+            run: FlowRun = client.create_flow_run_from_deployment(deployments[-1])
+            runs[run.id] = name
+        served = client.get_scheduled_flow_runs_for_work_pool(pool.name, scheduled_before=datetime.now(UTC))
+        assert [runs[one.flow_run.id] for one in served] == [
+            "control-2", "nodes-3", "trainings-1", "trainings-4", "background-0"]
+        assert sorted(QUEUES, key=QUEUES.__getitem__) == ["control", "nodes", "trainings", "background"]
+    finally:
+        for deployment in deployments:
+            client.delete_deployment(deployment)
+        client.delete_work_pool(pool.name)

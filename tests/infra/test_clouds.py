@@ -12,7 +12,8 @@ import pytest
 from infra import clouds
 from infra.errors import DataError, Transient, UserError
 from infra.settings import Settings
-from infra.store import Store, told
+from infra.store import Store
+from infra.store_errors import told
 from tasks import ingest as ingest_module
 from tasks.ingest import FILE, ingest
 from tasks.known import key_of

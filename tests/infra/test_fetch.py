@@ -14,8 +14,8 @@ import pytest
 from infra import fetch
 from infra.errors import DataChanged, DataError, Interrupted, Transient
 from infra.fetch import headers_of, open_https, without_secrets
+from infra.patience import Patience
 from infra.settings import Settings
-from infra.wire import Patience
 from tests.site import BODY, ETAG, Site, private, site
 
 __all__ = ["private", "site"]

@@ -11,7 +11,7 @@ import pytest
 from infra.errors import Transient, UserError
 from infra.files import MANIFEST
 from infra.settings import Settings
-from infra.store import Store, filesystem, open_remote
+from infra.store import Store, open_remote
 from tests.conftest import BUCKET
 
 
@@ -127,18 +127,3 @@ def test_a_missing_object_is_the_users_to_mend(s3_endpoint: str, settings: Setti
     here = settings.model_copy(update={"s3_endpoint_url": s3_endpoint})
     with pytest.raises(UserError, match="no such object"):
         open_remote(f"s3://{BUCKET}/none.jsonl", here)
-
-
-def test_an_object_changed_while_it_is_read_is_never_mixed(s3_endpoint: str, settings: Settings) -> None:
-    here = settings.model_copy(update={"s3_endpoint_url": s3_endpoint})
-    address, remote = f"s3://{BUCKET}/big-{uuid.uuid4()}", filesystem("s3://", here)
-    with remote.open(address, "wb") as file:
-        file.write(b"a" * 20_000_000)
-    with open_remote(address, here) as reader:
-        reader.read(1000)
-        with remote.open(address, "wb") as file:
-            file.write(b"b" * 20_000_000)
-        with pytest.raises(OSError, match=r"."):
-            while chunk := reader.read(6_000_000):
-                assert set(chunk) == {ord("a")}
-            raise OSError("read to the end without mixing")

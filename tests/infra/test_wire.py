@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from infra.addresses import Endpoint, parsed
 from infra.errors import DataError, Interrupted
-from infra.wire import Patience, ask
+from infra.patience import Patience
+from infra.wire import ask
 from tests.conftest import free_port
 
 NAME = "data.test"

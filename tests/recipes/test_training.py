@@ -52,3 +52,20 @@ def test_a_style_is_scored_by_the_losses_of_its_rows(settings: Settings, store: 
     for model, loss in found.loss.items():
         assert found.scores[model]["loss"][1] == pytest.approx(loss, abs=2e-6)
         assert found.scores[model]["bits_per_byte"][1] < found.scores[model]["loss"][1]  # a token has bytes
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize(("task", "rows", "metric", "called"), [
+    ("question", 800, "f1", "F1"), ("extraction", 800, "field_f1", "field F1"), ("chat", 400, "rougeL", "ROUGE-L"),
+    ("summary", 400, "rougeL", "ROUGE-L")])
+def test_what_a_recipe_teaches_is_seen_by_its_metric(
+    settings: Settings, store: Store, tmp_path: Path, task: TaskType, rows: int, metric: str, called: str,
+) -> None:
+    found = trained(settings, store, tmp_path, task, rows)
+    scores = found.scores or found.rouge
+    tuned, base = scores["tuned"], scores["base"]
+    assert tuned[metric][0] > base[metric][2], "its interval lies above the base's"
+    assert found.loss["tuned"] < found.loss["base"]
+    verdict = f"Passed: {called} {tuned[metric][1]:.3f} ("
+    assert found.passed and found.verdict.startswith(verdict) and verdict in rouge_report(found)

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from infra import fetch
+from infra import fetch, s3
 from infra.errors import DataChanged, DataError, Transient
 from infra.files import READ_BYTES
+from infra.patience import Patience
 from infra.s3 import AHEAD_BYTES
 from infra.settings import Settings
 from infra.store import Store, filesystem
@@ -108,6 +109,7 @@ def test_a_server_that_dies_while_it_is_read_is_blamed_and_not_the_store(
     (tmp_path / "s3").mkdir()
     server = S3Server(tmp_path / "s3")
     address = f"s3://{BUCKET}/d.jsonl"
+    monkeypatch.setattr(s3, "PATIENCE", Patience(delays_s=(0.0,)))
     (tmp_path / "s3" / BUCKET / "d.jsonl").write_bytes(row("a") * (MANY_REQUESTS_BYTES // len(row("a"))))
     monkeypatch.setattr(reading, "TELL_EVERY_S", 0.0)
 

@@ -36,7 +36,7 @@ def versions(settings: Settings) -> list[int]:
 
 def test_registering_twice_gives_one_version(settings: Settings, store: Store, past: Past) -> None:
     first, second = do(settings, store, past), do(settings, store, past)
-    assert first == second == find_version(settings, store, past.spec, past.trained)
+    assert first == second == find_version(settings, store, past.spec, past.trained, past.evaluation)
     assert versions(settings) == [1]
     assert Registry(settings).number_at("challenger", "acme/summarizer") == 1
 
@@ -71,7 +71,7 @@ def test_a_death_before_the_alias_leaves_it_to_the_next_try(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", die)
         do(settings, store, past)
-    assert find_version(settings, store, past.spec, past.trained) is not None
+    assert find_version(settings, store, past.spec, past.trained, past.evaluation) is not None
     assert Registry(settings).number_at("challenger", "acme/summarizer") == 1
 
 
@@ -82,7 +82,7 @@ def test_an_older_version_that_is_found_again_is_not_the_challenger(
     do(settings, store, past)
     past.trained = dataclasses.replace(trained, training_id="z" * 26)
     do(settings, store, past)
-    assert find_version(settings, store, past.spec, trained) is not None
+    assert find_version(settings, store, past.spec, trained, past.evaluation) is not None
     assert Registry(settings).number_at("challenger", "acme/summarizer") == 2
 
 
@@ -139,3 +139,14 @@ def test_the_scores_of_a_task_type_stand_on_mlflows_pages(settings: Settings, st
     logged = client.get_run(run).data.metrics
     assert (logged["accuracy_tuned"], logged["accuracy_base"], logged["loss_tuned"]) == (0.8, 0.1, 3.0)
     assert json.loads((store.fetch(version.folder) / "training.json").read_text())["metrics"]["scores"] == scores
+
+
+def test_the_gates_newest_verdict_stands_on_the_page_of_the_version(
+    settings: Settings, store: Store, past: Past,
+) -> None:
+    version = do(settings, store, past)
+    client, name = Registry(settings).client, name_of(version.destination)
+    assert client.get_model_version(name, str(version.number)).description == past.evaluation.verdict
+    again = dataclasses.replace(past.evaluation, passed=False, verdict="Significantly worse than the base.")
+    assert find_version(settings, store, past.spec, past.trained, again) == version
+    assert client.get_model_version(name, str(version.number)).description == again.verdict

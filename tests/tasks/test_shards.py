@@ -108,6 +108,17 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(settings: Settings,
     assert data_of(settings, store, tmp_path / "data[1].jsonl") == row("this")
 
 
+def test_a_name_that_is_not_utf8_can_be_read_in_what_is_said_of_it(settings: Settings, tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / os.fsdecode(b"n\xe9.txt")).write_text("")
+    assert [one.name for one in find_shards(settings, str(tmp_path), said.append)] == ["a.jsonl"]
+    assert said == [f"Left out beside the data of {tmp_path}: there is n\\udce9.txt."]
+    (tmp_path / os.fsdecode(b"n\xe9.jsonl")).write_text("{}")
+    with pytest.raises(DataError, match=r"n\\udce9.jsonl\": its path is not UTF-8"):
+        find_shards(settings, str(tmp_path))
+
+
 def test_links_to_files_count_and_broken_ones_are_an_error(settings: Settings, store: Store, tmp_path: Path) -> None:
     folder = lay(tmp_path / "data", {"a.jsonl": row("a")})
     lay(tmp_path, {"elsewhere": row("b")})

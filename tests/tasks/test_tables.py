@@ -19,7 +19,7 @@ from infra.fetch import without_secrets
 from infra.forms import form_of
 from infra.settings import Settings
 from infra.store import Store
-from tasks import tables
+from tasks import tables, unpack
 from tasks.ingest import ingest
 from tasks.shards import find_shards
 from tasks.validate import validate
@@ -132,6 +132,19 @@ def test_what_is_unfolded_has_the_limit_of_data(tmp_path: Path, limit: int) -> N
         ingest(settings, Store(settings), f"parquet:{path}")
     gc.collect()
     assert list((tmp_path / "home").rglob("*.parquet")) == []
+
+
+def test_parquet_that_was_packed_to_fill_a_disk_is_refused(
+    settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One long value, and 4000 times the number of it."""
+    path = lay(tmp_path / "t", {"text": ["x" * 10_000] * 4000})
+    assert path.stat().st_size < 40_000_000 / unpack.MOST_UNFOLDED
+    monkeypatch.setattr(unpack, "UNFOLDED_BYTES", 1 << 20)
+    with pytest.raises(DataError, match="packed bytes have become"):
+        ingest(settings, store, f"parquet:{path}")
+    gc.collect()
+    assert list(settings.home_path.rglob("*.parquet")) == []
 
 
 def test_parquet_is_read_in_little_memory(tmp_path: Path) -> None:
