@@ -90,7 +90,10 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
 def test_run_is_found_by_its_model_destination_and_data(stack: Stack, first: Training) -> None:
     tags = stack.prefect(f"/flow_runs/{stack.runs('finetune acme/notes')[0]}")["tags"]
     assert {"destination:acme/notes", "model:hf"} <= set(tags)
-    assert [tag for tag in tags if tag.startswith("data:")]
+    (data,) = [tag.removeprefix("data:") for tag in tags if tag.startswith("data:")]
+    training = first.version["training_id"]
+    (version,) = [one for one in stack.versions("acme/notes") if one.tags["training_id"] == training]
+    assert len(data) >= 8 and version.tags["data_digest"].startswith(data)
 
 
 @pytest.mark.chaos

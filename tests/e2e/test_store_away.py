@@ -6,6 +6,7 @@ While it trains: test_recovery.py.
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def test_a_step_waits_for_the_store(
     finally:
         process.kill()
     assert process.returncode == 0, stderr
+    logged = [entry["message"] for entry in stack.prefect("/logs/filter", logs={"flow_run_id": {"any_": [run]}})]
+    assert [line for line in logged if re.search(r"Retry \d+/\d+ will start \d+ second", line)], logged
     done = json.loads(stdout)
     (version,) = stack.versions(destination)
     assert version.tags["training_id"] == done["training_id"]

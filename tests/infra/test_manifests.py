@@ -20,6 +20,9 @@ from tests.conftest import ROOT, needed
 INFRA = ROOT / "infra"
 KUBERNETES = "1.34"
 MANIFESTS = [part for part in yaml.safe_load_all((INFRA / "kubernetes" / "anneal.yaml").read_text()) if part]
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SPARE_S = 15
+"""For Prefect and Python to end in."""
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
 ENV = INFRA / "systemd" / "anneal.env"
 PLACES = ["compose.yaml", "systemd", "kubernetes", "docker", "workpools"]
@@ -38,6 +41,37 @@ def test_what_a_manifest_selects_is_there(manifest: dict[str, Any]) -> None:
     wanted = manifest["spec"]["selector"]
     labels = [one["spec"]["template"]["metadata"]["labels"] for one in MANIFESTS if one["kind"] == "Deployment"]
     assert wanted.get("matchLabels", wanted) in labels
+
+
+def test_what_a_team_needs_is_there() -> None:
+    replicas = {one["metadata"]["name"]: one["spec"]["replicas"] for one in MANIFESTS if one["kind"] == "Deployment"}
+    assert set(replicas) == {"anneal-prefect", "anneal-mlflow", "anneal-worker", "anneal-predictor"}
+    (budget,) = [one["spec"] for one in MANIFESTS if one["kind"] == "PodDisruptionBudget"]
+    assert budget["selector"]["matchLabels"] == {"app": "anneal-worker"}
+    assert 0 < budget["minAvailable"] < replicas["anneal-worker"], "or no node could ever be drained"
+
+
+def test_whoever_stops_a_service_gives_it_the_time_to_save() -> None:
+    """A worker waits for its runs, which end their step and write a checkpoint."""
+    needs_s = Settings().stop_grace_s + SPARE_S
+    for unit in ("anneal-worker", "anneal-join@"):
+        found = re.search(r"(?m)^TimeoutStopSec=(\d+)$", (INFRA / "systemd" / f"{unit}.service").read_text())
+        assert found and int(found[1]) >= needs_s, unit
+    assert int(COMPOSE["services"]["worker"]["stop_grace_period"].removesuffix("s")) >= needs_s
+    (worker,) = [one for one in MANIFESTS if one["kind"] == "Deployment" and one["metadata"]["name"] == "anneal-worker"]
+    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= needs_s
+
+
+def test_compose_publishes_nothing_but_this_machines_ports() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert len(ports) == 3 and all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports), ports
+
+
+def test_mlflow_keeps_its_tables_in_postgres_its_files_in_s3_and_runs_no_jobs() -> None:
+    variables = COMPOSE["services"]["mlflow"]["environment"]
+    assert variables["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql://")
+    assert variables["MLFLOW_ARTIFACTS_DESTINATION"].startswith("s3://")
+    assert variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
 def test_jobs_run_under_an_account_that_the_manifests_make() -> None:

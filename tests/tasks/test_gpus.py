@@ -11,6 +11,7 @@ import pytest
 
 from infra.settings import Settings
 from tasks import gpus
+from tasks.child import rank_environment
 from tasks.gpus import environment, held
 from tasks.slots import limit_of
 from tests.conftest import ROOT
@@ -39,6 +40,12 @@ def test_two_trainings_get_different_devices(tmp_path: Path) -> None:
             assert environment() == {"CUDA_VISIBLE_DEVICES": "2,3"}
         assert environment() == {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert environment() == {}
+
+
+def test_ranks_see_the_devices_of_their_training_alone(settings: Settings, tmp_path: Path) -> None:
+    with held(1, tmp_path), held(2, tmp_path):
+        assert rank_environment(settings, 2)["CUDA_VISIBLE_DEVICES"] == "1,2"
+    assert "CUDA_VISIBLE_DEVICES" not in rank_environment(settings, 2)
 
 
 def test_only_visible_devices_are_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from tasks.base import find_base, look_for_base
 from tasks.evaluate import find_evaluation, judge, refuse_unscorable
 from tasks.forecast import forecast
 from tasks.histogram import COLOURS, bars
-from tasks.policy import DELAYS_S, may_pass
+from tasks.policy import DELAYS_S, may_pass, step
 from tasks.progress import if_it_can, standing
 from tasks.train import training_id
 from tests.tasks.conftest import SCORE, Past
@@ -100,6 +101,12 @@ def test_a_report_of_a_classification_shows_scores_and_mistakes(past: Past) -> N
         confusions=[["a|b", "", 3]]))
     assert "| | accuracy | macro_f1 |" in text and "| most_frequent | **0.500** (0.400 to 0.600) |" in text
     assert "| a&#124;b | no label | 3 |" in text and "ROUGE" not in text
+
+
+@pytest.mark.parametrize("verdict", ["Passed: ROUGE-L 0.5.", "Failed: ROUGE-L 0.1, significantly worse than the base."])
+def test_the_gates_verdict_opens_the_report(past: Past, verdict: str) -> None:
+    text = report.rouge_report(dataclasses.replace(past.evaluation, verdict=verdict))
+    assert text.splitlines()[:3] == ["## Evaluation", "", verdict]
 
 
 def test_text_rows_are_judged_by_their_loss() -> None:
@@ -218,6 +225,20 @@ class _State:
     (GateError("x"), False), (OutOfMemory("x"), False), (Preempted("x"), True)])
 def test_only_what_may_pass_is_retried(error: Exception, again: bool) -> None:
     assert may_pass(None, SimpleNamespace(id=uuid4()), _State(error)) is again  # type: ignore[arg-type]
+
+
+def test_steps_wait_longer_from_try_to_try_and_not_all_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def task(**options: Any) -> Callable[[Any], Any]:
+        asked.update(options)
+        return lambda function: function
+
+    monkeypatch.setattr("tasks.policy.task", task)
+    step("any", timeout_s=1.0)(lambda subject: None)
+    delays = asked["retry_delay_seconds"]
+    assert len(delays) == asked["retries"] and delays == sorted(delays) and delays[0] < 5 < 10 * 60 < sum(delays)
+    assert 0 < asked["retry_jitter_factor"] < 1 and asked["retry_condition_fn"] is may_pass
 
 
 def test_an_outage_is_waited_for_a_quarter_of_an_hour_and_another_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
