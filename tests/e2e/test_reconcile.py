@@ -20,6 +20,7 @@ from tests.e2e.conftest import Stack
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +76,13 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
         monkeypatch.setattr("tasks.attempt.SETTLE_S", elsewhere)
 
     settles(100.0, 1000.0)  # far apart, and not slept: no machine is so slow that one looks like the other
-    monkeypatch.setattr("tasks.recover.SETTLE_S", 1000.0)
+    monkeypatch.setattr(recover, "SETTLE_S", 1000.0)
+    unsettled_s = recover.unsettled_s
+
+    def of_this_run(settings: Settings, one: FlowRun) -> float:
+        return unsettled_s(settings, one) if one.id == run.id else 0.0  # others crashed here in the last 1000 s
+
+    monkeypatch.setattr(recover, "unsettled_s", of_this_run)
     settings, waits = Settings(home=tmp_path), list[float]()  # a home of its own: the stack's reconcile sees no lock
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
     run = client.create_flow_run_from_deployment(
