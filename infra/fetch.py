@@ -21,7 +21,7 @@ from infra.addresses import parsed, reachable
 from infra.clouds import in_object_store
 from infra.errors import DataChanged, DataError, Interrupted, Transient, shown
 from infra.forms import form_of
-from infra.patience import PROGRESS_BYTES, Patience
+from infra.patience import Patience, Tries
 from infra.settings import Settings
 from infra.wire import Answer, ask
 
@@ -92,7 +92,7 @@ class _Body(io.RawIOBase):
         self._answer: Answer | None = None
         self._address, self._settings, self._patience = address, settings, patience
         self._where = without_secrets(address)
-        self._rest, self._at, self._brought, self._failed = b"", 0, 0, 0
+        self._rest, self._at, self._brought, self._tries = b"", 0, 0, Tries(patience)
         self._answer = self._begun()
 
     @property
@@ -125,17 +125,13 @@ class _Body(io.RawIOBase):
     def _wait(self, error: Interrupted) -> None:
         """Before the next connection. Raises Transient where there is none to be made."""
         self._hang_up()
-        if self._brought >= PROGRESS_BYTES:
-            self._failed = 0
-        self._brought = 0
+        delay_s, self._brought = self._tries.delay_s(self._brought), 0
         if self._at and not self._version:
             raise Transient(
                 f"{error.found}, after {self._at} bytes; it does not say which version of the file it sends, so the "
                 "download cannot go on from there", where=self._where) from error
-        if self._failed == len(self._patience.delays_s):
+        if delay_s is None:
             raise error
-        delay_s = self._patience.delays_s[self._failed]
-        self._failed += 1
         log.warning("%s: %s, after %d bytes; going on from there in %g s", self._where, error.found, self._at, delay_s)
         self._patience.sleep(delay_s)
 

@@ -32,6 +32,22 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
 
+class Tries:
+    """Those that failed since the last one that brought something."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._delays_s, self._failed = patience.delays_s, 0
+
+    def delay_s(self, brought_bytes: int) -> float | None:
+        """Count one that failed after so many bytes; how long to wait for the next, None if there is none."""
+        if brought_bytes >= PROGRESS_BYTES:
+            self._failed = 0
+        if self._failed == len(self._delays_s):
+            return None
+        self._failed += 1
+        return self._delays_s[self._failed - 1]
+
+
 class Pace:
     """Bytes over the time spent waiting for them, window by window."""
 

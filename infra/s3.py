@@ -23,7 +23,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from infra.errors import DataChanged, Interrupted, Transient, UserError
-from infra.patience import PROGRESS_BYTES, Pace, Patience
+from infra.patience import Pace, Patience, Tries
 from infra.store_errors import told
 
 AHEAD_BYTES = 1 << 23
@@ -101,7 +101,7 @@ class Parts(io.RawIOBase):
 
     def _fetch(self, start: int, end: int) -> bytes:
         """A part. What broke off is asked for again from there, after each of the delays."""
-        pieces, failed, brought = list[bytes](), 0, 0
+        pieces, tries, brought = list[bytes](), Tries(PATIENCE), 0
         while True:
             try:
                 with told(self._where):
@@ -109,11 +109,9 @@ class Parts(io.RawIOBase):
                 return b"".join(pieces)
             except Transient as error:
                 had, brought = brought, sum(map(len, pieces))
-                failed = 0 if brought - had >= PROGRESS_BYTES else failed
-                if failed == len(PATIENCE.delays_s) or self._is_over.is_set():
+                delay_s = tries.delay_s(brought - had)
+                if delay_s is None or self._is_over.is_set():
                     raise
-                delay_s = PATIENCE.delays_s[failed]
-                failed += 1
                 log.warning("%s: %s, at byte %d; going on from there in %g s", self._where, error.found,
                             start + brought, delay_s)
                 if self._is_over.wait(delay_s):

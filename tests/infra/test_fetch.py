@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from infra import fetch
 from infra.errors import DataChanged, DataError, Interrupted, Transient
 from infra.fetch import headers_of, open_https, without_secrets
 from infra.patience import Patience
@@ -128,7 +127,7 @@ def test_it_gives_up_after_the_last_delay(site: Site, private: Settings) -> None
 
 
 def test_progress_buys_new_tries(site: Site, private: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "PROGRESS_BYTES", 10)
+    monkeypatch.setattr("infra.patience.PROGRESS_BYTES", 10)
     site.ends = [9, 10, 0, 0, 10, 0, 0, 10, 0]
     assert read(site, private, Patience(delays_s=(0, 0, 0), sleep=lambda _: None)) == BODY
 
