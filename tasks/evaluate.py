@@ -203,7 +203,7 @@ def scorable_task(spec: TrainingSpec, split: Split, subject: str) -> None:
     refuse_unscorable(Store(Settings()), spec, split)
 
 
-@step("evaluate", timeout_s=24 * HOUR_S, gpu=True)
+@step("evaluate", timeout_s=24 * HOUR_S)
 def evaluate_task(
     spec: TrainingSpec, trained: Trained, split: Split, pack: Pack, base: Base, subject: str,
 ) -> Evaluation:

@@ -35,6 +35,9 @@ LEASE_S = 60
 RENEW_S = 20
 RENEWAL_END_S = 5
 POLL_S = 1.0
+BEATEN_S = (0.05, 0.1, 0.2)
+"""A server on SQLite answers 503 when another write came between its reading and its writing, often that of the task
+that has just ended. Prefect's client asks again after 2 s, and waits so long also after its last try."""
 LOST = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 """What the server says of a lease that is over."""
 log = logging.getLogger(__name__)
@@ -74,7 +77,25 @@ def make(client: SyncPrefectClient, limit: str, count: int) -> GlobalConcurrency
 
 
 def take(client: SyncPrefectClient, limit: str, count: int) -> UUID | None:
-    """A lease of that many slots if they are free."""
+    """A lease of that many slots if they are free. A server that is busy for a moment is asked again at once."""
+    with get_client(sync_client=True, httpx_settings={"event_hooks": {"response": [_not_busy]}}) as hasty:
+        for wait_s in BEATEN_S:
+            with suppress(Busy):
+                return _take(hasty, limit, count)
+            time.sleep(wait_s)
+    return _take(client, limit, count)
+
+
+class Busy(Exception):
+    """The server answers 503."""
+
+
+def _not_busy(response: httpx.Response) -> None:
+    if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+        raise Busy
+
+
+def _take(client: SyncPrefectClient, limit: str, count: int) -> UUID | None:
     try:
         answer = client.increment_concurrency_slots_with_lease([limit], count, "concurrency", LEASE_S)
     except httpx.HTTPStatusError as error:

@@ -1,4 +1,4 @@
-"""What all seven tasks have in common: when Prefect retries them, how they are named and tagged.
+"""What all seven tasks have in common: when Prefect retries them, and how they are named.
 
 A step is done when its manifest verifies (infra/files.py); Prefect's own result cache is not
 used. Only errors that may pass are retried; the user's errors and ours fail at once.
@@ -35,16 +35,18 @@ _outages: dict[UUID, tuple[int, float]] = {}
 
 
 def step(
-    name: str, *, timeout_s: float, gpu: bool = False, retries: int = len(DELAYS_S),
+    name: str, *, timeout_s: float, retries: int = len(DELAYS_S),
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a step's function with the common policy. Its `subject` argument names the run."""
+    """Decorate a step's function with the common policy. Its `subject` argument names the run.
+
+    No tags: for each of them Prefect asks the server for a limit's slots before a task begins.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         options = task(
             name=name, task_run_name=f"{name} {{subject}}", retries=retries,
             retry_delay_seconds=DELAYS_S, retry_jitter_factor=0.3,
-            retry_condition_fn=may_pass, timeout_seconds=timeout_s, cache_policy=NO_CACHE,
-            tags=["anneal", "gpu" if gpu else "cpu"], persist_result=False)
+            retry_condition_fn=may_pass, timeout_seconds=timeout_s, cache_policy=NO_CACHE, persist_result=False)
 
         @wraps(function)
         def work(*args: P.args, **kwargs: P.kwargs) -> R:

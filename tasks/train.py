@@ -160,7 +160,7 @@ def _model_digest(folder: Path) -> str:
     return digest_of({p.name: sha256_of(p) for p in sorted(folder.iterdir())})
 
 
-@step("train", timeout_s=14 * 24 * HOUR_S, gpu=True, retries=LAUNCHES_AT_MOST)
+@step("train", timeout_s=14 * 24 * HOUR_S, retries=LAUNCHES_AT_MOST)
 def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trained:
     """Train, or go on training; returns the Trained."""
     settings = Settings()
