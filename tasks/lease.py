@@ -35,9 +35,10 @@ LEASE_S = 60
 RENEW_S = 20
 RENEWAL_END_S = 5
 POLL_S = 1.0
-BEATEN_S = (0.05, 0.1, 0.2)
-"""A server on SQLite answers 503 when another write came between its reading and its writing, often that of the task
-that has just ended. Prefect's client asks again after 2 s, and waits so long also after its last try."""
+BUSY_DELAYS_S = (0.05, 0.1, 0.2)
+"""Waits before a server that answers 503 is asked again: on SQLite it does so when another write came between its
+reading and its writing, often that of the task that has just ended. Prefect's client waits 2 s, then twice as long each
+time, also after its last try."""
 LOST = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 """What the server says of a lease that is over."""
 log = logging.getLogger(__name__)
@@ -53,12 +54,13 @@ def if_free(client: SyncPrefectClient, limit: str, folder: Path, patience_s: flo
     """Hold the only slot of a limit; False, holding nothing, where another still has it after that time."""
     make(client, limit, 1)
     deadline = time.monotonic() + patience_s
-    while True:
-        give_back_of_the_dead(client, folder)
-        lease = take(client, limit, 1)
-        if lease is not None or time.monotonic() >= deadline:
-            break
-        time.sleep(POLL_S)
+    with hasty_client() as hasty:
+        while True:
+            give_back_of_the_dead(client, folder)
+            lease = take(client, hasty, limit, 1)
+            if lease is not None or time.monotonic() >= deadline:
+                break
+            time.sleep(POLL_S)
     if lease is None:
         yield False
         return
@@ -76,23 +78,31 @@ def make(client: SyncPrefectClient, limit: str, count: int) -> GlobalConcurrency
         return client.read_global_concurrency_limit_by_name(limit)
 
 
-def take(client: SyncPrefectClient, limit: str, count: int) -> UUID | None:
-    """A lease of that many slots if they are free. A server that is busy for a moment is asked again at once."""
-    with get_client(sync_client=True, httpx_settings={"event_hooks": {"response": [_not_busy]}}) as hasty:
-        for wait_s in BEATEN_S:
-            with suppress(Busy):
-                return _take(hasty, limit, count)
+def take(client: SyncPrefectClient, hasty: SyncPrefectClient, limit: str, count: int) -> UUID | None:
+    """A lease of that many slots if they are free. A server that is busy for a moment is asked again soon, by `hasty`;
+    one that stays busy or is away by `client`, with its patience."""
+    for wait_s in BUSY_DELAYS_S:
+        try:
+            return _take(hasty, limit, count)
+        except _Busy:
             time.sleep(wait_s)
+        except httpx.ConnectError:
+            break
     return _take(client, limit, count)
 
 
-class Busy(Exception):
-    """The server answers 503."""
+def hasty_client() -> SyncPrefectClient:
+    """A client to which a busy server is an error, not one to wait for."""
+    return get_client(sync_client=True, httpx_settings={"event_hooks": {"response": [_raise_if_busy]}})
 
 
-def _not_busy(response: httpx.Response) -> None:
+class _Busy(Exception):
+    pass
+
+
+def _raise_if_busy(response: httpx.Response) -> None:
     if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
-        raise Busy
+        raise _Busy
 
 
 def _take(client: SyncPrefectClient, limit: str, count: int) -> UUID | None:
@@ -202,7 +212,8 @@ class Renewal(threading.Thread):
             self._take_again(client)
 
     def _take_again(self, client: SyncPrefectClient) -> None:
-        lease = take(client, self._limit, self._count)
+        with hasty_client() as hasty:
+            lease = take(client, hasty, self._limit, self._count)
         if lease is None:
             if not self._said:
                 log.warning("the lease of %s ran out and its slots are not free; the work goes on", self._limit)

@@ -39,7 +39,7 @@ def step(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a step's function with the common policy. Its `subject` argument names the run.
 
-    No tags: for each of them Prefect asks the server for a limit's slots before a task begins.
+    No tags: with any, Prefect asks the server for slots of limits on them before a task begins.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -125,15 +125,14 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
     """Links to the registered version, its MLflow run, the training's folder, and to what answers with the version."""
     if settings.tracking_uri.startswith("http"):
         pages = f"{without_secrets(settings.tracking_uri).rstrip('/')}/#"
-        if_it_can(lambda: create_link_artifact(
-            key="version", link_text=f"{version.destination} version {version.number}",
-            link=f"{pages}/models/{name_of(version.destination)}/versions/{version.number}"))
+        link("version", f"{version.destination} version {version.number}",
+             f"{pages}/models/{name_of(version.destination)}/versions/{version.number}",
+             "In MLflow's registry: lineage, files, aliases")
         if_it_can(lambda: _link_run(settings, version, pages))
     show("training", training_place(settings, version))
     if deployment.url:
-        if_it_can(lambda: create_link_artifact(
-            key="endpoint", link=f"{deployment.url}/?model={version.destination}",
-            link_text=f"Playground: ask {version.destination}, version {version.id[:12]}"))
+        link("endpoint", f"Playground: ask {version.destination}, version {version.id[:12]}",
+             f"{deployment.url}/?model={version.destination}", "What answers with the version")
     else:
         get_run_logger().warning("registered, not deployed: %s", deployment.reason)
         show("endpoint", f"Not deployed: {deployment.reason}.")
@@ -141,8 +140,13 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
 
 def _link_run(settings: Settings, version: Version, pages: str) -> None:
     experiment, run = Registry(settings).run_of(version.destination, version.number)
-    create_link_artifact(key="mlflow-run", link_text=f"MLflow run of {version.destination} version {version.number}",
-                         link=f"{pages}/experiments/{experiment}/runs/{run}")
+    link("mlflow-run", f"MLflow run of {version.destination} version {version.number}",
+         f"{pages}/experiments/{experiment}/runs/{run}", "Its parameters and metrics")
+
+
+def link(key: str, text: str, address: str, about: str) -> None:
+    """Put a link on the run's Artifacts page."""
+    if_it_can(lambda: create_link_artifact(key=key, link_text=text, link=address, description=about))
 
 
 def training_place(settings: Settings, version: Version) -> str:

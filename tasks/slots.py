@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_URL
 from infra.errors import Transient, UserError
 from infra.settings import Settings
 from tasks.gpus import gpus, held
-from tasks.lease import give_back_of_the_dead, held_lease, leases_of, make, take
+from tasks.lease import give_back_of_the_dead, hasty_client, held_lease, leases_of, make, take
 
 POLL_S = 2.0
 NO_LIMIT = "none"
@@ -60,7 +60,8 @@ def leased(settings: Settings, count: int, look: Callable[[], None] = lambda: No
         return
     with get_client(sync_client=True) as client:
         try:
-            lease = wait_for_lease(client, limit, count, folder, look)
+            with hasty_client() as hasty:
+                lease = wait_for_lease(client, hasty, limit, count, folder, look)
         except (PrefectException, httpx.HTTPError) as error:
             raise Transient(f"no GPU slot to be had ({error})", where=f"concurrency limit {limit}") from error
         with held_lease(client, limit, count, lease, folder):
@@ -68,7 +69,8 @@ def leased(settings: Settings, count: int, look: Callable[[], None] = lambda: No
 
 
 def wait_for_lease(
-    client: SyncPrefectClient, limit: str, count: int, folder: Path, look: Callable[[], None],
+    client: SyncPrefectClient, hasty: SyncPrefectClient, limit: str, count: int, folder: Path,
+    look: Callable[[], None],
 ) -> UUID:
     """Slots of the limit, however long it takes. Raises UserError where it has fewer, and what `look` raises."""
     said = False
@@ -78,7 +80,7 @@ def wait_for_lease(
             raise UserError(f"it has {found.limit} slots, and the training needs {count}",
                             where=f"concurrency limit {limit}", fix="Raise it in Prefect's UI, or lower num_ranks.")
         give_back_of_the_dead(client, folder)
-        if (lease := take(client, limit, count)) is not None:
+        if (lease := take(client, hasty, limit, count)) is not None:
             return lease
         if not said:
             log.info("waiting for %d slots of the concurrency limit %s: %d of %d are taken", count, limit,

@@ -31,6 +31,12 @@ MLFLOW_USER = ("anneal", SECRETS["MLFLOW_PASSWORD"])
 PORTS = {"postgres": 5432, "s3": 9000, "mlflow": 5000, "prefect": 4200, "predictor": 5001}
 
 
+def without_settings() -> dict[str, str]:
+    """Our own environment but for what says where services and data are."""
+    return {key: value for key, value in os.environ.items()
+            if not key.startswith(("ANNEAL_", "AWS_", "MLFLOW_", "PREFECT_", "PG"))}
+
+
 @dataclass
 class Compose:
     """The services that run."""
@@ -54,10 +60,8 @@ class Compose:
     def environment(self, name: str) -> dict[str, str]:
         """What the container would have, on top of what a process needs at all."""
         given = {key: str(value) for key, value in self.service(name)["environment"].items()}
-        clean = {key: value for key, value in os.environ.items()
-                 if not key.startswith(("ANNEAL_", "AWS_", "MLFLOW_", "PREFECT_", "PG"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return {**clean, "PATH": path, "PYTHONPATH": str(ROOT), **given}
+        return {**without_settings(), "PATH": path, "PYTHONPATH": str(ROOT), **given}
 
     def start(self, name: str) -> None:
         """The service's command."""

@@ -38,6 +38,9 @@ KNOBS: dict[str, Any] = {
 LONG: dict[str, Any] = {"num_train_epochs": 20, "max_steps": 14, "checkpoint_steps": 4}
 """Beside KNOBS: long enough to be killed on the way."""
 
+RANKS_TALK = {"TORCH_CPP_LOG_LEVEL": "INFO"}
+"""Each rank of the training that the tests share then says with whom it connects; the run's log must show that."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -192,7 +195,7 @@ def parameters(shared: Path, stories: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def first(stack: Stack, parameters: dict[str, Any]) -> Training:
     """One LoRA training, by the command line."""
-    done = stack.anneal("train", "--json", *options(parameters))
+    done = stack.anneal("train", "--json", *options(parameters), **RANKS_TALK)
     assert done.returncode == 0, done.stderr
     return Training(parameters, json.loads(done.stdout))
 

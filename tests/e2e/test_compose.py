@@ -11,14 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.compose import Compose, databases
+from infra.settings import Settings
+from infra.store import Store
+from tests.compose import Compose, databases, without_settings
 from tests.conftest import ROOT, wait_for, wait_until_responds
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, FINAL, LONG
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, FINAL, LONG, options
 from tests.postgres import Postgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -90,13 +93,18 @@ def test_scheduled_runs_are_made_on_postgres(compose: Compose) -> None:
 
 
 def test_a_run_outlives_a_crash_of_the_database(
-    compose: Compose, postgres: Postgres, parameters: dict[str, Any],
+    compose: Compose, postgres: Postgres, parameters: dict[str, Any], tmp_path: Path,
 ) -> None:
+    """With the weights that it would have had."""
     deployment = compose.prefect("/deployments/name/finetune/gpu")["id"]
     wanted = {**parameters, **LONG, "destination": "acme/outage", "seed": 2}
+
+    def checkpoints() -> set[Path]:
+        return set((compose.folder / "home").glob("**/trainings/*/step-??????"))
+
+    before = checkpoints()
     run = compose.prefect(f"/deployments/{deployment}/create_flow_run", parameters={"training": wanted})["id"]
-    checkpoints = (compose.folder / "home").glob
-    wait_for(lambda: list(checkpoints("**/trainings/*/step-??????")), "it does not train", COMMAND_TIMEOUT_S)
+    wait_for(lambda: checkpoints() - before, "it does not train", COMMAND_TIMEOUT_S)
     postgres.crash()
     time.sleep(DATABASE_AWAY_S)
     postgres.start()
@@ -108,5 +116,22 @@ def test_a_run_outlives_a_crash_of_the_database(
 
     wait_for(lambda: state()["type"] in FINAL, "it does not end", COMMAND_TIMEOUT_S)
     assert state()["type"] == "COMPLETED", state()
-    found = compose.mlflow("model-versions/search", filter="name='acme--outage'")
-    assert [version["version"] for version in found["model_versions"]] == ["1"]
+    (version,) = compose.mlflow("model-versions/search", filter="name='acme--outage'")["model_versions"]
+    assert version["version"] == "1"
+    (training,) = [tag["value"] for tag in version["tags"] if tag["key"] == "training_id"]
+    assert digest_of(compose.folder / "s3" / "anneal" / "store", training) == undisturbed(tmp_path, wanted, training)
+
+
+def undisturbed(home: Path, parameters: dict[str, Any], training: str) -> str:
+    """The digest of the weights that the same training gives in one go, with services and a store of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "train", *options(parameters)], cwd=ROOT, capture_output=True,
+        text=True, timeout=COMMAND_TIMEOUT_S, env={**without_settings(), "ANNEAL_HOME": str(home)})
+    assert done.returncode == 0, done.stderr
+    return digest_of(home / "store", training)
+
+
+def digest_of(store: Path, training: str) -> str:
+    found = Store(Settings(store=str(store))).find(f"trainings/{training}")
+    assert found is not None, f"no training {training} in {store}"
+    return str(found.record["digest"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 DEPLOYMENT = "finetune/gpu"
+TRIGGER = "anneal: retrain when a dataset was updated"
 
 
 def test_pool_keeps_the_output_of_runs_off_the_worker(stack: Stack, client: SyncPrefectClient) -> None:
@@ -53,9 +55,58 @@ def test_form_shows_the_fields_of_the_spec(stack: Stack, client: SyncPrefectClie
     assert "train_data" in schema["definitions"]["Parameters"]["properties"]
 
 
-def test_deploying_again_keeps_id_schedules_and_limits(stack: Stack, client: SyncPrefectClient) -> None:
-    from uuid import UUID
+def test_every_parameter_of_every_deployment_is_described(stack: Stack, client: SyncPrefectClient) -> None:
+    from deployments.pipelines import deploy
 
+    deployed = deploy(stack.settings).deployments
+    assert {"finetune/gpu", "retrain/weekly", "predict/batch"} <= set(deployed)
+    fields = set[str]()
+    for name, identity in deployed.items():
+        schema = client.read_deployment(UUID(identity)).parameter_openapi_schema
+        assert schema is not None
+        for part in (schema, *schema.get("definitions", {}).values()):
+            for field, about in part.get("properties", {}).items():
+                fields.add(field)
+                is_group = "$ref" in about or "allOf" in about  # its own fields are looked at
+                assert is_group or len(about.get("description", "")) > 10, f"{name}: {field}"
+    assert {"train_data", "hand_over_to", "prompts", "temperature"} <= fields
+
+
+def differences(stack: Stack) -> list[str]:
+    """What `anneal deploy` says that differs."""
+    done = stack.anneal("deploy")
+    assert done.returncode == 0, done.stderr
+    return [line.removeprefix("differs: ") for line in done.stdout.splitlines() if line.startswith("differs: ")]
+
+
+def test_priorities_triggers_and_slots_that_people_changed_are_kept(stack: Stack, client: SyncPrefectClient) -> None:
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    from tasks.slots import limit_of, slots
+
+    limit = limit_of(stack.settings)
+    assert differences(stack) == []
+    assert client.read_global_concurrency_limit_by_name(limit).limit == slots()
+    queue = client.read_work_queue_by_name("trainings", work_pool_name="gpu-pool")
+    (automation,) = client.read_automations_by_name(TRIGGER)
+    try:
+        client.update_work_queue(queue.id, priority=9)
+        client.update_global_concurrency_limit(limit, GlobalConcurrencyLimitUpdate(limit=5))
+        client.pause_automation(automation.id)
+        assert differences(stack) == [
+            "queue gpu-pool/trainings: priority is 9, not 3",
+            f"deployment retrain/weekly: trigger '{TRIGGER}' is off (kept)"]
+        assert client.read_global_concurrency_limit_by_name(limit).limit == 5
+        assert client.read_work_queue(queue.id).priority == 9
+        assert not client.read_automations_by_name(TRIGGER)[0].enabled
+    finally:
+        client.update_work_queue(queue.id, priority=queue.priority)
+        client.update_global_concurrency_limit(limit, GlobalConcurrencyLimitUpdate(limit=slots()))
+        client.resume_automation(automation.id)
+    assert differences(stack) == []
+
+
+def test_deploying_again_keeps_id_schedules_and_limits(stack: Stack, client: SyncPrefectClient) -> None:
     from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpdate
     from prefect.client.schemas.schedules import CronSchedule
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -83,15 +84,17 @@ def test_every_minute_it_keeps_house(
     stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:
     from prefect import flow
-    from prefect.states import Completed
+    from prefect.client.schemas.objects import State
+    from prefect.states import Completed, Failed
 
     from flows import reconcile
     from tests.tasks.test_notify import SECRET, Receiver
 
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
-    run = client.create_flow_run_from_deployment(
-        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, name="ended",
-        state=Completed())
+    ends: dict[str, State[None]] = {"ended": Completed(), "failed": Failed(message="line 3: there is no completion")}
+    runs = {name: client.create_flow_run_from_deployment(
+        deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, name=name, state=state)
+        for name, state in ends.items()}
     receiver, asked = Receiver(200), list[str]()
     settings = stack.settings.model_copy(update={"webhook_url": receiver.url, "webhook_secret": SECRET})
     store = Store(Settings(home=tmp_path))  # of its own: nothing was told yet
@@ -111,7 +114,11 @@ def test_every_minute_it_keeps_house(
     try:
         keeps(settings)
         assert asked[:2] == ["reconcile", "watch"] and asked[2:] in ([], ["tidy"])  # the minute may have passed
-        assert str(run.id) in "".join(body for _, body in receiver.got)
+        told = {body["data"]["id"]: body for body in (json.loads(text) for _, text in receiver.got)}
+        assert len(told) == len(receiver.got), "each run once"
+        assert told[str(runs["ended"].id)]["type"] == "run.completed"
+        failed = told[str(runs["failed"].id)]
+        assert (failed["type"], failed["data"]["message"]) == ("run.failed", str(ends["failed"].message))
         with pytest.raises(UserError, match="ANNEAL_WEBHOOK_SECRET"):
             keeps(settings.model_copy(update={"webhook_secret": "none"}))
     finally:

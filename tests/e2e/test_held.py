@@ -6,16 +6,21 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import psutil
 import pytest
 
 from infra import stack as running
 from infra.processes import lives
+from infra.store import filesystem
 from tests.conftest import ROOT, training_processes, wait_for
 from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import (
+    KNOBS,
     RECOVERY_S,
     Undisturbed,
     finished,
@@ -26,6 +31,9 @@ from tests.e2e.test_recovery import (
     trained_anew,
     undisturbed,
 )
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 __all__ = ["trained_anew", "undisturbed"]
 
@@ -63,6 +71,50 @@ def test_a_run_whose_lock_another_machine_still_holds_waits_for_it(
         holder.kill()
         holder.communicate()
     finished(stack, run, "held", undisturbed, attempts=3)
+
+
+def test_a_machine_that_wakes_after_another_one_took_its_run_changes_nothing(
+    stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed, client: SyncPrefectClient, tmp_path: Path,
+) -> None:
+    """A home of its own stands for it: no lock and no slot is shared, only the store and the servers."""
+    wanted = {**parameters, **KNOBS, "destination": "acme/woken"}
+    run = stack.start_run(wanted, {"ANNEAL_HOME": str(tmp_path), "ANNEAL_GPU_LIMIT": "none"})
+    wait_for(lambda: training_processes(tmp_path) and list(tmp_path.glob("trainings/*/step-??????")),
+             "it does not train")
+    (flow,) = flow_process(run)
+    asleep = [*training_processes(tmp_path), flow]
+    try:
+        for process in asleep:
+            process.suspend()
+        client.update_flow_run(UUID(run), job_variables={})  # the next attempt has this machine's home
+        finished(stack, run, "woken", undisturbed, attempts=2, resumes=None)
+        before = seen_outside(stack, run, "woken", undisturbed)
+        for process in asleep:
+            assert process.status() == psutil.STATUS_STOPPED
+            process.resume()
+        assert psutil.wait_procs(asleep, timeout=60)[1] == []
+    finally:
+        for process in asleep:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    assert seen_outside(stack, run, "woken", undisturbed) == before
+
+
+def seen_outside(stack: Stack, run: str, name: str, undisturbed: Undisturbed) -> dict[str, Any]:
+    """The run, its version and every file of its training in the store, each with its time."""
+    from mlflow import MlflowClient
+
+    files = filesystem(stack.settings.store_root, stack.settings)
+    files.invalidate_cache()
+    found = files.find(f"{stack.settings.store_root}/trainings/{undisturbed.training}", detail=True)
+    assert found
+    registry = MlflowClient(stack.settings.tracking_uri)
+    return {
+        "run": {key: stack.prefect(f"/flow_runs/{run}")[key] for key in ("state", "run_count", "tags")},
+        "artifacts": sorted(stack.artifacts(run)),
+        "files": {path: (about["ETag"], about["LastModified"]) for path, about in found.items()},
+        "versions": [(one.version, one.last_updated_timestamp) for one in stack.versions(f"acme/{name}")],
+        "aliases": registry.get_registered_model(f"acme--{name}").aliases}
 
 
 def test_runs_save_a_checkpoint_before_their_worker_is_stopped(

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,13 +16,19 @@ import pytest
 from infra.settings import Settings
 from infra.store import Store
 from tests.conftest import BUCKET, ROOT
-from tests.e2e.conftest import Stack, Training, options
+from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack, Training, options
 
 pytestmark = pytest.mark.slow
 
 SVG = "{http://www.w3.org/2000/svg}"
 KEPT = ("validate", "pack", "train", "evaluate", "register")
 """Steps that are not done again. The data and the base are looked at again, the predictor is asked again."""
+CALL = """
+import json, sys
+from flows.finetune import finetune
+print("version", finetune(json.loads(sys.argv[1])).id)
+"""
+CONNECTED = "[c10d] The client socket has connected"
 
 
 def test_one_version_is_registered_with_its_origin_and_aliases(stack: Stack, first: Training) -> None:
@@ -66,8 +77,37 @@ def test_same_training_again_trains_nothing(stack: Stack, first: Training) -> No
     assert len(stack.versions("acme/notes")) == 1
 
 
+def test_a_plain_call_in_a_program_of_the_user_is_seen_on_the_server(stack: Stack, first: Training) -> None:
+    before = set(stack.runs("finetune acme/notes"))
+    command = [sys.executable, "-c", CALL, json.dumps(first.parameters)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
+                          env={**os.environ, **stack.environment})
+    assert f"version {first.version['id']}" in done.stdout.splitlines(), done.stderr
+    (new,) = set(stack.runs("finetune acme/notes")) - before
+    run = stack.prefect(f"/flow_runs/{new}")
+    assert (run["state"]["type"], run["deployment_id"]) == ("COMPLETED", None)
+    states = stack.steps(run["id"])
+    assert {step: states[step] for step in KEPT} == dict.fromkeys(KEPT, "Cached")
+
+
+def test_what_the_ranks_say_stands_in_the_runs_log_without_flooding_it(stack: Stack, first: Training) -> None:
+    of_run = {"flow_run_id": {"any_": [stack.runs("finetune acme/notes")[0]]}}
+    lines = [log["message"] for order in ("ASC", "DESC")  # the server answers with the first 200
+             for log in stack.prefect("/logs/filter", logs=of_run, sort=f"TIMESTAMP_{order}")]
+    file = stack.settings.home_path / "trainings" / first.version["training_id"] / "log.txt"
+    said = [line for line in file.read_text().splitlines() if CONNECTED in line]
+    shown = {line for line in lines if CONNECTED in line}
+    assert 1 <= len(shown) < len(said)
+    assert len({re.sub(r"\d+", "N", line) for line in shown}) == len(shown), "each kind of line once"
+    assert any("start step=0 total=4 ranks=2" in line for line in lines)
+    assert any(line.startswith("step 4/4 loss=") for line in lines)
+
+
 def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, first: Training) -> None:
-    found = stack.artifacts(stack.runs("finetune acme/notes")[0])
+    run = stack.runs("finetune acme/notes")[0]
+    shown = stack.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    assert [one["key"] for one in shown if not one["description"]] == []
+    found = stack.artifacts(run)
     assert set(found) == {
         "actual", "data", "data-lengths", "forecast", "training-progress", "training-loss", "rouge", "version",
         "mlflow-run", "training", "endpoint"}
@@ -85,6 +125,13 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     (version,) = stack.versions("acme/notes")
     assert f"/runs/{version.run_id})" in found["mlflow-run"] and "/#/experiments/" in found["mlflow-run"]
     assert f"`s3://{BUCKET}/e2e/trainings/{first.version['training_id']}`" in found["training"]
+
+
+def test_no_step_waits_for_limits_of_tags(stack: Stack, first: Training) -> None:
+    """Which would cost each a request to the server, and 2 s whenever that is busy."""
+    steps = stack.prefect("/task_runs/filter", flow_runs={"id": {"any_": [stack.runs("finetune acme/notes")[0]]}})
+    assert len(steps) >= 7
+    assert {step["name"]: step["tags"] for step in steps if step["tags"]} == {}
 
 
 def test_run_is_found_by_its_model_destination_and_data(stack: Stack, first: Training) -> None:

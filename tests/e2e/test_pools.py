@@ -7,6 +7,8 @@ held against Kubernetes' own schema.
 from __future__ import annotations
 
 import asyncio
+import shlex
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,18 +28,29 @@ pytestmark = pytest.mark.slow
 KUBERNETES = "1.34"
 
 
-def rendered(kind: Literal["docker", "kubernetes"], role: Literal["gpu", "cpu"] = "gpu", **values: Any) -> Any:
+def rendered(
+    kind: Literal["process", "docker", "kubernetes"], role: Literal["gpu", "cpu"] = "gpu", **values: Any,
+) -> Any:
     """The job configuration of a run with these job variables."""
     from prefect.client.schemas.objects import FlowRun
+    from prefect.workers.process import ProcessJobConfiguration
     from prefect_docker.worker import DockerWorkerJobConfiguration
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
     from deployments.pools import Pool
 
-    kinds = {"docker": DockerWorkerJobConfiguration, "kubernetes": KubernetesWorkerJobConfiguration}
+    kinds: dict[str, Any] = {"process": ProcessJobConfiguration, "docker": DockerWorkerJobConfiguration,
+                             "kubernetes": KubernetesWorkerJobConfiguration}
     configuration = asyncio.run(kinds[kind].from_template_and_values(Pool(role, kind).template, values))
     configuration.prepare_for_flow_run(FlowRun(id=uuid4(), name="a-run", flow_id=uuid4()))
     return configuration
+
+
+def test_a_process_is_our_engine_with_the_runs_own_variables(client: SyncPrefectClient) -> None:
+    job = rendered("process", env={"ANNEAL_NUM_GPUS": "2"}, working_dir="/srv")
+    assert shlex.split(job.command) == [sys.executable, "-m", "infra.engine"]
+    assert (job.stream_output, str(job.working_dir)) == (False, "/srv")
+    assert job.env["ANNEAL_NUM_GPUS"] == "2" and UUID(job.env["PREFECT__FLOW_RUN_ID"])
 
 
 def test_a_kubernetes_job_asks_for_gpus_shared_memory_and_time_to_save(client: SyncPrefectClient) -> None:

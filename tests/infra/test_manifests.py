@@ -156,6 +156,13 @@ def test_images_get_the_versions_that_the_project_asks_for() -> None:
     assert torch and f"pytorch:{torch[1]}-" in (INFRA / "docker" / "trainer.Dockerfile").read_text()
 
 
+def test_servers_and_workers_get_a_slim_image_without_torch() -> None:
+    text = (INFRA / "docker" / "server.Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert "FROM python:3.11-slim" in lines
+    assert not [line for line in lines if re.search(r"\b(torch|cuda)\b", line)]
+
+
 def test_images_copy_files_that_exist() -> None:
     for file in (INFRA / "docker").glob("*.Dockerfile"):
         for line in re.findall(r"(?m)^COPY (.*)$", file.read_text()):

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from uuid import UUID, uuid4
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from tasks import lease as leases
+from tests.conftest import free_port
 
 LEASE = uuid4()
 
@@ -66,28 +68,46 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def take(server: Server) -> UUID | None:
+    """As a run does."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     address = f"http://127.0.0.1:{server.server_port}/api"
-    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
-        return leases.take(client, "gpu-here", 1)
+    with (temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client,
+          leases.hasty_client() as hasty):
+        return leases.take(client, hasty, "gpu-here", 1)
 
 
 def test_a_server_whose_database_was_beaten_is_asked_again_at_once(server: Server, slept: list[float]) -> None:
     server.statuses = [503, 503]
     assert take(server) == LEASE
     assert server.asked == 3
-    assert slept == [*leases.BEATEN_S[:2]], "Prefect's own client would have waited for seconds"
+    assert slept == [*leases.BUSY_DELAYS_S[:2]], "Prefect's own client would have waited for seconds"
 
 
 def test_a_server_that_stays_busy_is_given_the_patience_of_prefects_client(server: Server, slept: list[float]) -> None:
-    server.statuses = [503] * (len(leases.BEATEN_S) + 1)
+    server.statuses = [503] * (len(leases.BUSY_DELAYS_S) + 1)
     assert take(server) == LEASE
-    quick, patient = slept[:len(leases.BEATEN_S)], slept[len(leases.BEATEN_S):]
-    assert quick == [*leases.BEATEN_S]
+    quick, patient = slept[:len(leases.BUSY_DELAYS_S)], slept[len(leases.BUSY_DELAYS_S):]
+    assert quick == [*leases.BUSY_DELAYS_S]
     assert len(patient) == 1
     assert patient[0] > 1
+
+
+def test_a_server_that_is_away_is_left_to_the_patient_client(server: Server, slept: list[float]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    def address(port: int) -> str:
+        return f"http://127.0.0.1:{port}/api"
+
+    with ExitStack() as clients:
+        with temporary_settings({PREFECT_API_URL: address(free_port())}):
+            hasty = clients.enter_context(leases.hasty_client())
+        with temporary_settings({PREFECT_API_URL: address(server.server_port)}):
+            client = clients.enter_context(get_client(sync_client=True))
+        assert leases.take(client, hasty, "gpu-here", 1) == LEASE
+    assert not set(leases.BUSY_DELAYS_S).intersection(slept)
 
 
 def test_slots_that_are_taken_are_none(server: Server, slept: list[float]) -> None:

@@ -73,16 +73,19 @@ def test_rows_that_move_from_training_to_held_out_data_are_a_change(settings: Se
     assert look(settings, [one, other]) != look(settings, [one])
 
 
+@pytest.mark.parametrize("address", [
+    f"s3://{BUCKET}/watched/*.jsonl", f"s3://{BUCKET}/watched/", f"s3://{BUCKET}/watched/a.jsonl"])
 def test_objects_of_s3_are_looked_at_without_being_read(
-    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str,
 ) -> None:
     settings = Settings(home=tmp_path, s3_endpoint_url=s3_endpoint)
     files = filesystem("s3://", settings)
     files.pipe_file(f"s3://{BUCKET}/watched/a.jsonl", b"1")
-    monkeypatch.setattr(type(files), "open", None)
-    first = look(settings, [f"s3://{BUCKET}/watched/*.jsonl"])
+    for reads in ("open", "cat_file", "_cat_file", "get_file", "_get_file"):
+        monkeypatch.setattr(type(files), reads, None)
+    first = look(settings, [address])
     files.pipe_file(f"s3://{BUCKET}/watched/a.jsonl", b"2")
-    assert look(settings, [f"s3://{BUCKET}/watched/*.jsonl"]) != first
+    assert look(settings, [address]) != first
 
 
 @pytest.mark.parametrize(("before", "after"), [
