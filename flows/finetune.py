@@ -11,10 +11,8 @@ Run alone:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
 
 from prefect import flow
-from pydantic import Field
 
 from flows.parameters import Parameters
 from infra.records import Split, Version
@@ -35,15 +33,16 @@ from tasks.register import register_task
 from tasks.train import train_task
 from tasks.validate import validate, validate_task
 
-HandOverTo = Annotated[str, Field(
-    title="hand_over_to",
-    description="Deployment that goes on after `pack`, such as finetune/gpu for a run on a machine without GPUs; "
-                "empty: this run does everything.")]
-
 
 @flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
-def finetune(training: Parameters, hand_over_to: HandOverTo = "") -> Version:
-    """Ingest, validate, pack, train, evaluate, register, deploy."""
+def finetune(training: Parameters, hand_over_to: str = "") -> Version:
+    """Ingest, validate, pack, train, evaluate, register, deploy.
+
+    Args:
+        training: What to train, on what, and where it goes.
+        hand_over_to: Deployment that goes on after `pack`, such as finetune/gpu for a run on a machine without GPUs;
+            empty: this run does everything.
+    """
     settings = Settings()
     with attempt(settings, Store(settings)):
         return pipeline(settings, *data_of(training.spec()), hand_over_to)

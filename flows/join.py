@@ -20,13 +20,17 @@ from tasks.attempt import attempt, cancelled
 from tasks.join import join_launch
 from tasks.slots import hold
 
-Launch = Annotated[str, Field(description="Id of the launch; the machine that leads knows it.")]
-Node = Annotated[int, Field(description="This machine's number; the first one has 0.", ge=1)]
+Node = Annotated[int, Field(ge=1)]
 
 
 @flow(name="join", flow_run_name="join {launch} node {node}", persist_result=False)
-def join(launch: Launch, node: Node) -> State[None]:
-    """Run this machine's ranks of a launch to their end."""
+def join(launch: str, node: Node) -> State[None]:
+    """Run this machine's ranks of a launch to their end.
+
+    Args:
+        launch: Id of the launch; the machine that leads knows it.
+        node: This machine's number; the first one has 0.
+    """
     settings = Settings()
     with attempt(settings, Store(settings)):
         ended = join_launch(settings, launch, node, lambda ranks, look: hold(settings, ranks, look))

@@ -22,20 +22,22 @@ from tasks.answer import answer_task, version_task
 from tasks.attempt import attempt, cancelled
 from tasks.ingest import ingest_task
 
-Model = Annotated[str, Field(description="Model that answers: owner/name.", json_schema_extra={"position": 0})]
-Prompts = Annotated[str, Field(
-    description='JSONL with "prompt" in each row: a path, https:// or s3:// address, or shards as in train_data.',
-    json_schema_extra={"position": 1})]
-Tokens = Annotated[int, Field(description="Longest answer, in tokens.", ge=1, json_schema_extra={"position": 2})]
-Temperature = Annotated[float, Field(
-    description="0: always the likeliest token.", ge=0, le=5, json_schema_extra={"position": 3})]
+Tokens = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=0, le=5)]
 
 
 @flow(name="predict", flow_run_name="predict {model}", persist_result=False)
 def predict(
-    model: Model, prompts: Prompts, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0,
+    model: str, prompts: str, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0,
 ) -> Answers:
-    """Answer every prompt of a file with a deployed model."""
+    """Answer every prompt of a file with a deployed model.
+
+    Args:
+        model: Model that answers: owner/name.
+        prompts: JSONL with "prompt" in each row: a path, https:// or s3:// address, or shards as in train_data.
+        max_new_tokens: Longest answer, in tokens. Range: 1 or more.
+        temperature: 0: always the likeliest token. Range: 0 to 5.
+    """
     settings = Settings()
     store = Store(settings)
     inputs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}

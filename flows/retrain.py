@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows.finetune import HandOverTo, data_of, pipeline
+from flows.finetune import data_of, pipeline
 from flows.parameters import Parameters
 from infra.records import Version
 from infra.settings import Settings
@@ -33,8 +33,13 @@ from tasks.news import newest_task, shard_news
 
 
 @flow(name="retrain", flow_run_name="retrain {training.destination}", persist_result=False)
-def retrain(training: Parameters, hand_over_to: HandOverTo = "") -> Version | State[Any]:
-    """Train again if the data changed since the destination's newest version."""
+def retrain(training: Parameters, hand_over_to: str = "") -> Version | State[Any]:
+    """Train again if the data changed since the destination's newest version.
+
+    Args:
+        training: What to train, on what, and where it goes.
+        hand_over_to: Deployment that goes on after `pack`, such as finetune/gpu; empty: this run does everything.
+    """
     settings = Settings()
     store = Store(settings)
     with attempt(settings, store):

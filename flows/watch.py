@@ -32,7 +32,11 @@ UPDATED = "dataset.updated"
 
 @flow(name="watch", flow_run_name="watch {training.destination}", persist_result=False)
 def watch(training: Parameters) -> State[Any]:
-    """Look whether the data changed, and tell it."""
+    """Look whether the data changed, and tell it.
+
+    Args:
+        training: What is trained when its data changed.
+    """
     settings, spec = Settings(), training.spec()
     store = Store(settings)
     with attempt(settings, store):

@@ -114,7 +114,7 @@ def test_every_minute_it_keeps_house(
     try:
         keeps(settings)
         assert asked[:2] == ["reconcile", "watch"] and asked[2:] in ([], ["tidy"])  # the minute may have passed
-        told = {body["data"]["id"]: body for body in (json.loads(text) for _, text in receiver.got)}
+        told = {body["data"]["run"]: body for body in (json.loads(text) for _, text in receiver.got)}
         assert len(told) == len(receiver.got), "each run once"
         assert told[str(runs["ended"].id)]["type"] == "run.completed"
         failed = told[str(runs["failed"].id)]

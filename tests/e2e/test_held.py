@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from infra import stack as running
+from infra.engine import RUN
 from infra.processes import lives
 from infra.store import filesystem
 from tests.conftest import ROOT, training_processes, wait_for
@@ -77,16 +78,21 @@ def test_a_machine_that_wakes_after_another_one_took_its_run_changes_nothing(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed, client: SyncPrefectClient, tmp_path: Path,
 ) -> None:
     """A home of its own stands for it: no lock and no slot is shared, only the store and the servers."""
-    wanted = {**parameters, **KNOBS, "destination": "acme/woken"}
-    run = stack.start_run(wanted, {"ANNEAL_HOME": str(tmp_path), "ANNEAL_GPU_LIMIT": "none"})
+    from prefect.states import Pending
+
+    created = client.create_flow_run_from_deployment(
+        UUID(stack.prefect("/deployments/name/finetune/gpu")["id"]), state=Pending(),  # no worker takes it
+        parameters={"training": {**parameters, **KNOBS, "destination": "acme/woken"}})
+    run = str(created.id)
+    flow = psutil.Popen([sys.executable, "-m", "infra.engine"], cwd=ROOT, start_new_session=True, env={
+        **os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api, RUN: run,
+        "ANNEAL_HOME": str(tmp_path), "ANNEAL_GPU_LIMIT": "none"})
     wait_for(lambda: training_processes(tmp_path) and list(tmp_path.glob("trainings/*/step-??????")),
              "it does not train")
-    (flow,) = flow_process(run)
     asleep = [*training_processes(tmp_path), flow]
     try:
         for process in asleep:
             process.suspend()
-        client.update_flow_run(UUID(run), job_variables={})  # the next attempt has this machine's home
         finished(stack, run, "woken", undisturbed, attempts=2, resumes=None)
         before = seen_outside(stack, run, "woken", undisturbed)
         for process in asleep:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,11 +93,9 @@ def test_what_the_ranks_say_stands_in_the_runs_log_without_flooding_it(stack: St
     of_run = {"flow_run_id": {"any_": [stack.runs("finetune acme/notes")[0]]}}
     lines = [log["message"] for order in ("ASC", "DESC")  # the server answers with the first 200
              for log in stack.prefect("/logs/filter", logs=of_run, sort=f"TIMESTAMP_{order}")]
-    file = stack.settings.home_path / "trainings" / first.version["training_id"] / "log.txt"
-    said = [line for line in file.read_text().splitlines() if CONNECTED in line]
     shown = {line for line in lines if CONNECTED in line}
-    assert 1 <= len(shown) < len(said)
-    assert len({re.sub(r"\d+", "N", line) for line in shown}) == len(shown), "each kind of line once"
+    assert 1 <= len(shown) <= 2, "once by the training and once by the evaluation, however many ranks say it"
+    assert any("more lines, most of them alike, are in" in line for line in lines)
     assert any("start step=0 total=4 ranks=2" in line for line in lines)
     assert any(line.startswith("step 4/4 loss=") for line in lines)
 
