@@ -65,7 +65,8 @@ def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
     assert state is not None
     if not state.is_completed():
         kind = UserError if state.is_cancelled() else Broken
-        raise kind(f"the run is {state.name}: {state.message or 'no reason is given'}", where=run.name,
+        reason = (state.message or "no reason is given").rstrip(".")
+        raise kind(f"the run is {state.name}: {reason}", where=run.name,
                    fix=f"Its page: {page}")
     links = {"run": page, **links_of(settings)}
     return Answer({"run": str(run.id), "state": state.name, "version": versions, "links": links},
