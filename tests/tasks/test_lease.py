@@ -67,14 +67,16 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
-def take(server: Server) -> UUID | None:
-    """As a run does."""
+def take(server: Server, hasty_port: int | None = None) -> UUID | None:
+    """As a run does; the hasty client may meet another server."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    address = f"http://127.0.0.1:{server.server_port}/api"
-    with (temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client,
-          leases.hasty_client() as hasty):
+    with ExitStack() as clients:
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
+            client = clients.enter_context(get_client(sync_client=True))
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{hasty_port or server.server_port}/api"}):
+            hasty = clients.enter_context(leases.hasty_client())
         return leases.take(client, hasty, "gpu-here", 1)
 
 
@@ -95,18 +97,7 @@ def test_a_server_that_stays_busy_is_given_the_patience_of_prefects_client(serve
 
 
 def test_a_server_that_is_away_is_left_to_the_patient_client(server: Server, slept: list[float]) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    def address(port: int) -> str:
-        return f"http://127.0.0.1:{port}/api"
-
-    with ExitStack() as clients:
-        with temporary_settings({PREFECT_API_URL: address(free_port())}):
-            hasty = clients.enter_context(leases.hasty_client())
-        with temporary_settings({PREFECT_API_URL: address(server.server_port)}):
-            client = clients.enter_context(get_client(sync_client=True))
-        assert leases.take(client, hasty, "gpu-here", 1) == LEASE
+    assert take(server, hasty_port=free_port()) == LEASE
     assert not set(leases.BUSY_DELAYS_S).intersection(slept)
 
 
