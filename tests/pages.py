@@ -13,12 +13,17 @@ WAIT_S = 60
 
 
 def see(browser: Chrome, path: str) -> WebElement:
-    """Wait for an element to be visible."""
+    """Wait for an element to be visible; a failure says what is on the page instead."""
+    from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.expected_conditions import visibility_of_element_located
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, WAIT_S).until(visibility_of_element_located((By.XPATH, path)), path)
+    try:
+        return WebDriverWait(browser, WAIT_S).until(visibility_of_element_located((By.XPATH, path)))
+    except TimeoutException:
+        page = browser.find_element(By.TAG_NAME, "body").text
+        raise AssertionError(f"{path} is not on {browser.current_url}, which says:\n{page}") from None
 
 
 def property_of(browser: Chrome, path: str, name: str) -> Any:

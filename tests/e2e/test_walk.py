@@ -17,7 +17,7 @@ from deployments.demo import dialogues
 from deployments.demo.__main__ import BASE, KNOBS
 from tests.conftest import wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack
-from tests.e2e.test_form import open_artifact, progress, runs_of, submit, ui
+from tests.e2e.test_form import open_artifact, progress, runs_of, started, ui
 from tests.pages import Album, choose, click, control, fill, into_view, see, tab
 
 if TYPE_CHECKING:
@@ -98,8 +98,4 @@ def start(stack: Stack, browser: Chrome, album: Album, parameters: dict[str, Any
         fill(browser, name, value)
     into_view(browser, control(browser, "train_data"))
     album.take("form")
-    submit(browser)
-    click(browser, "//button[normalize-space()='View run']")
-    see(browser, "//*[@role='tab'][normalize-space()='Logs']")
-    (run,) = runs_of(stack) - before
-    return run
+    return started(stack, browser, before)
