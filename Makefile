@@ -41,7 +41,7 @@ bench-packing: $(VENV)/.bench  ## how full the rows are, and how fast, against T
 bench-data: $(VENV)/.bench  ## ingest, validate and pack against s3fs, orjson, encode_batch, TRL; OPTIONS="--sizes 1 5 10"
 	$(BIN)/python -m tests.benchmarks.preparing $(OPTIONS)
 
-bench-large: $(VENV)/.bench  ## one training on 10 GB of rows, with its memory over time; OPTIONS="--gigabytes 10 --plot memory.svg"
+bench-large: $(VENV)/.bench  ## trainings on 1 and 10 GB of rows, with their memory over time; OPTIONS="--plot memory.svg"
 	$(BIN)/python -m tests.benchmarks.large $(OPTIONS)
 
 bench-resume: $(VENV)/.bench  ## what a checkpoint costs, and the time from a kill to the next step

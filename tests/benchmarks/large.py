@@ -1,10 +1,10 @@
-"""`make bench-large`: one whole training on gigabytes of rows, with the memory of all its processes over time.
+"""`make bench-large`: whole trainings on one and on ten gigabytes of rows, with the memory of all processes over time.
 
 `anneal train` itself, from a file of SAMSum's rows over and over (each with a number of its own) to a registered
 version: a tiny model of random weights with Llama 2's tokenizer, a few steps. Memory is the sum of proportional set
 sizes (PSS) of the command and everything it starts: Prefect's temporary server, the flow, the processes that look at
 rows and tokenise them. What a step takes is its peak less what all of them had when the first step began.
-OPTIONS="--gigabytes 10 --plot memory.svg --folder FOLDER"; 10 GB need 40 GB of disk.
+OPTIONS="--gigabytes 1 10 --plot memory.svg --folder FOLDER"; 10 GB need 40 GB of disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from tests.benchmarks.data import needs_shared, random_llama
-from tests.benchmarks.preparing import LENGTH, MEMORY_MIB, TINY, memory_mib, rows
+from tests.benchmarks.preparing import FLAT, LENGTH, MEMORY_MIB, TINY, memory_mib, rows
 from tests.benchmarks.preparing import STEPS as PREPARING
 from tests.benchmarks.report import finish, say
 from tests.conftest import ROOT
@@ -44,20 +44,53 @@ class Sample:
     mib: float
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training, from its command to its end."""
+
+    samples: list[Sample]
+    has_version: bool
+    home_gb: float
+    began: float
+    """When the first step began; seconds since the epoch."""
+    before: float
+    """Memory at that moment, in MiB."""
+    steps: dict[str, dict[str, Any]]
+
+
 def main() -> None:
     """Make the data, train, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=10)
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 10], help="one training each")
     parser.add_argument("--plot", type=Path, help="where to draw memory over time (SVG)")
     parser.add_argument("--folder", type=Path, help="where the data, the store and the log are left; default: nowhere")
     options = parser.parse_args()
     needs_shared()
+    runs = {size: trained(size, options.folder) for size in sorted(options.gigabytes)}
+    if options.plot:
+        draw(runs, options.plot)
+    first, last = (runs[size].steps for size in (min(runs), max(runs)))
+    largest = max((run.steps[name]["own_mib"] for run in runs.values() for name in PREPARING if name in run.steps),
+                  default=float("inf"))
+    goals = {
+        "every training ends with a registered version": all(run.has_version for run in runs.values()),
+        f"ingest, validate and pack take less than {MEMORY_MIB} MiB (is {largest:.0f})": largest < MEMORY_MIB,
+        f"memory is flat: in each of them at most {FLAT} x from {min(runs):g} to {max(runs):g} GB": all(
+            name in first and name in last and last[name]["peak_mib"] <= FLAT * first[name]["peak_mib"]
+            for name in PREPARING)}
+    finish({f"{size:g} GB": {
+        "mib_before": run.before, "home_gb": run.home_gb, "steps": run.steps,
+        "seconds": run.samples[-1].at - run.samples[0].at} for size, run in runs.items()}, goals, ("prefect", "mlflow"))
+
+
+def trained(gigabytes: float, kept: Path | None) -> Run:
+    """One training on so many rows; its files stay in `kept`."""
     with tempfile.TemporaryDirectory(prefix="anneal-large-") as temporary:
-        folder = options.folder or Path(temporary)
+        folder = (kept or Path(temporary)) / f"{gigabytes:g}-gb"
         folder.mkdir(parents=True, exist_ok=True)
         data = folder / "rows.jsonl"
         with data.open("wb") as file:
-            file.writelines(rows(options.gigabytes))
+            file.writelines(rows(gigabytes))
         say(f"{data.stat().st_size / 1e9:.1f} GB of rows")
         samples, code = train(folder, data, random_llama(folder / f"tiny-{os.getpid()}", TINY))
         log = (folder / "log.txt").read_text(errors="replace")
@@ -66,14 +99,7 @@ def main() -> None:
     for name, step in steps.items():
         say(f"  {name:<10} {step['seconds']:8.1f} s  {step['peak_mib']:6.0f} MiB at most, "
             f"{step['own_mib']:.0f} its own")
-    if options.plot:
-        draw(samples, began, steps, options.plot)
-    largest = max((steps[name]["own_mib"] for name in PREPARING if name in steps), default=float("inf"))
-    goals = {
-        "the training ends with a registered version": code == 0 and VERSION.search(log) is not None,
-        f"ingest, validate and pack take less than {MEMORY_MIB} MiB (is {largest:.0f})": largest < MEMORY_MIB}
-    finish({"gigabytes": options.gigabytes, "mib_before": before, "home_gb": home_gb, "steps": steps,
-            "seconds": samples[-1].at - samples[0].at}, goals, ("prefect", "mlflow"))
+    return Run(samples, code == 0 and VERSION.search(log) is not None, home_gb, began, before, steps)
 
 
 def train(folder: Path, data: Path, base: Path) -> tuple[list[Sample], int]:
@@ -118,18 +144,20 @@ def moment(clock: str, samples: list[Sample]) -> float:
     return at if at >= samples[0].at - 1 else at + 24 * 3600
 
 
-def draw(samples: list[Sample], began: float, steps: dict[str, dict[str, Any]], path: Path) -> None:
-    """Memory over time, a line where a step ends."""
+def draw(runs: dict[float, Run], path: Path) -> None:
+    """Memory over time, a picture a training, with a line where a step ends."""
     from matplotlib import pyplot
 
-    end = max((step["end_s"] for step in steps.values()), default=0.0)
-    figure, axes = pyplot.subplots(figsize=(9, 4))
-    axes.plot([(one.at - began) / 60 for one in samples], [one.mib for one in samples], linewidth=1)
-    for name in STEPS:
-        if name in steps and steps[name]["seconds"] > end / 50:
-            axes.axvline(steps[name]["end_s"] / 60, color="grey", linewidth=0.5)
-            axes.annotate(f"{name} ends", (steps[name]["end_s"] / 60, 0), rotation=90, fontsize=8, ha="right")
-    axes.set(xlabel="minutes", ylabel="memory of all processes in MiB (PSS)", ylim=(0, None))
+    figure, pictures = pyplot.subplots(len(runs), figsize=(9, 4 * len(runs)), squeeze=False)
+    for (size, run), axes in zip(runs.items(), pictures[:, 0], strict=True):
+        end = max((step["end_s"] for step in run.steps.values()), default=0.0)
+        axes.plot([(one.at - run.began) / 60 for one in run.samples], [one.mib for one in run.samples], linewidth=1)
+        for name in STEPS:
+            if name in run.steps and run.steps[name]["seconds"] > end / 50:
+                axes.axvline(run.steps[name]["end_s"] / 60, color="grey", linewidth=0.5)
+                axes.annotate(f"{name} ends", (run.steps[name]["end_s"] / 60, 0), rotation=90, fontsize=8, ha="right")
+        axes.set(xlabel="minutes", ylabel="memory of all processes in MiB (PSS)", ylim=(0, None),
+                 title=f"{size:g} GB of rows")
     figure.tight_layout()
     figure.savefig(path)
 
