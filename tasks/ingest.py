@@ -25,7 +25,7 @@ from infra.clouds import cloud_of, in_object_store
 from infra.crash import crashpoint
 from infra.errors import AnnealError, DataChanged, DataError
 from infra.fetch import bytes_of, open_https, without_secrets
-from infra.files import digest_of, write_back
+from infra.files import digest_of
 from infra.forms import form_of
 from infra.records import Dataset
 from infra.settings import Settings
@@ -35,7 +35,7 @@ from tasks.known import key_of, known, note
 from tasks.lines import BOM
 from tasks.policy import HOUR_S, found_done, step
 from tasks.progress import ReadingShown
-from tasks.reading import Ahead, Meter, Teller
+from tasks.reading import Behind, Meter, Teller, ahead
 from tasks.shards import Found, Shard, find_shards, readable
 from tasks.tables import jsonl_of
 from tasks.unpack import JSONL
@@ -119,7 +119,7 @@ def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
 class Joined:
     """data.jsonl while it is written, and which lines of it came from where."""
 
-    def __init__(self, target: BinaryIO, limit_bytes: int, name: str) -> None:
+    def __init__(self, target: Behind, limit_bytes: int, name: str) -> None:
         self._target, self._limit, self._name = target, limit_bytes, name
         self._digest = hashlib.sha256()
         self._last = LINE_BREAK
@@ -155,9 +155,8 @@ class Joined:
         if self.bytes > self._limit:
             raise DataError(f"more than {self._limit} bytes after unpacking", where=self._name,
                             fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
-        self._digest.update(chunk)
         self._target.write(chunk)
-        write_back(self._target, self.bytes - len(chunk), len(chunk))
+        self._digest.update(chunk)
         crashpoint("ingest.half_written")
         self._last = chunk[-1:] or self._last
 
@@ -167,10 +166,10 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
     name, found = without_secrets(address), find_shards(settings, source, teller.say)
     meter = Meter(found, teller)
     with store.draft() as draft, store.scratch() as scratch:
-        with (draft.path / FILE).open("wb") as target:
+        with (draft.path / FILE).open("wb") as file, Behind(file) as target:
             joined = Joined(target, settings.max_data_bytes, name)
             for one in found:
-                with opened(settings, one.address) as raw, Ahead(raw) as stream:
+                with opened(settings, one.address) as raw, ahead(raw) as stream:
                     crashpoint("ingest.opened")
                     counted = meter.counted(stream, one.name, bytes_of(raw))
                     rows = jsonl_of(form, counted, one.name, scratch, settings.max_data_bytes)

@@ -1,6 +1,7 @@
 """How far the reading of a data source has come: counted while it is read, told every few seconds.
 
 In:   the raw bytes of its files, the lines that were found in them      Out: a `Standing` for a `Teller`
+Reading, hashing and writing overlap: `ahead` and `Behind`.
 Nothing is told of what takes a moment. Bytes are counted as they lie there, packed, because only their sum is known.
 """
 
@@ -11,9 +12,12 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from infra.errors import DataChanged
+from infra.files import write_back
 from infra.s3 import Parts
 from infra.store_errors import told
 from tasks.every import MEGABYTE, TELL_EVERY_S, Every
@@ -114,6 +118,11 @@ class Counted:
         return chunk
 
 
+def ahead(raw: Readable) -> AbstractContextManager[Readable]:
+    """The stream, read ahead by a thread unless it does that itself."""
+    return nullcontext(raw) if isinstance(raw, Parts) else Ahead(raw)
+
+
 class Ahead:
     """A stream that a thread reads a block ahead, so that waiting and working overlap. Used as a context.
 
@@ -132,8 +141,6 @@ class Ahead:
 
     def __exit__(self, *_: object) -> None:
         self._is_over = True
-        if isinstance(self._raw, Parts):
-            self._raw.close()  # it may wait for a server that is away
         self._thread.shutdown(cancel_futures=True)
 
     def read(self, size: int = -1, /) -> bytes:
@@ -160,3 +167,37 @@ class Ahead:
                 break
             pieces.append(self._raw.read1(BLOCK_BYTES - size))
         return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+
+
+class Behind:
+    """A file that a thread writes a chunk behind, so that hashing and writing overlap. Used as a context.
+
+    What the file raises comes at the next chunk, or at the end.
+    """
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target, self._written = target, 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(self, chunk: bytes) -> None:
+        """Take a chunk, once the one before it is written."""
+        self._wait()
+        self._last = self._thread.submit(self._put, chunk)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def _put(self, chunk: bytes) -> None:
+        self._target.write(chunk)
+        write_back(self._target, self._written, len(chunk))
+        self._written += len(chunk)

@@ -1,11 +1,12 @@
 """`make bench-data`: how fast data is brought in, judged and packed, and in how much memory.
 
-Ratios are of medians over interleaved rounds on one part of the rows, each contender in a process of its own: ingest
-against `s3fs.open().read()` of the same object, validate against `orjson.loads` of the same lines (both on one core),
-tokenise and pack against the tokenizer's `encode_batch` with as many threads, validate and pack together against what
-datasets and TRL do to prepare the same file. Judging alone, without the look at copies and doubtful rows, is compared
-with orjson too. Memory is the largest sum of proportional set sizes (PSS) of a step's processes, at several sizes of
-data, of which no two rows are alike, and of SAMSum so many times over (--copies 200: 2 GB, in which nearly all are).
+Ratios are of medians over interleaved rounds, each contender in a process of its own: ingest against
+`s3fs.open().read()` of the same object, as large as the smallest of the sizes; and on a part of the rows validate
+against `orjson.loads` of the same lines (both on one core), tokenise and pack against the tokenizer's `encode_batch`
+with as many threads, validate and pack together against what datasets and TRL do to prepare the same file. Judging
+alone, without the look at copies and doubtful rows, is compared with orjson too. Memory is the largest sum of
+proportional set sizes (PSS) of a step's processes, at several sizes of data, of which no two rows are alike, and of
+SAMSum so many times over (--copies 200: 2 GB, in which nearly all are).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MEMORY_MIB = 1024
 FLAT = 1.25
 """Memory at the largest size over memory at the smallest one, which is at most half as large."""
 POLL_S = 0.1
+HOME = "home"
+"""Folder of one contender at a time."""
 STEPS = ("ingest", "validate", "pack")
 
 
@@ -56,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="anneal-bench-") as temporary:
         folder = Path(temporary)
         random_llama(folder / "tiny", TINY)
-        speeds = compare(folder, options.part, options.rounds)
+        speeds = {**compare_ingest(folder, sizes[0], options.rounds), **compare(folder, options.part, options.rounds)}
         memory = {size: peaks(folder, f"{size} GB", rows(size)) for size in sizes}
         copied = peaks(folder, f"SAMSum x {options.copies}", copies(options.copies)) if options.copies else {}
     if options.plot:
@@ -103,52 +106,56 @@ def samsum_rows() -> tuple[bytes, ...]:
         return tuple((rows_of(Path(folder), train="train") / "train.jsonl").read_bytes().splitlines(keepends=True))
 
 
-def compare(folder: Path, gigabytes: float, rounds: int) -> dict[str, Any]:
-    """All speeds, and the ratios of ours to the peers'."""
+def compare_ingest(folder: Path, gigabytes: float, rounds: int) -> dict[str, Any]:
+    """By themselves: what the others leave on the disk slows the next one."""
     server_folder = folder / "s3"
     server_folder.mkdir()
     server = S3Server(server_folder)
-    path = server_folder / BUCKET / "rows.jsonl"
     try:
-        with path.open("wb") as file:
-            file.writelines(rows(gigabytes))
-        say(f"{path.stat().st_size / 1e6:.0f} MB of rows")
-        threads = Settings().threads_for(1)
-        tokenizer, local = str(folder / "tiny"), str(path)
+        size = written(server_folder / BUCKET / "rows.jsonl", rows(gigabytes))
+        source = {"source": f"s3://{BUCKET}/rows.jsonl"}
         environment = {"ANNEAL_S3_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": S3_KEY,
-                       "AWS_SECRET_ACCESS_KEY": S3_SECRET, "RAYON_NUM_THREADS": str(threads)}
-        peak: dict[str, float] = {}
-        disk: dict[str, float] = {}
-
-        def run(name: str, **arguments: Any) -> float:
-            home = folder / "run"
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir()
-            parallel = {"TOKENIZERS_PARALLELISM": str(name == "encode_batch").lower(), "ANNEAL_HOME": str(home)}
-            arguments |= {"out": str(home)} if name in ("pack", "trl") else {}
-            arguments |= {"length": LENGTH, "processes": threads} if name in ("pack", "trl") else {}
-            seconds, peak[name] = measured(name.removesuffix("_together"), arguments, {**environment, **parallel})
-            disk[name] = sum(file.stat().st_size for file in home.rglob("*") if not file.is_symlink()) / 1e6
-            return seconds
-
-        source = f"s3://{BUCKET}/rows.jsonl"
-        times = medians(interleaved({  # by themselves: what the others leave on the disk slows the next one
-            "ingest": lambda: run("ingest", source=source), "s3fs": lambda: run("s3fs", source=source)}, rounds))
-        times |= medians(interleaved({
-            "judge": lambda: run("judge", rows=local), "validate": lambda: run("validate", rows=local, processes=1),
-            "validate_together": lambda: run("validate_together", rows=local, processes=threads),
-            "orjson": lambda: run("orjson", rows=local),
-            "pack": lambda: run("pack", rows=local, tokenizer=tokenizer),
-            "encode_batch": lambda: run("encode_batch", rows=local, tokenizer=tokenizer),
-            "trl": lambda: run("trl", rows=local, model=tokenizer)}, rounds))
+                       "AWS_SECRET_ACCESS_KEY": S3_SECRET}
+        times = medians(interleaved({
+            "ingest": lambda: alone(folder, "ingest", source, environment)[0],
+            "s3fs": lambda: alone(folder, "s3fs", source, environment)[0]}, rounds))
     finally:
         server.kill()
-    size = path.stat().st_size / 1e6
+        shutil.rmtree(server_folder)
+    return {"mb_of_object": size, "mb_per_s_of_object": {name: size / seconds for name, seconds in times.items()},
+            "ratio_s3fs": times["s3fs"] / times["ingest"]}
+
+
+def compare(folder: Path, gigabytes: float, rounds: int) -> dict[str, Any]:
+    """Validate and pack: speeds, and the ratios of ours to the peers'."""
+    path = folder / "rows.jsonl"
+    size = written(path, rows(gigabytes))
+    threads = Settings().threads_for(1)
+    peak: dict[str, float] = {}
+    disk: dict[str, float] = {}
+
+    def run(name: str, **arguments: Any) -> float:
+        environment = {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": str(name == "encode_batch").lower()}
+        if name in ("pack", "trl"):
+            arguments |= {"out": str(folder / HOME), "length": LENGTH, "processes": threads}
+        seconds, peak[name] = alone(
+            folder, name.removesuffix("_together"), {"rows": str(path), **arguments}, environment)
+        disk[name] = sum(file.stat().st_size for file in (folder / HOME).rglob("*") if not file.is_symlink()) / 1e6
+        return seconds
+
+    tokenizer = str(folder / "tiny")
+    times = medians(interleaved({
+        "judge": lambda: run("judge"), "validate": lambda: run("validate", processes=1),
+        "validate_together": lambda: run("validate_together", processes=threads), "orjson": lambda: run("orjson"),
+        "pack": lambda: run("pack", tokenizer=tokenizer),
+        "encode_batch": lambda: run("encode_batch", tokenizer=tokenizer),
+        "trl": lambda: run("trl", model=tokenizer)}, rounds))
+    path.unlink()
     ours_disk = disk["validate"] - size + disk["pack"]  # without the data itself
     return {
         "mb": size, "processes": threads, "mb_per_s": {name: size / seconds for name, seconds in times.items()},
         "peak_mib_of_part": peak, "disk_mb": {"anneal": ours_disk, "trl": disk["trl"]},
-        "ratio_s3fs": times["s3fs"] / times["ingest"], "ratio_orjson": times["orjson"] / times["validate"],
+        "ratio_orjson": times["orjson"] / times["validate"],
         "ratio_orjson_judging": times["orjson"] / times["judge"],
         "ratio_encode_batch": times["encode_batch"] / times["pack"],
         "ratio_trl": times["trl"] / (times["validate_together"] + times["pack"]),
@@ -156,23 +163,35 @@ def compare(folder: Path, gigabytes: float, rounds: int) -> dict[str, Any]:
         "ratio_trl_disk": ours_disk / disk["trl"]}
 
 
-def peaks(folder: Path, name: str, data: Iterable[bytes]) -> dict[str, float]:
-    """MiB that each step takes with these rows."""
-    path, home = folder / "rows.jsonl", folder / "home"
+def written(path: Path, data: Iterable[bytes]) -> float:
+    """Write a file; returns its MB."""
     with path.open("wb") as file:
         file.writelines(data)
+    say(f"{path.stat().st_size / 1e6:.0f} MB of rows")
+    return path.stat().st_size / 1e6
+
+
+def alone(folder: Path, step: str, arguments: dict[str, Any], environment: dict[str, str]) -> tuple[float, float]:
+    """Seconds of one contender in an empty home, which it leaves behind, and the peak of its memory in MiB."""
+    shutil.rmtree(folder / HOME, ignore_errors=True)
+    (folder / HOME).mkdir()
+    return measured(step, arguments, {**environment, "ANNEAL_HOME": str(folder / HOME)})
+
+
+def peaks(folder: Path, name: str, data: Iterable[bytes]) -> dict[str, float]:
+    """MiB that each step takes with these rows."""
+    path, home = folder / "rows.jsonl", folder / HOME
+    written(path, data)
     found = {}
     arguments: dict[str, dict[str, Any]] = {
         "ingest": {"source": str(path)}, "validate": {"rows": str(path), "processes": Settings().threads_for(1)},
         "pack": {"rows": str(path), "tokenizer": str(folder / "tiny"), "out": str(home), "length": LENGTH,
                  "processes": Settings().threads_for(1)}}
     for step in STEPS:
-        home.mkdir()
-        seconds, found[step] = measured(step, arguments[step], {
-            "ANNEAL_HOME": str(home), "TOKENIZERS_PARALLELISM": "false"})
-        shutil.rmtree(home)
+        seconds, found[step] = alone(folder, step, arguments[step], {"TOKENIZERS_PARALLELISM": "false"})
         say(f"  {name}  {step:<10} {found[step]:.0f} MiB at most, {seconds:.0f} s")
     path.unlink()
+    shutil.rmtree(home)
     return found
 
 

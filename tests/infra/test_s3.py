@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import BinaryIO
 
@@ -16,7 +17,6 @@ from infra.patience import PROGRESS_BYTES, Patience
 from infra.s3 import AHEAD_BYTES, REQUESTS
 from infra.settings import Settings
 from infra.store import filesystem, open_remote
-from tasks.reading import Ahead
 from tests.conftest import BUCKET
 from tests.relay import relay
 
@@ -145,9 +145,11 @@ def test_closing_waits_for_no_server(
     monkeypatch.setattr(s3, "Event", Waiting)
     with relay(s3_endpoint, QUARTER, 100) as wire:
         stream = open_remote(address, here.model_copy(update={"s3_endpoint_url": wire.url}))
-        with Ahead(stream):
+        with ThreadPoolExecutor(1) as reader:
+            asked = reader.submit(stream.read)
             assert waits.wait(60)
-    assert stream.closed
+            stream.close()
+            assert isinstance(asked.exception(60), Transient)
 
 
 def test_an_empty_object_is_read(here: Settings) -> None:

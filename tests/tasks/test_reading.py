@@ -23,12 +23,13 @@ from infra.settings import Settings
 from infra.store import Store, filesystem
 from tasks import reading
 from tasks.ingest import FILE, ingest
-from tasks.reading import BLOCK_BYTES, Ahead, Standing, Teller
+from tasks.reading import BLOCK_BYTES, Ahead, Behind, Standing, Teller
 from tests.conftest import BUCKET, S3Server
 from tests.site import Site, private, site
 
 __all__ = ["private", "site"]
 
+FULL = Path("/dev/full")
 MANY_REQUESTS_BYTES = 4 * (AHEAD_BYTES + BLOCK_BYTES)
 """A shorter object may have been read whole when it changes."""
 
@@ -263,3 +264,26 @@ def test_nothing_is_read_after_the_end_of_the_context() -> None:
     with Slow(b"0123456789" * 100) as raw, Ahead(raw) as stream:
         assert stream.read(5) == b"01234"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_what_is_written_behind_is_all_there_and_in_order(tmp_path: Path) -> None:
+    pieces = [bytes([i]) * (i * 1000 + 1) for i in range(100)]
+    with (tmp_path / "f").open("wb") as file:
+        with Behind(file) as target:
+            for piece in pieces:
+                target.write(piece)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
+    assert (tmp_path / "f").read_bytes() == b"".join(pieces)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_what_breaks_behind_is_raised_at_the_next_chunk_or_at_the_end(chunks: int) -> None:
+    with FULL.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"), Behind(file) as target:
+        for _ in range(chunks):
+            target.write(b"x")
+
+
+def test_an_error_is_not_replaced_by_what_breaks_behind_it() -> None:
+    with FULL.open("wb", buffering=0) as file, pytest.raises(KeyError), Behind(file) as target:
+        target.write(b"x")
+        raise KeyError
