@@ -1,6 +1,6 @@
 """Ask a deployed model over HTTP: what `anneal predict` does.
 
-In:   owner/name or a version id, a prompt, sampling options      Out: the prediction object and its text
+In:   owner/name[:version] or a version id, a prompt, sampling options     Out: the prediction object and its text
 With `stream` the text is written to stdout as it comes (SSE); an answer that breaks off is an error.
 """
 
@@ -34,9 +34,10 @@ def ask(settings: Settings, options: argparse.Namespace, stream: bool) -> tuple[
     """
     headers = {"Accept": "text/event-stream" if stream else "application/json", **settings.predictor_headers}
     timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    body = {**_model(settings, options.target), "input": _input(options)}
     url = f"{settings.predictor.rstrip('/')}/predictions"
     try:
-        with httpx.stream("POST", url, json=_body(options), headers=headers, timeout=timeout) as response:
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=timeout) as response:
             if response.is_error:
                 raise _refused(response)
             prediction = _last(_events(response), _write) if stream else _read(response)
@@ -51,11 +52,22 @@ def ask(settings: Settings, options: argparse.Namespace, stream: bool) -> tuple[
     return prediction, "" if stream else "".join(prediction["output"] or [])
 
 
-def _body(options: argparse.Namespace) -> dict[str, Any]:
+def _model(settings: Settings, target: str) -> dict[str, str]:
+    """A name is asked of the predictor as it is; a version by its id, which MLflow tells where it is not the target."""
+    if VERSION_ID.fullmatch(target):
+        return {"version": target}
+    destination, _, which = target.partition(":")
+    if not which:
+        return {"model": target}
+    from tasks.registry import Registry
+
+    return {"version": Registry(settings).look_up(destination, which).id}
+
+
+def _input(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in vars(options).items() if name in INPUTS and value is not None}
     prompt = sys.stdin.read() if options.prompt in (None, "-") else options.prompt
-    which = "version" if VERSION_ID.fullmatch(options.target) else "model"
-    return {which: options.target, "input": {**given, "prompt": prompt}}
+    return {**given, "prompt": prompt}
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:

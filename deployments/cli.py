@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from deployments.console import Answer, links_of, set_environment, settings_here, table
+from deployments.console import Answer, links_of, set_environment, settings_here, start_own_server, table
 from deployments.operate import deploy, down, gc, join, status, up, upload, watch
 from deployments.options import (
     Parser,
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+CRASHES = ("Crash detected!", "Finished in state Crashed(")
+ENDINGS = {"prefect.task_runs": CRASHES,
+           "prefect.flow_runs": (*CRASHES, "Encountered exception during execution", "Finished in state Failed(")}
+"""How Prefect's lines about the end of a run begin. A task that failed is left: it says which step it was."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,8 +128,9 @@ def train(options: argparse.Namespace) -> Answer:
     from flows.finetune import finetune
     from flows.parameters import Parameters
 
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_without_traceback)
+    start_own_server()
+    for handler in logging.getLogger().handlers:  # the terminal; Prefect's server hears it all the same
+        handler.addFilter(_is_not_said_at_the_end)
     from prefect.exceptions import CancelledRun
 
     try:
@@ -202,11 +207,9 @@ def _check_server(settings: Settings) -> None:
             fix="Run `anneal down` and `anneal up`.")
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """What the user can mend is a sentence; a traceback would hide it."""
-    if record.exc_info and isinstance(record.exc_info[1], UserError):
-        record.exc_info = None
-    return True
+def _is_not_said_at_the_end(record: logging.LogRecord) -> bool:
+    """Why a run failed or was interrupted is this command's last line; Prefect would say it four times before."""
+    return not (record.name in ENDINGS and record.getMessage().startswith(ENDINGS[record.name]))
 
 
 def _logits(found: dict[str, float], beside: str) -> str:

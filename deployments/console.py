@@ -42,6 +42,26 @@ def set_environment(settings: Settings) -> None:
     os.environ.update(services.for_runs(settings))
 
 
+def start_own_server() -> None:
+    """Where no Prefect server is known, start the temporary one that Prefect would start for the flow.
+
+    Ctrl-C in a terminal reaches it too, and a run that is interrupted would report that for minutes to a server that
+    has gone. Started while SIGINT is blocked, which processes inherit, it ends when Prefect ends it.
+    """
+    import signal
+
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def links_of(settings: Settings) -> dict[str, str]:
     """Addresses for people: user interfaces and the predictor."""
     mlflow = settings.tracking_uri if settings.tracking_uri.startswith("http") else ""

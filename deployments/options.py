@@ -67,7 +67,9 @@ def add_spec_options(parser: argparse.ArgumentParser, *, are_required: bool = Tr
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
     """The model to ask, the prompt, and the predictor's inputs."""
-    parser.add_argument("target", metavar="MODEL", help="owner/name, or the 64 hex digits of a version")
+    parser.add_argument("target", metavar="MODEL[:VERSION]",
+                        help="owner/name, and a version's number, alias or 64 hex digits (default: what is served); or "
+                             "a version's 64 hex digits alone")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to ask; read from stdin if left out or -")
     for name, (kind, about) in INPUTS.items():
         parser.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, help=about, metavar=_metavar(kind))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prefect.logging import get_run_logger
 
 from infra.crash import crashpoint
 from infra.errors import DataError, shown
@@ -26,7 +27,7 @@ from infra.records import METRICS, Base, Evaluation, Pack, RowKind, Scores, Spli
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store, scratch_folder
-from tasks import metrics
+from tasks import metrics, report
 from tasks.bootstrap import Floats
 from tasks.child import ranks_of, run_child, settled
 from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob
@@ -210,8 +211,10 @@ def evaluate_task(
     """Score the trained model; returns the Evaluation."""
     settings = Settings()
     store = Store(settings)
-    found = find_evaluation(store, spec, trained, split)
-    if found is not None:
-        return found_done(found)
-    with hold(settings, ranks_of(spec.num_ranks)):
-        return evaluate(settings, store, spec, trained, split, pack, base)
+    found = evaluation = find_evaluation(store, spec, trained, split)
+    if evaluation is None:
+        with hold(settings, ranks_of(spec.num_ranks)):
+            evaluation = evaluate(settings, store, spec, trained, split, pack, base)
+    for line in report.scores(evaluation):
+        get_run_logger().info("%s", line)
+    return found_done(found) if found else evaluation

@@ -102,6 +102,18 @@ def rouge_report(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def scores(evaluation: Evaluation) -> list[str]:
+    """A line for each model, with 95 % intervals, and the verdict: what the run's log tells."""
+    lines = []
+    for model in evaluation.rouge or evaluation.scores or evaluation.loss:
+        found = (evaluation.rouge or evaluation.scores).get(model, {})
+        cells = [f"{name} {_interval(values, '')}" for name, values in found.items() if name != "rougeLsum"]
+        if model in evaluation.loss and "loss" not in found:
+            cells.append(f"held-out loss {evaluation.loss[model]:.4f}")
+        lines.append(f"{model}: {', '.join(cells)}")
+    return [*lines, evaluation.verdict]
+
+
 def show(key: str, markdown: str) -> None:
     """Put a report on the run's Artifacts page."""
     title = markdown.splitlines()[0].lstrip("# ")
@@ -157,9 +169,9 @@ def training_place(settings: Settings, version: Version) -> str:
             f"and `events.jsonl`, `{root}/{version.folder}` the version's files.")
 
 
-def _interval(values: list[float]) -> str:
+def _interval(values: list[float], marks: str = "**") -> str:
     low, mean, high = values
-    return f"**{mean:.3f}** ({low:.3f} to {high:.3f})"
+    return f"{marks}{mean:.3f}{marks} ({low:.3f} to {high:.3f})"
 
 
 def _cell(text: str) -> str:

@@ -39,6 +39,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed.run as torchrun
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing import api as agents
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
@@ -113,7 +114,10 @@ def become(mother: int, options: list[str], log: str, environment: dict[str, str
         os.execv(sys.executable, [sys.executable, *options])
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     agents.get_subprocess_handler = ForkingHandler  # type: ignore[assignment, attr-defined]
-    torchrun.main(options[2:])
+    try:
+        torchrun.main(options[2:])
+    except SignalException:  # the log says already that it was told to stop; forty lines of traceback say no more
+        sys.exit(1)
 
 
 def has_touched_gpu() -> bool:

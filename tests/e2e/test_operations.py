@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deployments.cli import EXIT_FAULT
+from infra import stack as running
 from infra.store import Store
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack, Training, options
@@ -92,6 +94,14 @@ def test_an_event_starts_a_retraining_which_sees_that_nothing_is_new(
     assert len(stack.versions(first.parameters["destination"])) == 1
 
 
+def test_up_on_a_running_stack_starts_nothing_and_says_where_it_is(stack: Stack) -> None:
+    before = running.read(stack.settings)
+    done = stack.anneal("up")
+    assert done.returncode == 0 and "Starting" not in done.stderr, done.stderr
+    assert f"prefect    {stack.settings.prefect_api.removesuffix('/api')}" in done.stdout.splitlines()
+    assert running.read(stack.settings) == before
+
+
 def test_a_remote_training_runs_on_the_worker(stack: Stack, first: Training) -> None:
     done = stack.anneal("train", "--remote", "--json", *options(first.parameters))
     assert done.returncode == 0, done.stderr
@@ -141,6 +151,17 @@ def test_a_remote_training_with_nonsense_is_refused_before_it_starts(stack: Stac
     assert done.returncode == 2
     assert "lora_rank" in done.stderr
     assert len(runs_of(stack, "finetune")) == known
+
+
+def test_a_remote_training_that_fails_says_why_and_shows_no_traceback(
+    stack: Stack, parameters: dict[str, Any], tmp_path: Path,
+) -> None:
+    (data := tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": 17}\n')
+    done = stack.anneal("train", "--remote", *options({**parameters, "train_data": str(data)}))
+    assert done.returncode == EXIT_FAULT
+    sentence = 'bad.jsonl line 1: "completion" is a number (17); expected a string. Quote it'
+    assert sentence in done.stderr.splitlines()[-1], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_file_of_prompts_is_answered_once(stack: Stack, first: Training, tmp_path: Path) -> None:

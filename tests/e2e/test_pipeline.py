@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from deployments.cli import EXIT_USER_ERROR
 from infra.settings import Settings
 from infra.store import Store
 from tests.conftest import BUCKET, ROOT
@@ -63,6 +65,15 @@ def test_predictor_answers_with_the_registered_version(stack: Stack, first: Trai
     assert "".join(answer["output"])
 
 
+def test_a_version_is_asked_by_its_number(stack: Stack, first: Training) -> None:
+    done = stack.anneal("predict", "acme/notes:1", "Once upon a time", "--temperature", "0", "--max-new-tokens", "8",
+                        "--json")
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["version"]) == ("succeeded", first.version["id"])
+    done = stack.anneal("predict", "acme/notes:7", "Once")
+    assert done.returncode == EXIT_USER_ERROR and "one of 1, challenger, champion" in done.stderr
+
+
 def test_same_training_again_trains_nothing(stack: Stack, first: Training) -> None:
     store, name = Store(Settings()), f"trainings/{first.version['training_id']}"
     before = store.find(name)
@@ -70,6 +81,8 @@ def test_same_training_again_trains_nothing(stack: Stack, first: Training) -> No
     assert done.returncode == 0, done.stderr
     assert f"acme/notes version 1\n{first.version['id']}" in done.stdout
     assert "blank lines, left out: 1 (train.jsonl line 61)" in done.stderr
+    for model in ("tuned", "base", "lead3"):
+        assert re.search(rf"{model}: rouge1 \d\.\d{{3}} \(.* to .*\), rouge2 .*, rougeL ", done.stderr), "its scores"
     states = stack.steps(stack.runs("finetune acme/notes")[-1])
     assert {step: states[step] for step in KEPT} == dict.fromkeys(KEPT, "Cached")
     assert before == store.find(name)

@@ -103,6 +103,19 @@ def test_a_report_of_a_classification_shows_scores_and_mistakes(past: Past) -> N
     assert "| a&#124;b | no label | 3 |" in text and "ROUGE" not in text
 
 
+def test_the_log_tells_scores_losses_and_the_verdict(past: Past) -> None:
+    accuracy = {"accuracy": [0.4, 0.5, 0.6], "macro_f1": [0.1, 0.2, 0.3]}
+    found = dataclasses.replace(past.evaluation, loss={"tuned": 1.25, "base": 2.0}, verdict="Passed: so it is.")
+    by_task = dataclasses.replace(found, rouge={}, scores={"tuned": accuracy, "most_frequent": accuracy})
+    assert report.scores(by_task) == [
+        "tuned: accuracy 0.500 (0.400 to 0.600), macro_f1 0.200 (0.100 to 0.300), held-out loss 1.2500",
+        "most_frequent: accuracy 0.500 (0.400 to 0.600), macro_f1 0.200 (0.100 to 0.300)", "Passed: so it is."]
+    of_text = dataclasses.replace(found, rouge={}, scores={})
+    assert report.scores(of_text)[:2] == ["tuned: held-out loss 1.2500", "base: held-out loss 2.0000"]
+    of_style = dataclasses.replace(of_text, scores={"tuned": {"loss": [1.0, 1.25, 1.5]}})
+    assert report.scores(of_style)[0] == "tuned: loss 1.250 (1.000 to 1.500)"
+
+
 @pytest.mark.parametrize("verdict", ["Passed: ROUGE-L 0.5.", "Failed: ROUGE-L 0.1, significantly worse than the base."])
 def test_the_gates_verdict_opens_the_report(past: Past, verdict: str) -> None:
     text = report.rouge_report(dataclasses.replace(past.evaluation, verdict=verdict))
