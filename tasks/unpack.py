@@ -7,6 +7,7 @@ Memory stays flat also for a file that was packed to fill it. A file that is cut
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -18,7 +19,8 @@ from infra.files import READ_BYTES
 from tasks.rows import KEYS
 
 GZIP_MAGIC = b"\x1f\x8b"
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTANDARD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
+"""A frame, or one to be skipped, with which pzstd begins (RFC 8878, section 3.1)."""
 PLAIN_BYTES = 1 << 23
 """Asked for at a time of a file that is not packed: each wait for the interpreter's lock may take 5 ms."""
 ZSTD_BYTES = 1024
@@ -98,14 +100,14 @@ def _chunks(raw: Readable, name: str) -> Iterator[bytes]:
     try:
         if head.startswith(GZIP_MAGIC):
             yield from bounded(_of_gzip(packed), lambda: packed.taken, name)
-        elif head.startswith(ZSTD_MAGIC):
+        elif ZSTANDARD.match(head):
             yield from bounded(_of_zstandard(packed), lambda: packed.taken, name)
         else:
             while head:
                 yield head
                 head = raw.read(PLAIN_BYTES)
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        kind = "zstandard" if head.startswith(ZSTD_MAGIC) else "gzip"
+        kind = "gzip" if head.startswith(GZIP_MAGIC) else "zstandard"
         raise DataError(f"the {kind} file is damaged ({error})", where=name,
                         fix="Pack it again, or give the plain file.") from error
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos,
 
 SMALL = {
     "gpu": ["--part", "lora"],
-    "preparing": ["--sizes", "0.001", "0.002", "--part", "0.001", "--rounds", "1"],
+    "preparing": ["--sizes", "0.001", "0.002", "--part", "0.001", "--rounds", "1", "--copies", "1"],
     "large": ["--gigabytes", "0.001", "0.002"],
     "soak": ["--minutes", "1"]}
 TIMEOUT_S = 900

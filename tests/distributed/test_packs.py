@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import Any
@@ -18,14 +20,30 @@ from tasks.distributed import encode as encoding
 from tasks.distributed import packs
 from tasks.distributed.encode import encode
 from tasks.distributed.examples import batches_of, flatten
-from tasks.distributed.job import EncodeJob
+from tasks.distributed.job import RESULT, EncodeJob
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packer import best_fit
 from tasks.distributed.packs import PackedRows, write_index, write_part
 from tasks.distributed.text import Codec
+from tests.conftest import ROOT
 
 ROWS = [{"prompt": f"Question {i}: caf\u00e9 \u2028 {'so ' * (i % 7)}", "completion": f" answer {i}" * (i % 4 + 1)}
         for i in range(200)]
+READ = """
+import json, pathlib, re, sys
+from tasks.distributed.packs import PackedRows
+
+def status():
+    text = pathlib.Path("/proc/self/status").read_text()
+    return [int(re.search(name + r":\\s+(\\d+)", text)[1]) for name in ("RssAnon", "RssFile")]
+
+packs = PackedRows(pathlib.Path(sys.argv[1]))
+before = status()
+for number in range(packs.segments):
+    ids, labels = packs.segment(number)
+    ids.max(), labels.any(), labels.sum()
+print(json.dumps([now - was for now, was in zip(status(), before)]))
+"""
 
 
 @pytest.fixture
@@ -50,9 +68,9 @@ def job_of(folder: Path, tokenizer: Path, rows: list[dict[str, Any]] = ROWS, **v
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """{file: content} of what pack keeps."""
+    """{file: content} of what pack keeps; result.json goes into its record."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in CONTRACT_FILES}
+            if path.is_file() and (path.name not in CONTRACT_FILES or path.name == RESULT)}
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -63,7 +81,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, stor
         assert encode(job) == 0
         found.append(bytes_of(Path(job.out)))
     assert found[0] == found[1] == found[2]
-    assert sum("tokens-" in name for name in found[0]) > 30
+    assert sum("tokens-" in name for name in found[0]) > 30 and RESULT in found[0]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -79,6 +97,10 @@ def test_parts_hold_every_example_once_in_the_order_of_the_data(tmp_path: Path, 
     assert sorted(ids.tolist() for row in rows for ids, _ in row) == sorted(ids.tolist() for ids, _ in wanted)
     assert packs.tokens_in.tolist() == [sum(len(ids) for ids, _ in row) for row in rows]
     assert packs.labels_in.tolist() == [int(sum(marks.sum() for _, marks in row)) for row in rows]
+    counts = json.loads((Path(job.out) / RESULT).read_text())["train"]
+    assert (counts["examples"], counts["rows"]) == (len(ROWS), len(packs))
+    assert (counts["tokens"], counts["labelled"]) == (packs.tokens_in.sum(), packs.labels_in.sum())
+    assert counts["longest"] == max(len(ids) for ids, _ in wanted) and counts["truncated"] == counts["split"] == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 10, 16, 17, 1000])
@@ -98,6 +120,19 @@ def test_ranks_share_what_is_on_disk(tmp_path: Path, stories: Path) -> None:
     ids, labels = packs.segment(0)
     assert isinstance(ids, np.memmap) and isinstance(labels, np.memmap)
     assert all(f"{tmp_path}/out/train/{name}-00000.npy" in maps.read_text() for name in ("tokens", "labels"))
+
+
+def test_processes_that_read_all_of_it_have_it_in_memory_once(tmp_path: Path) -> None:
+    """What a process holds for itself does not grow by what it reads; what it maps does."""
+    rng, length, count = np.random.default_rng(0), 1 << 16, 256
+    part = write_part(tmp_path, 0, [rng.integers(0, 500, length, np.int32) for _ in range(count)],
+                      [np.ones(length, bool)] * count, vocabulary=512)
+    write_index(tmp_path, [part], best_fit(np.full(count, length), length))
+    readers = [subprocess.Popen([sys.executable, "-c", READ, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+               for _ in range(3)]
+    for reader in readers:
+        own, mapped = json.loads(reader.communicate(timeout=100)[0])
+        assert mapped >= count * length * 3 / 1024 and own < mapped / 8, "KiB; two bytes a token, one a label"
 
 
 @pytest.mark.usefixtures("small_parts")

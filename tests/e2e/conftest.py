@@ -107,10 +107,14 @@ class Stack:
         found = self.prefect("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
         return {task["name"].split()[0]: task["state"]["name"] for task in found}
 
-    def artifacts(self, run: str) -> dict[str, Any]:
-        """What a flow run shows, by key; the newest of each."""
+    def shown(self, run: str) -> dict[str, dict[str, Any]]:
+        """The artifacts of a flow run, by key; the newest of each."""
         found = self.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}, sort="UPDATED_DESC")
-        return {artifact["key"]: artifact["data"] for artifact in reversed(found)}
+        return {artifact["key"]: artifact for artifact in reversed(found)}
+
+    def artifacts(self, run: str) -> dict[str, Any]:
+        """What they show."""
+        return {key: artifact["data"] for key, artifact in self.shown(run).items()}
 
     def versions(self, destination: str) -> list[Any]:
         """All versions that MLflow has of a model."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deployments.cli import EXIT_FAULT
+from deployments.cli import EXIT_FAULT, EXIT_USER_ERROR
 from infra import stack as running
 from infra.store import Store
+from tasks.collect import KINDS
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack, Training, options
 
@@ -162,6 +163,22 @@ def test_a_remote_training_that_fails_says_why_and_shows_no_traceback(
     sentence = 'bad.jsonl line 1: "completion" is a number (17); expected a string. Quote it'
     assert sentence in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_collected_while_a_run_could_be_using_it(stack: Stack, first: Training) -> None:
+    store = Store(stack.settings)
+    before = {kind: store.names(kind) for kind in KINDS}
+    deployment = stack.prefect("/deployments/name/finetune/gpu")["id"]
+    run = stack.prefect(f"/deployments/{deployment}/create_flow_run", state={"type": "RUNNING"},
+                        parameters={"training": first.parameters})
+    try:
+        done = stack.anneal("gc", "--days", "0")
+        assert done.returncode == EXIT_USER_ERROR
+        assert f"1 runs are on their way, such as {run['name']}" in done.stderr
+        assert stack.anneal("gc", "--days", "0", "--dry-run").returncode == 0
+    finally:
+        stack.prefect(f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLED"}, force=True)
+    assert {kind: store.names(kind) for kind in KINDS} == before
 
 
 def test_a_file_of_prompts_is_answered_once(stack: Stack, first: Training, tmp_path: Path) -> None:

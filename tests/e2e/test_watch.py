@@ -67,11 +67,32 @@ def test_a_long_reading_is_shown_as_a_progress_bar(stack: Stack, client: SyncPre
     def reads() -> tuple[str, Any]:
         with ReadingShown("training-data") as shown:
             shown.see(Standing(lines=5, bytes=30, total_bytes=120, seconds=5.0, file=1, files=2))
-            half_way = stack.artifacts(runtime.flow_run.id)["training-data-progress"]
+            half_way = stack.shown(runtime.flow_run.id)["training-data-progress"]
         return runtime.flow_run.id, half_way
 
     run, half_way = reads()
-    assert (half_way, stack.artifacts(run)["training-data-progress"]) == (25.0, 100.0)
+    assert (half_way["data"], stack.artifacts(run)["training-data-progress"]) == (25.0, 100.0)
+    assert half_way["description"] == "5 lines, 0 MB read (25%), 0.0 MB/s, 15 s left, file 1 of 2"
+
+
+def test_what_ingest_reads_is_shown_as_a_progress_bar(
+    stack: Stack, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:
+    from prefect import flow, runtime
+
+    from tasks.ingest import ingest_task
+
+    (tmp_path / "rows.jsonl").write_text('{"text": "read for so long that it is told"}\n')
+    monkeypatch.setenv("ANNEAL_HOME", str(stack.settings.home_path))
+    monkeypatch.setattr("tasks.reading.TELL_EVERY_S", 0.0)
+
+    @flow(persist_result=False)
+    def brings() -> str:
+        ingest_task(str(tmp_path / "rows.jsonl"), "training data")
+        return str(runtime.flow_run.id)
+
+    shown = stack.shown(brings())["training-data-progress"]
+    assert (shown["data"], shown["description"]) == (100.0, "Read")
 
 
 def test_what_s3_has_unchanged_is_not_read_twice_and_is_shown_as_cached(

@@ -17,7 +17,7 @@ from infra.spec import TrainingSpec
 from infra.store import Store
 from tasks.registry import Registry
 
-COUNTS = PackCounts(rows=10, examples=20, tokens=600, labelled=200, truncated=0, lost=0, split=0, longest=60, fill=0.9)
+COUNTS = PackCounts(rows=10, examples=20, tokens=600, labelled=200, truncated=3, lost=17, split=4, longest=60, fill=0.9)
 SCORE = {metric: [0.4, 0.5, 0.6] for metric in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
 
 
@@ -69,7 +69,7 @@ def past(store: Store, tmp_path: Path) -> Past:
                           destination="acme/summarizer"),
         base=Base(name="base-model", path=str(base), digest="b" * 64, context_tokens=512),
         split=Split(folder="splits/s", digest="s" * 64, kind="prompt", separator="\n", train_rows=20,
-                    validation_rows=2),
+                    validation_rows=2, duplicates=6, leaks=7),
         pack=Pack(folder="packs/p", digest="p" * 64, chunk_tokens=64, train=COUNTS, validation=COUNTS),
         trained=Trained(
             folder="trainings/t", training_id="abcdefghijklmnopqrstuvwxyz", digest=digest, method="lora", steps=5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
 import time
 from datetime import timedelta
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments import cli
 from infra.settings import Settings
 from infra.store import Store
 from tasks.collect import collect
@@ -54,6 +56,26 @@ def test_a_dry_run_removes_nothing_and_names_the_same(settings: Settings, store:
     seen = collect(settings, store, NOW, dry_run=True)
     assert [one.name for one in seen] == ["packs/old"] and store.find("packs/old")
     assert collect(settings, store, NOW, dry_run=False) == seen
+
+
+def test_the_command_tells_what_goes_and_what_would_go(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
+    monkeypatch.setattr("infra.services.for_runs", lambda _: {})
+    aged(Path(store.root) / put(store, "packs/old"), 40)
+    assert cli.main(["gc", "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("0.0 MiB  packs/old") and told[1] == "1 folders, 0.0 MiB, still there (--dry-run)"
+    assert cli.main(["gc", "--days", "41"]) == 0
+    assert capsys.readouterr().out == "Nothing that no version needs is older than 41 days.\n"
+    assert store.find("packs/old")
+    assert cli.main(["gc", "--json"]) == 0
+    gone = json.loads(capsys.readouterr().out)
+    assert ([one["name"] for one in gone["gone"]], gone["dry_run"]) == (["packs/old"], False)
+    assert store.find("packs/old") is None
+    assert cli.main(["gc", "--days", "-1"]) == cli.EXIT_USER_ERROR
+    assert "--days is -1" in capsys.readouterr().err
 
 
 def test_uploaded_data_stays_until_it_is_asked_for(settings: Settings, store: Store, tmp_path: Path) -> None:

@@ -61,10 +61,14 @@ def test_a_packed_byte_may_stand_for_five_hundred(monkeypatch: pytest.MonkeyPatc
         assert list(bounded(iter([b"a" * size]), lambda: 1, "d")) == [b"a" * size]
 
 
-def test_zstandard_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begins", [b"", b"\x50\x2a\x4d\x18\4\0\0\0abcd", b"\x5f\x2a\x4d\x18\0\0\0\0"])
+def test_zstandard_is_unpacked_to_the_same_data(
+    settings: Settings, store: Store, tmp_path: Path, begins: bytes,
+) -> None:
+    """A frame to be skipped may stand at the beginning too."""
     pack = zstandard.ZstdCompressor().compress
     (tmp_path / "plain").write_bytes(DATA)
-    (tmp_path / "packed").write_bytes(pack(DATA[:9000]) + pack(b"") + pack(DATA[9000:]))
+    (tmp_path / "packed").write_bytes(begins + pack(DATA[:9000]) + begins + pack(b"") + pack(DATA[9000:]) + begins)
     plain, packed = (ingest(settings, store, str(tmp_path / name)) for name in ("plain", "packed"))
     assert plain.sha256 == packed.sha256 and plain.folder == packed.folder
 
@@ -97,12 +101,15 @@ def test_an_s3_object_is_read_into_an_s3_store(s3_endpoint: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    (b"", "the file is empty"), (b"<!DOCTYPE html><html>", "a web page"), (b'[{"text": "a"}]', "one JSON array"),
-    (b"PK\x03\x04rest", "a zip archive"), (b"\xff\xfe{\0", "UTF-16"), (b"PAR1", "a Parquet file"),
+    (b"", "the file is empty"), (b"<!DOCTYPE html><html>", "a web page.* 'raw'"),
+    (b'[{"text": "a"}]', r"one JSON array.* jq -c '\.\[\]'"),
+    (b"PK\x03\x04rest", "a zip archive.* Unpack it"), (b"\xff\xfe{\0", "UTF-16.* iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff\0{", "UTF-16.* iconv -f UTF-16 -t UTF-8"), (b"PAR1", "a Parquet file.* Put parquet: in front"),
+    (b"%PDF-1.7", "a PDF document.* Extract the text"),
     (gzip.compress(DATA, mtime=0)[:60], "gzip file is damaged"),
     (zstandard.ZstdCompressor().compress(DATA)[:-1], "zstandard file is damaged .it is cut off."),
     (zstandard.ZstdCompressor().compress(DATA) + b"x", "zstandard file is damaged"),
-    (b"\xef\xbb\xbf  [1]", "one JSON array"), (b'{\n  "text": "a"\n}\n', "pretty-printed JSON"),
+    (b"\xef\xbb\xbf  [1]", "one JSON array"), (b'{\n  "text": "a"\n}\n', "pretty-printed JSON.* jq -c ."),
     (b'id,"prompt",completion\n1,a,b\n', "a table with a line of column names. .* csv: in front"),
     (b"text\na\n", "a table with a line of column names"), (b"prompt\tcompletion\r\na\tb\r\n", "a table")])
 def test_other_formats_are_refused_by_content(

@@ -135,7 +135,6 @@ def test_the_gate_can_be_switched_off() -> None:
 def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: Past) -> None:
     text = report.rouge_report(past.evaluation)
     assert "**0.500** (0.400 to 0.600)" in text and "&lt;b>&#124;x" in text
-    assert "| train | 20 | 10 | 600 |" in report.data_report(past.split, past.pack)
     assert "5 |" in report.forecast_report(forecast(settings, past.spec, past.pack, past.base), past.trained)
 
 
@@ -145,6 +144,12 @@ def test_the_data_report_names_what_was_found_dropped_and_learned(past: Past) ->
     samples = [{"tokens": 7, "learned": 3, "runs": runs, "more": n} for n in (0, 4)]
     text = report.data_report(dataclasses.replace(past.split, findings=findings, dropped=5, compared=22),
                               dataclasses.replace(past.pack, samples=samples))
+    assert "## Data: 20 training and 2 held-out rows (prompt)" in text
+    assert "Repeated prompts: 6. Held-out prompts that also stand in the training rows: 7. " in text
+    assert "Between prompt and completion: a line break." in text
+    assert "| | examples | rows of 64 | tokens | learned | longest | cut | split | fill |" in text
+    for name in ("train", "held out"):
+        assert f"| {name} | 20 | 10 | 600 | 200 | 60 | 3 (17 tokens) | 4 | 90.00% |" in text
     assert "| a &#124; b | 9 | d line 2, d line 3, ... |" in text and "| c | 1 | e |" in text
     assert "5, in splits/s/dropped.jsonl" in text and "22 rows looked at for near duplicates" in text
     assert "| 2: 3 of 7 tokens learned | read | &lt;s>Hi |" in text and "| learned | &#124;you&#124; |" in text
