@@ -29,7 +29,7 @@ def ask(settings: Settings, options: argparse.Namespace, stream: bool) -> tuple[
 
     Raises:
         UserError: no such model, a wrong option, a missing key, or no predictor at the address.
-        Transient: the predictor is starting or overloaded.
+        Transient: the predictor is starting or overloaded, or MLflow, which knows versions' ids, does not answer.
         Broken: it failed.
     """
     headers = {"Accept": "text/event-stream" if stream else "application/json", **settings.predictor_headers}
@@ -56,12 +56,11 @@ def _model(settings: Settings, target: str) -> dict[str, str]:
     """A name is asked of the predictor as it is; a version by its id, which MLflow tells where it is not the target."""
     if VERSION_ID.fullmatch(target):
         return {"version": target}
-    destination, _, which = target.partition(":")
-    if not which:
+    if ":" not in target:
         return {"model": target}
     from tasks.registry import Registry
 
-    return {"version": Registry(settings).look_up(destination, which).id}
+    return {"version": Registry(settings).named(target).id}
 
 
 def _input(options: argparse.Namespace) -> dict[str, Any]:

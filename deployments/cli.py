@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-CRASHES = ("Crash detected!", "Finished in state Crashed(")
-ENDINGS = {"prefect.task_runs": CRASHES,
-           "prefect.flow_runs": (*CRASHES, "Encountered exception during execution", "Finished in state Failed(")}
-"""How Prefect's lines about the end of a run begin. A task that failed is left: it says which step it was."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,10 +123,10 @@ def train(options: argparse.Namespace) -> Answer:
         return train_remotely(settings, spec)
     from flows.finetune import finetune
     from flows.parameters import Parameters
+    from tasks.run_log import leave_endings_out
 
     start_own_server()
-    for handler in logging.getLogger().handlers:  # the terminal; Prefect's server hears it all the same
-        handler.addFilter(_is_not_said_at_the_end)
+    leave_endings_out()
     from prefect.exceptions import CancelledRun
 
     try:
@@ -205,11 +201,6 @@ def _check_server(settings: Settings) -> None:
         raise UserError(
             "the Prefect server of the local stack does not answer", where=server.url,
             fix="Run `anneal down` and `anneal up`.")
-
-
-def _is_not_said_at_the_end(record: logging.LogRecord) -> bool:
-    """Why a run failed or was interrupted is this command's last line; Prefect would say it four times before."""
-    return not (record.name in ENDINGS and record.getMessage().startswith(ENDINGS[record.name]))
 
 
 def _logits(found: dict[str, float], beside: str) -> str:

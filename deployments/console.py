@@ -1,8 +1,9 @@
-"""What all commands share: their answer, the settings with errors in our words, links and tables."""
+"""What commands have in common: their answer, the settings with errors in our words, Prefect around them, links."""
 
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,20 +47,19 @@ def start_own_server() -> None:
     """Where no Prefect server is known, start the temporary one that Prefect would start for the flow.
 
     Ctrl-C in a terminal reaches it too, and a run that is interrupted would report that for minutes to a server that
-    has gone. Started while SIGINT is blocked, which processes inherit, it ends when Prefect ends it.
+    has gone. Started while SIGINT is blocked, which processes inherit, it ends when Prefect ends it. Until it answers,
+    within ten seconds or so, Ctrl-C waits.
     """
-    import signal
-
     from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
-    if PREFECT_API_URL.value():
+    if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         SubprocessASGIServer().start()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def links_of(settings: Settings) -> dict[str, str]:

@@ -62,8 +62,8 @@ def up(_: argparse.Namespace) -> Answer:
         for difference in deploy(settings).differs:
             print(difference, file=sys.stderr)
 
-    if stopped := [name for name, state in stack.status(settings, ask=False).items() if state == "stopped"]:
-        print(f"Starting {', '.join(stopped)}; logs in {settings.home_path / 'logs'}", file=sys.stderr)
+    if missing := stack.missing(settings):
+        print(f"Starting {', '.join(missing)}; logs in {settings.home_path / 'logs'}", file=sys.stderr)
     running = stack.up(settings, prepare=prepare)
     services = {name: dataclasses.asdict(service) for name, service in running.items()}
     links = links_of(settings)

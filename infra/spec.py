@@ -59,8 +59,9 @@ class TrainingSpec:
         "validation_data.", 50, ge=1)
     drop: Drop = knob(
         "Data", "Training rows to leave out. duplicates: copies of earlier rows. leaks: those whose prompt stands in "
-        "validation_data. all: these, near copies of either, and rows that the data report calls doubtful (control "
-        "characters, few letters, repetitions, answers that are the prompt). Kept in dropped.jsonl beside the split.",
+        "validation_data. all: these, near copies of training or validation rows, and rows that the data report calls "
+        "doubtful (control characters, few letters, repetitions, answers that are the prompt). Kept in dropped.jsonl "
+        "beside the split.",
         "none")
     num_train_epochs: int = knob("Schedule", "Passes over the training data.", 1, ge=1)
     max_steps: int = knob("Schedule", "Stop after this many optimizer steps; 0: no limit.", 0, ge=0)

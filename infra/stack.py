@@ -106,6 +106,12 @@ def status(settings: Settings, *, ask: bool = True) -> dict[str, State]:
     return states
 
 
+def missing(settings: Settings) -> list[str]:
+    """Names of the services that `up` starts: those that belong on this machine and do not run."""
+    here = {*(plan.name for plan in services.servers(settings)), "worker", "keeper"}
+    return [name for name, state in status(settings, ask=False).items() if name in here and state == "stopped"]
+
+
 def read(settings: Settings) -> dict[str, Service]:
     """What stack.json says; empty without one."""
     try:

@@ -95,7 +95,7 @@ def refuse_while_runs_use_them(settings: Settings) -> None:
         busy += [run for run in runs_in(client, RECOVERED, StateType.CRASHED, ended_after=now - LOOK_BACK)
                  if run.deployment_id]  # these are started again
     if busy:
-        raise UserError(f"{len(busy)} runs are on their way, such as {busy[0].name}", where="store",
+        raise UserError(f"runs are on their way: {len(busy)}, such as {busy[0].name}", where="store",
                         fix="Wait until they have ended; --dry-run shows what would go.")
 
 

@@ -211,10 +211,17 @@ def evaluate_task(
     """Score the trained model; returns the Evaluation."""
     settings = Settings()
     store = Store(settings)
-    found = evaluation = find_evaluation(store, spec, trained, split)
-    if evaluation is None:
-        with hold(settings, ranks_of(spec.num_ranks)):
-            evaluation = evaluate(settings, store, spec, trained, split, pack, base)
+    found = find_evaluation(store, spec, trained, split)
+    if found is not None:
+        say(found)
+        return found_done(found)
+    with hold(settings, ranks_of(spec.num_ranks)):
+        evaluation = evaluate(settings, store, spec, trained, split, pack, base)
+    say(evaluation)
+    return evaluation
+
+
+def say(evaluation: Evaluation) -> None:
+    """Tell the scores in the run's log."""
     for line in report.scores(evaluation):
         get_run_logger().info("%s", line)
-    return found_done(found) if found else evaluation

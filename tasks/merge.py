@@ -19,7 +19,7 @@ from infra.errors import UserError, from_os_error
 from infra.files import flushed, locked, sync_folder
 from infra.records import Base, Merged, Split, Version
 from infra.settings import Settings
-from infra.spec import Precision, check_destination
+from infra.spec import Precision
 from infra.store import Store
 from tasks.base import find_same
 from tasks.child import run_child
@@ -40,9 +40,7 @@ def merge(settings: Settings, target: str, folder: Path, *, dtype: Precision = "
     folder = folder.expanduser().absolute()
     with writing(folder):
         check_free(folder)
-    destination, _, which = target.partition(":")
-    check_destination(destination)
-    version = Registry(settings).look_up(destination, which)
+    version = Registry(settings).named(target)
     store = Store(settings)
     source = store.fetch(version.folder)
     base = base_of(settings, version, source, base_model)

@@ -19,6 +19,7 @@ from infra.crash import crashpoint
 from infra.errors import Broken, Transient, UserError, shown
 from infra.records import Version
 from infra.settings import Settings
+from infra.spec import check_destination
 from infra.store import scratch_folder
 
 if TYPE_CHECKING:
@@ -93,6 +94,12 @@ class Registry:
                 if not (token := page.token):
                     break
         return found
+
+    def named(self, target: str) -> Version:
+        """The version that an owner/name[:version] names, as of `look_up`. Raises UserError."""
+        destination, _, which = target.partition(":")
+        check_destination(destination)
+        return self.look_up(destination, which)
 
     def look_up(self, destination: str, which: str = "") -> Version:
         """A version by its number, alias or id; by default the champion, else the challenger. Raises UserError."""

@@ -103,10 +103,11 @@ def rouge_report(evaluation: Evaluation) -> str:
 
 
 def scores(evaluation: Evaluation) -> list[str]:
-    """A line for each model, with 95 % intervals, and the verdict: what the run's log tells."""
-    lines = []
-    for model in evaluation.rouge or evaluation.scores or evaluation.loss:
-        found = (evaluation.rouge or evaluation.scores).get(model, {})
+    """A line for each model, with 95 % intervals, and the verdict: what the run's log tells. ROUGE-Lsum, which is
+    ROUGE-L for an answer of one line, stands in the report only."""
+    lines, table = [], evaluation.rouge or evaluation.scores
+    for model in table or evaluation.loss:
+        found = table.get(model, {})
         cells = [f"{name} {_interval(values, '')}" for name, values in found.items() if name != "rougeLsum"]
         if model in evaluation.loss and "loss" not in found:
             cells.append(f"held-out loss {evaluation.loss[model]:.4f}")

@@ -13,7 +13,10 @@ from prefect.logging.handlers import APILogHandler
 from infra.errors import UserError
 
 OURS = ("flows", "tasks", "infra")
-PREFECTS = ("prefect.flow_runs", "prefect.task_runs")
+FLOWS, TASKS = "prefect.flow_runs", "prefect.task_runs"
+CRASHES = ("Crash detected!", "Finished in state Crashed(")
+FAILURES = ("Encountered exception during execution", "Finished in state Failed(")
+"""How Prefect's lines about the end of a run begin."""
 
 
 class RunLogHandler(APILogHandler):
@@ -32,8 +35,21 @@ def show_in_runs() -> None:
         if not any(isinstance(handler, RunLogHandler) for handler in logger.handlers):
             logger.addHandler(RunLogHandler())
             logger.setLevel(logging.INFO)
-    for name in PREFECTS:
+    for name in (FLOWS, TASKS):
         logging.getLogger(name).addFilter(_without_traceback)
+
+
+def leave_endings_out() -> None:
+    """On the terminal of a command whose last line says why its run failed or was interrupted: Prefect would say it
+    four times before. Its server hears it all the same."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_no_ending)
+
+
+def _is_no_ending(record: logging.LogRecord) -> bool:
+    """A task that failed says where it was, and a traceback what no user can mend: these are none."""
+    ends = CRASHES + FAILURES if record.name == FLOWS else CRASHES
+    return bool(record.exc_info) or not record.getMessage().startswith(ends)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -30,6 +30,8 @@ from tests.benchmarks.report import finish, say
 from tests.conftest import ROOT
 
 POLL_S = 1.0
+SWING_MIB = 32
+"""By so much what is there anyway, Prefect's server and the command, differs from moment to moment."""
 STEPS = ("ingest", "validate", "base", "pack", "train", "evaluate", "register", "deploy")
 BEGAN = re.compile(r"^(\S+) \| .*Beginning flow run", re.MULTILINE)
 ENDED = re.compile(r"^(\S+) \| .*Task run '(\w+) .*Finished in state (?:Completed|Cached)", re.MULTILINE)
@@ -65,6 +67,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where to draw memory over time (SVG)")
     parser.add_argument("--folder", type=Path, help="where the data, the store and the log are left; default: nowhere")
     options = parser.parse_args()
+    if len(set(options.gigabytes)) < 2:
+        parser.error("--gigabytes needs two or more, to compare their memory")
     needs_shared()
     runs = {size: trained(size, options.folder) for size in sorted(options.gigabytes)}
     if options.plot:
@@ -75,8 +79,8 @@ def main() -> None:
     goals = {
         "every training ends with a registered version": all(run.has_version for run in runs.values()),
         f"ingest, validate and pack take less than {MEMORY_MIB} MiB (is {largest:.0f})": largest < MEMORY_MIB,
-        f"memory is flat: in each of them at most {FLAT} x from {min(runs):g} to {max(runs):g} GB": all(
-            name in first and name in last and last[name]["peak_mib"] <= FLAT * first[name]["peak_mib"]
+        f"memory is flat: each takes at most {FLAT} x + {SWING_MIB} MiB from {min(runs):g} to {max(runs):g} GB": all(
+            name in first and name in last and last[name]["own_mib"] <= FLAT * first[name]["own_mib"] + SWING_MIB
             for name in PREPARING)}
     finish({f"{size:g} GB": {
         "mib_before": run.before, "home_gb": run.home_gb, "steps": run.steps,

@@ -228,6 +228,13 @@ def test_predict_asks_a_version_by_its_id_and_sends_the_key(
     assert predictor == [({"version": "0" * 64, "input": {"prompt": "Hi"}}, "Bearer secret")]
 
 
+def test_predict_refuses_a_version_of_what_is_no_name(
+    predictor: list[Any], capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["predict", "http://x", "Hi"]) == 2
+    assert "owner/name" in capsys.readouterr().err and predictor == []
+
+
 def test_predict_streams_on_a_terminal(
     predictor: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:

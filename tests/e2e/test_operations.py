@@ -174,7 +174,7 @@ def test_nothing_is_collected_while_a_run_could_be_using_it(stack: Stack, first:
     try:
         done = stack.anneal("gc", "--days", "0")
         assert done.returncode == EXIT_USER_ERROR
-        assert f"1 runs are on their way, such as {run['name']}" in done.stderr
+        assert "on their way" in done.stderr
         assert stack.anneal("gc", "--days", "0", "--dry-run").returncode == 0
     finally:
         stack.prefect(f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLED"}, force=True)

@@ -70,12 +70,20 @@ def test_the_command_tells_what_goes_and_what_would_go(
     assert cli.main(["gc", "--days", "41"]) == 0
     assert capsys.readouterr().out == "Nothing that no version needs is older than 41 days.\n"
     assert store.find("packs/old")
+    assert cli.main(["gc", "--days", "-1"]) == cli.EXIT_USER_ERROR
+    assert "--days is -1" in capsys.readouterr().err
+
+
+def test_the_commands_answer_in_json_names_what_went(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
+    monkeypatch.setattr("infra.services.for_runs", lambda _: {})
+    aged(Path(store.root) / put(store, "packs/old"), 40)
     assert cli.main(["gc", "--json"]) == 0
     gone = json.loads(capsys.readouterr().out)
     assert ([one["name"] for one in gone["gone"]], gone["dry_run"]) == (["packs/old"], False)
     assert store.find("packs/old") is None
-    assert cli.main(["gc", "--days", "-1"]) == cli.EXIT_USER_ERROR
-    assert "--days is -1" in capsys.readouterr().err
 
 
 def test_uploaded_data_stays_until_it_is_asked_for(settings: Settings, store: Store, tmp_path: Path) -> None:
