@@ -71,17 +71,17 @@ class Sketches:
         """Of each of `rows` the first one that it nearly repeats, or itself."""
         first = np.arange(len(self))
         for start in range(0, VALUES, VALUES // BANDS):
-            self._take_equal(self._band(slice(start, start + VALUES // BANDS)), first)
+            self._take_equal(self._keys(slice(start, start + VALUES // BANDS)), first)
         for i in np.flatnonzero(first != np.arange(len(self))).tolist():
             first[i] = first[first[i]]  # an earlier row, which is resolved already
         return self.rows[first]
 
-    def _take_equal(self, band: NDArray[np.uint16], first: NDArray[np.int64]) -> None:
-        """Lower `first` of every row to the earliest one with the same band, if the two are similar."""
-        halves = band.view(np.uint64)
-        key = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1]  # equal bands have equal keys
-        order = np.argsort(key, kind="stable")
-        begins = np.flatnonzero(np.diff(key[order], prepend=key[order][:1] + np.uint64(1)))
+    def _take_equal(self, keys: NDArray[np.uint64], first: NDArray[np.int64]) -> None:
+        """Lower `first` of every row to the earliest one with the same key, if the two are similar."""
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        begins = np.flatnonzero(np.diff(keys, prepend=keys[:1] + np.uint64(1)))
+        del keys  # 16 MB of two million rows, as each of these arrays
         earliest = np.repeat(order[begins], np.diff(begins, append=len(order)))
         fresh = earliest < first[order]
         rows, others = order[fresh], earliest[fresh]
@@ -90,12 +90,13 @@ class Sketches:
             alike = (self._values(rows[part]) == self._values(others[part])).mean(axis=1) >= SIMILAR
             first[rows[part][alike]] = others[part][alike]
 
-    def _band(self, columns: slice) -> NDArray[np.uint16]:
-        """Those values of all signatures."""
-        band = np.empty((len(self), VALUES // BANDS), np.uint16)
+    def _keys(self, columns: slice) -> NDArray[np.uint64]:
+        """A number for those values of each signature; equal values have equal numbers."""
+        keys = np.empty(len(self), np.uint64)
         for start in range(0, len(self), BLOCK_ROWS):
-            band[start : start + BLOCK_ROWS] = self._block(start)[:, columns]
-        return band
+            halves = np.ascontiguousarray(self._block(start)[:, columns]).view(np.uint64)
+            keys[start : start + BLOCK_ROWS] = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1]
+        return keys
 
     def _values(self, wanted: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Whole signatures, by their places; only blocks with one of them are read."""
