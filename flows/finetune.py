@@ -10,6 +10,7 @@ Run alone:
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from prefect import flow
@@ -31,7 +32,7 @@ from tasks.ingest import address_of, ingest, ingest_task
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
 from tasks.train import train_task
-from tasks.validate import validate, validate_task
+from tasks.validate import tell, validate, validate_task
 
 
 @flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
@@ -93,6 +94,7 @@ def estimate(spec: TrainingSpec) -> Forecast:
     data = ingest(settings, store, spec.train_data)
     held_out = ingest(settings, store, spec.validation_data) if spec.validation_data else None
     split = validate(store, data, held_out, spec.num_validation_samples, spec.drop, processes=settings.threads_for(1))
+    tell(split, spec.drop, logging.getLogger(__name__).warning)
     refuse_unscorable(store, spec, split)
     base = find_base(settings, spec.base_model)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)

@@ -39,8 +39,8 @@ class SoFar:
         self._every = Every(TELL_EVERY_S)
 
     def at(self, done: int) -> None:
-        """It is so far."""
-        if self._every.is_due():
-            size = UNITS[self._unit]
+        """It is so far. Of less than a megabyte there is nothing to tell."""
+        size = UNITS[self._unit]
+        if self._total >= size and self._every.is_due():
             self._say(f"{self._what}: {done / size:.0f} of {self._total / size:.0f} {self._unit} "
                       f"({done / self._total:.0%})")

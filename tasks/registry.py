@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 TRAINING_TAG, ID_TAG, DATA_TAG = "training_id", "version_id", "data_digest"
 SMOKE_TAG, GATE_TAG = "smoke", "gate"
-EXPERIMENT = "anneal"
+EXPERIMENT, ALONE = "anneal", "anneal-without-server"
+THROUGH_SERVER = "mlflow-artifacts:"
 TAG_CHARACTERS = 4000
 PAGE = 1000
 ALIASES = ("champion", "challenger")
@@ -216,14 +217,17 @@ class Registry:
                 raise
 
     def _experiment(self) -> str:
+        """Files of an experiment that a server made go through a server: without one, another experiment is used."""
         from mlflow.exceptions import MlflowException
 
         local = self.uri.startswith("sqlite:")
-        found = self.client.get_experiment_by_name(EXPERIMENT)
+        name, found = EXPERIMENT, self.client.get_experiment_by_name(EXPERIMENT)
+        if local and found is not None and found.artifact_location.startswith(THROUGH_SERVER):
+            name, found = ALONE, self.client.get_experiment_by_name(ALONE)
         if found is not None:
             return str(found.experiment_id)
         try:
-            return str(self.client.create_experiment(EXPERIMENT, artifact_location=self._artifacts if local else None))
+            return str(self.client.create_experiment(name, artifact_location=self._artifacts if local else None))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from uuid import UUID
 
 from prefect import runtime
@@ -92,7 +93,7 @@ def rouge_report(evaluation: Evaluation) -> str:
         lines += [f"| {_cell(str(label))} | {_cell(str(answer)) or 'no label'} | {rows} |"
                   for label, answer, rows in evaluation.confusions]
     lines += ["", "Held-out loss (nats per token): "
-              + ", ".join(f"{model} {loss:.4f}" for model, loss in evaluation.loss.items())]
+              + ", ".join(f"{model} {_loss(loss)}" for model, loss in evaluation.loss.items())]
     if evaluation.validation_answer:
         lines += ["", f"Answer to validation_prompt: {_cell(evaluation.validation_answer)}"]
     if evaluation.examples:
@@ -110,7 +111,7 @@ def scores(evaluation: Evaluation) -> list[str]:
         found = table.get(model, {})
         cells = [f"{name} {_interval(values, '')}" for name, values in found.items() if name != "rougeLsum"]
         if model in evaluation.loss and "loss" not in found:
-            cells.append(f"held-out loss {evaluation.loss[model]:.4f}")
+            cells.append(f"held-out loss {_loss(evaluation.loss[model])}")
         lines.append(f"{model}: {', '.join(cells)}")
     return [*lines, evaluation.verdict]
 
@@ -168,6 +169,10 @@ def training_place(settings: Settings, version: Version) -> str:
     where = "In the store" if root.startswith("s3://") else "In the store, a folder"
     return (f"## Training {version.training_id}\n\n{where}: `{root}/trainings/{version.training_id}` has the weights "
             f"and `events.jsonl`, `{root}/{version.folder}` the version's files.")
+
+
+def _loss(value: float) -> str:
+    return "not computed" if math.isnan(value) else f"{value:.4f}"
 
 
 def _interval(values: list[float], marks: str = "**") -> str:

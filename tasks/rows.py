@@ -150,6 +150,9 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row[key]
     if not isinstance(value, str):
         fix = "Quote it." if isinstance(value, (int, float)) else ""
+        if value is None:
+            raise DataError(f'"{key}" is null', where=where, allowed="a string",
+                            fix="Write the text, or leave the line out.")
         if isinstance(value, list) and value and _is_message(value[0]):
             fix = WRAP_MESSAGES
         raise DataError(f'"{key}" is {kind_name(value)} ({shown(value)})', where=where, allowed="a string", fix=fix)

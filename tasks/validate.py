@@ -229,6 +229,13 @@ def validate_task(
     split = found or validate(
         store, data, validation, num_validation, drop, processes=settings.threads_for(1),
         say=get_run_logger().info)
-    for finding in split.findings:
-        get_run_logger().warning("%s", finding)
+    tell(split, drop, get_run_logger().warning)
     return found_done(split) if found else split
+
+
+def tell(split: Split, drop: Drop, warn: Callable[[str], object]) -> None:
+    """What was found in the data, and what became of it."""
+    for finding in split.findings:
+        warn(str(finding))
+    if split.dropped:
+        warn(f"drop={drop} left {split.dropped} rows out of those found; they are in {split.folder}/{DROPPED}")

@@ -112,6 +112,9 @@ def test_the_log_tells_scores_losses_and_the_verdict(past: Past) -> None:
         "most_frequent: accuracy 0.500 (0.400 to 0.600), macro_f1 0.200 (0.100 to 0.300)", "Passed: so it is."]
     of_text = dataclasses.replace(found, rouge={}, scores={})
     assert report.scores(of_text)[:2] == ["tuned: held-out loss 1.2500", "base: held-out loss 2.0000"]
+    of_nothing = dataclasses.replace(of_text, loss={"tuned": float("nan")})
+    assert report.scores(of_nothing)[0] == "tuned: held-out loss not computed"
+    assert "(nats per token): tuned not computed" in report.rouge_report(of_nothing)
     of_style = dataclasses.replace(of_text, scores={"tuned": {"loss": [1.0, 1.25, 1.5]}})
     assert report.scores(of_style)[0] == "tuned: loss 1.250 (1.000 to 1.500)"
 

@@ -41,6 +41,21 @@ def test_registering_twice_gives_one_version(settings: Settings, store: Store, p
     assert Registry(settings).number_at("challenger", "acme/summarizer") == 1
 
 
+def test_without_a_server_a_version_is_registered_beside_those_of_a_server(
+    settings: Settings, store: Store, past: Past,
+) -> None:
+    """`anneal down`, and then a training: MLflow sends files of the server's experiment to a server only."""
+    client = Registry(settings).client
+    client.create_experiment("anneal", artifact_location="mlflow-artifacts:/1")
+    assert do(settings, store, past).number == 1
+    (version,) = client.search_model_versions("name='acme--summarizer'")
+    run = client.get_run(version.run_id)
+    assert client.get_experiment(run.info.experiment_id).name == "anneal-without-server"
+    other = dataclasses.replace(past.trained, training_id="b" * 26)
+    again = register(settings, store, past.spec, other, past.evaluation, past.split, past.pack, past.base)
+    assert again.number == 2, "the experiment is used again"
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_a_death_after_any_call_leaves_one_version_in_the_end(
     settings: Settings, store: Store, past: Past, monkeypatch: pytest.MonkeyPatch, call: str,

@@ -23,7 +23,7 @@ from tasks.flags import RULES, flags_of
 from tasks.ingest import ingest
 from tasks.near import SIMILAR, Sketches, grams_of, sketch_of
 from tasks.review import COPY, HELD_OUT_NEAR, LEAK, NEAR, NEAR_LEAK
-from tasks.validate import validate
+from tasks.validate import tell, validate
 
 WORDS = [f"word{i}" for i in range(5000)]
 
@@ -211,6 +211,10 @@ def test_what_is_dropped_is_kept_with_its_line_and_reason(
         reasons = {2: COPY, 3: NEAR, 4: LEAK, 5: LEAK, 6: NEAR_LEAK, 7: next(iter(RULES))}
         assert [row["reason"] for row in dropped] == [reasons[n] for n in lines]
     assert counts(split) == {COPY: 1, NEAR: 2, LEAK: 2, NEAR_LEAK: 1, next(iter(RULES)): 1}
+    said = list[str]()
+    tell(split, drop, said.append)
+    left_out = [f"drop={drop} left {len(lines)} rows out of those found; they are in {split.folder}/dropped.jsonl"]
+    assert said == [*map(str, split.findings), *(left_out if lines else [])]
 
 
 def test_of_near_copies_one_stays_that_is_not_dropped_itself(

@@ -44,7 +44,7 @@ def rows_of(store: Store, split: Split, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("bad", "words"), [
     (line(completion=17), '"completion" is a number (17); expected a string. Quote it.'),
-    (line(completion=None), '"completion" is null'), (line(completion=" "), '"completion" is empty'),
+    (line(completion=None), '"completion" is null; expected a string'), (line(completion=" "), '"completion" is empty'),
     ('{"prompt": "x"}', '"completion" is missing'), ('{"question": "x"}', 'the keys are "question"'),
     ('{"text": "x", "prompt": "y"}', "mixes prompt and text"), ('{"text": "x"}', "of the kind text"),
     ('{"prompt": "x", "completion": NaN}', "NaN is not a JSON value"), ("[1, 2]", "the line is an array"),
