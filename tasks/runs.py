@@ -41,5 +41,6 @@ def start_run(
 
 
 def page_of(run: FlowRun) -> str:
-    """The address of a run's page in Prefect's UI."""
-    return f"{str(PREFECT_API_URL.value()).removesuffix('/').removesuffix('/api')}/runs/flow-run/{run.id}"
+    """The address of a run's page in the UI that Prefect's start page leads to. The older one, without `v2`, shows some
+    signs of a report as they are written (`&#91;` for a bracket)."""
+    return f"{str(PREFECT_API_URL.value()).removesuffix('/').removesuffix('/api')}/v2/runs/flow-run/{run.id}"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from deployments.cli import EXIT_FAULT, EXIT_USER_ERROR
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+AS_BROWSER = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate"}
 ADDED = ("pull_steps", "job_variables", "parameter_openapi_schema")
 """Where `anneal deploy` differs from Prefect's own command: the project's folder, and only variables of the pool."""
 
@@ -111,6 +113,9 @@ def test_a_remote_training_runs_on_the_worker(stack: Stack, first: Training) -> 
     run = stack.prefect(f"/flow_runs/{found['run']}")
     assert run["deployment_id"] and run["state"]["type"] == "COMPLETED"
     assert "Finished in state Cached" in done.stderr
+    page = found["links"]["run"]
+    assert page.endswith(f"/v2/runs/flow-run/{found['run']}") and httpx.get(page, headers=AS_BROWSER).text == httpx.get(
+        f"{page.partition('/v2')[0]}/v2/", headers=AS_BROWSER).text, "the UI that the start page leads to"
 
 
 def test_a_cpu_pool_makes_the_data_ready_and_hands_over_through_the_store(
