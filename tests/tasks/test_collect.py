@@ -40,6 +40,14 @@ def aged(folder: Path, days: float) -> None:
         os.utime(path, (then, then))
 
 
+@pytest.fixture
+def old_pack(settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """packs/old, of 40 days, in the home that commands take."""
+    monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
+    monkeypatch.setattr("infra.services.for_runs", lambda _: {})
+    aged(Path(store.root) / put(store, "packs/old"), 40)
+
+
 def test_what_is_old_and_nobodys_goes(settings: Settings, store: Store) -> None:
     old, young = [put(store, f"{kind}/old") for kind in KINDS], [put(store, f"{kind}/young") for kind in KINDS]
     for name in old:
@@ -58,12 +66,8 @@ def test_a_dry_run_removes_nothing_and_names_the_same(settings: Settings, store:
     assert collect(settings, store, NOW, dry_run=False) == seen
 
 
-def test_the_command_tells_what_goes_and_what_would_go(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
-    monkeypatch.setattr("infra.services.for_runs", lambda _: {})
-    aged(Path(store.root) / put(store, "packs/old"), 40)
+@pytest.mark.usefixtures("old_pack")
+def test_the_command_tells_what_goes_and_what_would_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["gc", "--dry-run"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("0.0 MiB  packs/old") and told[1] == "1 folders, 0.0 MiB, still there (--dry-run)"
@@ -74,12 +78,8 @@ def test_the_command_tells_what_goes_and_what_would_go(
     assert "--days is -1" in capsys.readouterr().err
 
 
-def test_the_commands_answer_in_json_names_what_went(
-    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
-    monkeypatch.setattr("infra.services.for_runs", lambda _: {})
-    aged(Path(store.root) / put(store, "packs/old"), 40)
+@pytest.mark.usefixtures("old_pack")
+def test_the_commands_answer_in_json_names_what_went(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["gc", "--json"]) == 0
     gone = json.loads(capsys.readouterr().out)
     assert ([one["name"] for one in gone["gone"]], gone["dry_run"]) == (["packs/old"], False)

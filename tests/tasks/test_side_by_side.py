@@ -108,5 +108,5 @@ def test_what_breaks_behind_is_raised_at_the_next_piece_which_is_not_written() -
 
 def test_an_error_is_not_replaced_by_what_breaks_behind_it() -> None:
     with FULL.open("wb", buffering=0) as file, pytest.raises(KeyError), Behind(file) as target:
-        target.write(b"x")
+        target.write(bytes(READ_BYTES))  # so much is handed over at once
         raise KeyError
