@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deployments.console import Answer, links_of, set_environment, settings_here, start_own_server, table
-from deployments.operate import deploy, down, gc, join, status, up, upload, watch
+from deployments.operate import deploy, down, env, gc, join, status, up, upload, watch
 from deployments.options import (
     Parser,
     add_gc_options,
@@ -79,6 +79,7 @@ def parser() -> Parser:
         ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
         ("down", down, "stop what `anneal up` started"),
         ("status", status, "show what runs"),
+        ("env", env, 'print the variables that other programs need: eval "$(anneal env)"'),
         ("gc", gc, "remove from the store what no version needs and is old"),
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)

@@ -69,6 +69,22 @@ def links_of(settings: Settings) -> dict[str, str]:
     return {name: link for name, link in links.items() if link}
 
 
+def signed_in(settings: Settings, links: dict[str, str]) -> dict[str, str]:
+    """The same addresses, those of the running stack with what signs a browser in. For the eyes of who started it."""
+    from urllib.parse import quote
+
+    from infra.sign_in import link
+
+    found = dict(links)
+    if "prefect" in links and settings.is_own("prefect", settings.prefect_api):
+        found["prefect"] = link(links["prefect"], settings.own_prefect_auth)
+    if "mlflow" in links and settings.is_own("mlflow", settings.tracking_uri):
+        found["mlflow"] = link(links["mlflow"], settings.secret)
+    if "predictor" in links and settings.is_own("predictor", settings.predictor) and settings.predictor_key:
+        found["predictor"] = f"{links['predictor']}/#key={quote(settings.predictor_key, safe='')}"
+    return found
+
+
 def table(values: dict[str, Any]) -> list[str]:
     width = max(map(len, values), default=0)
     return [f"{name:{width}}  {value}" for name, value in values.items()]

@@ -1,4 +1,4 @@
-"""Commands that operate what runs for long, and what it keeps: up, down, status, deploy, watch, join, upload, gc.
+"""Commands that operate what runs for long, and what it keeps: up, down, status, env, deploy, watch, join, upload, gc.
 
 In:   parsed options              Out: an Answer
 Dies half-way: run the same command again.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import shlex
 import signal
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from deployments.console import Answer, links_of, set_environment, settings_here, table
+from deployments.console import Answer, links_of, set_environment, settings_here, signed_in, table
 from deployments.options import spec_from
 from infra.errors import AnnealError, UserError
 
@@ -66,8 +67,23 @@ def up(_: argparse.Namespace) -> Answer:
         print(f"Starting {', '.join(missing)}; logs in {settings.home_path / 'logs'}", file=sys.stderr)
     running = stack.up(settings, prepare=prepare)
     services = {name: dataclasses.asdict(service) for name, service in running.items()}
-    links = links_of(settings)
+    links = signed_in(settings, links_of(settings))
     return Answer({"services": services, "links": links}, "\n".join(table(links)))
+
+
+def env(_: argparse.Namespace) -> Answer:
+    """The variables with which other programs find the running stack and are let in, as a shell reads them."""
+    from infra.services import credentials
+
+    settings = settings_here()
+    if not settings.prefect_api:
+        raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
+    key = settings.predictor_headers.get("Authorization", "").removeprefix("Bearer ")
+    found = {
+        "PREFECT_API_URL": settings.prefect_api, "MLFLOW_TRACKING_URI": settings.tracking_uri,
+        "ANNEAL_PREDICTOR_URL": settings.predictor, "ANNEAL_API_KEY": key, **credentials(settings)}
+    wanted = {name: value for name, value in found.items() if value}
+    return Answer(wanted, "\n".join(f"export {name}={shlex.quote(value)}" for name, value in wanted.items()))
 
 
 def deploy(options: argparse.Namespace) -> Answer:

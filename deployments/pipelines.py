@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefect import Flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
 from deployments.credentials import ensure_secrets
@@ -31,6 +30,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 from tasks import slots
 from tasks.lease import make
+from tasks.runs import client_of
 
 STEP = "prefect.deployments.steps.set_working_directory"
 
@@ -57,7 +57,7 @@ def deploy(settings: Settings, kind: Kind = "process", *, cpu_pool: bool = False
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
     pools = [Pool("gpu", kind), *([Pool("cpu", kind)] if cpu_pool else [])]
     done = Deployed(pools=[pool.name for pool in pools], limit=slots.limit_of(settings) if kind == "process" else "")
-    with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
+    with client_of(settings) as client:
         for pool in pools:
             done.differs += ensure_pool(client, pool)
         if kind == "docker":

@@ -4,8 +4,9 @@ In:   a kind of pool       Out: the pool in Prefect, with its queues: control be
 A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
 ours holds only what trainings need: GPUs, shared memory, secrets by reference (for containers:
 deployments/credentials.py); on Kubernetes also a grace period for the checkpoint. For a pool without GPUs
-<kind>-cpu.json is merged on top. Dies half-way: run it again. Limits and defaults of job variables that were set in
-the UI stay, but for those that a run could not do without.
+<kind>-cpu.json is merged on top. What a run may say of its job is what the template lists, and the command is not in
+it: whoever may start a training may not start another program. Dies half-way: run it again. Limits and defaults of job
+variables that were set in the UI stay.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ ABOUT: dict[tuple[Role, Kind], str] = {
 }
 DEFAULTS = ("prefect.server.api.collections_data.views", "aggregate-worker-metadata.json")
 ENGINE = shlex.join([sys.executable, "-m", "infra.engine"])
-"""What workers of pools of processes start for a run: the environment has the same path on their machines, as CODE."""
+"""What workers of pools of processes start for a run: the environment has the same path on their machines, as CODE. It
+stands in the template, not among its variables: no run may name another."""
 PACKAGES: dict[Kind, str] = {"process": "prefect", "docker": "prefect-docker", "kubernetes": "prefect-kubernetes"}
 
 
@@ -71,7 +73,7 @@ class Pool:
             patch = ROOT / "infra" / "workpools" / f"{name}.json"
             merged = merge(merged, json.loads(patch.read_text(encoding="utf-8")) if patch.exists() else {})
         if self.kind == "process":
-            merged = merge(merged, {"variables": {"properties": {"command": {"default": ENGINE}}}})
+            merged = merge(merged, {"job_configuration": {"command": ENGINE}})
         return dict(merged)
 
 
@@ -108,17 +110,14 @@ def keep_defaults(
     """Put the defaults that people set into the template; returns which differ. Those of the stock template nobody
     set.
 
-    Runs never write to the worker's console, whatever they say: a worker's death would crash them. Processes are
-    started by ENGINE: the environment may have moved.
+    Runs never write to the worker's console, whatever they say: a worker's death would crash them.
     """
     differs = []
     for name, variable in template["variables"]["properties"].items():
         found, stocked = (one.get("variables", {}).get("properties", {}).get(name, {}) for one in (stored, stock))
         if name == "stream_output" or "default" not in found or found["default"] == stocked.get("default"):
             continue
-        if variable.get("default") == ENGINE != found["default"]:
-            differs.append(f"pool {pool}: {name} was {found['default']!r} (replaced)")
-        elif found["default"] != variable.get("default"):
+        if found["default"] != variable.get("default"):
             differs.append(f"pool {pool}: {name} is {found['default']!r} (kept)")
             variable["default"] = found["default"]
     return differs

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
 from deployments.remote import from_anywhere
@@ -28,6 +27,7 @@ from infra.files import digest_of
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.registry import name_of
+from tasks.runs import client_of
 
 DEPLOYMENT = "watch/data"
 EVERY = "5m"
@@ -84,7 +84,7 @@ def deployment(settings: Settings) -> Iterator[tuple[SyncPrefectClient, Deployme
     if not settings.prefect_api:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
     try:
-        with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
+        with client_of(settings) as client:
             yield client, client.read_deployment_by_name(DEPLOYMENT)
     except ObjectNotFound as error:
         raise UserError(f"there is no deployment {DEPLOYMENT}", where=settings.prefect_api,

@@ -10,6 +10,7 @@ Run alone: python -m infra.launch PARENT_PID COMMAND...   (the wrapper the child
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,9 @@ from infra.orphan import die_with_parent
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.25
 LOG_TAIL_BYTES = 16_000
+SECRET_NAME = re.compile(
+    r"SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH_STRING|CONNECTION_(STRING|URL)|(^|_)(KEY|APIKEY|TOKEN|SAS)S?(_|$)", re.I)
+SECRET_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 class Child(Protocol):
@@ -102,13 +106,22 @@ def spawn(
     with log.open("ab") as output:
         return subprocess.Popen(
             [*wrapper, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, pass_fds=pass_fds, env=environment_with(env))
+            start_new_session=True, pass_fds=pass_fds, env=environment_with(env, secrets=not tied))
 
 
-def environment_with(env: Mapping[str, str] | None) -> dict[str, str]:
-    """What a child sees: our own environment with the project on Python's path, and `env` over it."""
+def environment_with(env: Mapping[str, str] | None, *, secrets: bool = False) -> dict[str, str]:
+    """What a child sees: our own environment with the project on Python's path, and `env` over it.
+
+    `secrets`: with our passwords and keys. Services need them; ranks and other children read and write files alone.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, **(env or {})}
+    ours = os.environ if secrets else {name: value for name, value in os.environ.items() if not is_secret(name, value)}
+    return {**ours, "PYTHONPATH": path, **(env or {})}
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable holds a password, a key, or an address with one in it."""
+    return bool(SECRET_NAME.search(name) or SECRET_IN_ADDRESS.search(value))
 
 
 @contextmanager

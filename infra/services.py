@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from infra.secret import USER
 from infra.settings import Settings
 
 POOL = "gpu-pool"
@@ -24,6 +26,7 @@ CLIENT_RETRIES = 8  # waits of 2, 4, 8, ... 256 s: a run that ends inside an out
 RETRIED_CODES = "500"
 """What Prefect's server answers while its database is away; the client by itself takes that as final."""
 EVERYWHERE = ("0.0.0.0", "::")
+ARTIFACT_ROOT = "mlflow-artifacts:/"
 OWN_SERVER_START_S = 120  # the default of 20 s is too short for a new database on a busy machine
 # The default keeps leases in memory, and a restart of the server then leaks GPU slots for good.
 LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
@@ -78,12 +81,25 @@ def keeper(settings: Settings) -> Plan:
 def for_runs(settings: Settings) -> dict[str, str]:
     """What a process that runs flows needs beside PREFECT_API_URL, before it imports prefect."""
     return {
-        **OFFLINE, **LEASES, **_no_proxy(settings),
+        **OFFLINE, **LEASES, **_no_proxy(settings), **credentials(settings),
         "PREFECT_HOME": str(settings.home_path / "prefect"),
         "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", str(CLIENT_RETRIES)),
         "PREFECT_CLIENT_RETRY_EXTRA_CODES": os.environ.get("PREFECT_CLIENT_RETRY_EXTRA_CODES", RETRIED_CODES),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(OWN_SERVER_START_S),
     }
+
+
+def credentials(settings: Settings) -> dict[str, str]:
+    """What Prefect's and MLflow's clients have to bring. The home's secret goes to its own services alone, and to the
+    server that Prefect starts for a flow where there is no other."""
+    found = {}
+    if not settings.prefect_api:
+        found = {**_closed(settings, "http://127.0.0.1"), "PREFECT_API_AUTH_STRING": settings.own_prefect_auth}
+    elif settings.prefect_auth:
+        found["PREFECT_API_AUTH_STRING"] = settings.prefect_auth
+    if settings.secret and settings.is_own("mlflow", settings.tracking_uri):
+        found |= {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": settings.secret}
+    return {name: value for name, value in found.items() if value}
 
 
 def adopt(settings: Settings) -> None:
@@ -94,30 +110,53 @@ def adopt(settings: Settings) -> None:
             os.environ.setdefault(name, value)
 
 
+def of_prefect_server(settings: Settings) -> dict[str, str]:
+    """Variables of Prefect's server. Its pages ask where they came from, by whatever name that was."""
+    return {
+        **_closed(settings, f"http://{_reachable(settings)}:{settings.prefect_port}"),
+        "PREFECT_SERVER_UI_API_URL": "/api", "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_API_URL": f"http://{_reachable(settings)}:{settings.prefect_port}/api", **LEASES}
+
+
+def of_mlflow_server(settings: Settings) -> dict[str, str]:
+    """Variables of MLflow's server: those that `mlflow server` sets (mlflow/server/__init__.py, _run_server)."""
+    return {
+        "_MLFLOW_SERVER_FILE_STORE": mlflow_database(settings),
+        "_MLFLOW_SERVER_REGISTRY_STORE": mlflow_database(settings),
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": ARTIFACT_ROOT, "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(settings.home_path / "mlflow-artifacts"),
+        "_MLFLOW_SERVER_BOOT_ID": uuid.uuid4().hex, "_MLFLOW_IN_JOB_EXECUTOR": "false", "_MLFLOW_SGI_NAME": "uvicorn",
+        "MLFLOW_ENABLE_WORKSPACES": "false", "GIT_PYTHON_REFRESH": "quiet",
+        # Job execution costs 8 processes and 1.4 GB, and has been an unauthenticated way in (CVE-2026-0545).
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # It lets in every port of localhost: infra/doors.py judges instead.
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}
+
+
+def mlflow_database(settings: Settings) -> str:
+    """Where MLflow's server keeps its tables, and trainings that have no server."""
+    return f"sqlite:///{settings.home_path / 'mlflow.db'}"
+
+
+def _closed(settings: Settings, origin: str) -> dict[str, str]:
+    """What closes a Prefect server to pages of others: a password, tokens against forged requests, no other origin."""
+    secret = settings.own_prefect_auth
+    return {**({"PREFECT_SERVER_API_AUTH_STRING": secret} if secret else {}),
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin}
+
+
 def _prefect(settings: Settings) -> Plan:
-    port = settings.prefect_port
-    url = f"http://{_reachable(settings)}:{port}/api"
+    url = f"http://{_reachable(settings)}:{settings.prefect_port}/api"
     return Plan(
-        name="prefect",
-        command=(sys.executable, "-m", "prefect", "--no-prompt", "server", "start",
-                 "--host", settings.host, "--port", str(port)),
-        env={**_common(settings),
-             "PREFECT_API_URL": url,  # else the UI in the browser asks port 4200, whatever --port says
-             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", **LEASES},
-        url=url, health=f"{url}/health", port=port, port_variable="ANNEAL_PREFECT_PORT")
+        name="prefect", command=(sys.executable, "-m", "deployments.servers", "prefect"), env=_common(settings),
+        url=url, health=f"{url}/health", port=settings.prefect_port, port_variable="ANNEAL_PREFECT_PORT")
 
 
 def _mlflow(settings: Settings) -> Plan:
-    home, port = settings.home_path, settings.mlflow_port
-    url = f"http://{_reachable(settings)}:{port}"
+    url = f"http://{_reachable(settings)}:{settings.mlflow_port}"
     return Plan(
-        name="mlflow",
-        command=(sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(port),
-                 "--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
-                 "--artifacts-destination", str(home / "mlflow-artifacts")),
-        # Job execution costs 8 processes and 1.4 GB, and has been an unauthenticated way in (CVE-2026-0545).
-        env={**_common(settings), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "GIT_PYTHON_REFRESH": "quiet"},
-        url=url, health=f"{url}/health", port=port, port_variable="ANNEAL_MLFLOW_PORT")
+        name="mlflow", command=(sys.executable, "-m", "deployments.servers", "mlflow"), env=_common(settings),
+        url=url, health=f"{url}/health", port=settings.mlflow_port, port_variable="ANNEAL_MLFLOW_PORT")
 
 
 def _predictor(settings: Settings) -> Plan:

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UserError, shown
 from infra.nodes import Nodes, own_rendezvous
+from infra.secret import USER, secret_of
 
 
 class Settings(BaseSettings):
@@ -32,13 +33,18 @@ class Settings(BaseSettings):
     mlflow_uri: str = Field("", description="MLflow server; empty: the running stack's, else <home>/mlflow.db.")
     predictor_url: str = Field("", description="Predictor; empty: the running stack's, else versions stay undeployed.")
     prefect_url: str = Field("", description="Prefect API; empty: PREFECT_API_URL, else the running stack's.")
-    host: str = Field(
-        "127.0.0.1", description="Address on which `anneal up` listens; Prefect and MLflow ask for no password.")
+    host: str = Field("127.0.0.1", description="Address on which the services of `anneal up` listen.")
+    host_names: str = Field(
+        "", description="Names under which browsers reach these services beside localhost and this machine's own, such "
+        "as that of a tunnel or proxy: gpu.example.com, separated by commas. Others are refused.")
+    require_secret: bool = Field(
+        True, description="Prefect, MLflow and the predictor of `anneal up` ask for the secret in <home>/secret; "
+        "false: everybody who reaches their ports may use them.")
     prefect_port: int = Field(4200, description="Port of the Prefect server.", ge=1, le=65535)
     mlflow_port: int = Field(5000, description="Port of the MLflow server.", ge=1, le=65535)
     predictor_port: int = Field(5001, description="Port of the predictor.", ge=1, le=65535)
     api_key: str = Field(
-        "", description="Bearer key that the predictor, and only it, asks for; needed off the loopback address.")
+        "", description="Bearer key that the predictor asks for; empty: the home's secret, where it is required.")
     allow_private_hosts: bool = Field(
         False, description="Let data come from any private address and any port, and over http://.")
     allowed_hosts: str = Field(
@@ -101,9 +107,32 @@ class Settings(BaseSettings):
         return self.predictor_url or self._stack("predictor")
 
     @property
+    def secret(self) -> str:
+        """What the services of `anneal up` ask for, made at first use; empty: nothing. Raises UserError."""
+        return secret_of(self.home_path) if self.require_secret else ""
+
+    @property
+    def predictor_key(self) -> str:
+        """What the predictor that runs with these settings asks for; empty: nothing."""
+        return self.api_key or self.secret
+
+    @property
     def predictor_headers(self) -> dict[str, str]:
-        """What the predictor wants to see of its key."""
-        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        """What the predictor wants to see of its key. The home's secret goes to the home's own predictor alone."""
+        key = self.api_key or (self.secret if self.is_own("predictor", self.predictor) else "")
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    @property
+    def prefect_auth(self) -> str:
+        """User and password for Prefect's server at `prefect_api`; empty: none."""
+        given = os.environ.get("PREFECT_API_AUTH_STRING", "")
+        return given or (self.own_prefect_auth if self.is_own("prefect", self.prefect_api) else "")
+
+    @property
+    def own_prefect_auth(self) -> str:
+        """User and password that the home's own Prefect server asks for; empty: none."""
+        secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING", "") or self.secret
+        return secret if ":" in secret or not secret else f"{USER}:{secret}"
 
     @property
     def prefect_api(self) -> str:
@@ -119,6 +148,10 @@ class Settings(BaseSettings):
     def threads_for(self, processes: int) -> int:
         """CPU threads for each of `processes`; two threads on one busy core are far slower than one."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) // max(1, processes))
+
+    def is_own(self, service: str, url: str) -> bool:
+        """Whether that address is the service of the home's running stack: no other one may see the home's secret."""
+        return bool(url) and url.rstrip("/") == self._stack(service)
 
     def _stack(self, service: str) -> str:
         try:

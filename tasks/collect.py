@@ -81,14 +81,13 @@ def refuse_while_runs_use_them(settings: Settings) -> None:
     """Raise UserError if a run is on its way: it may have found its pack long ago."""
     if not settings.prefect_api:
         return
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from tasks.recover import LOOK_BACK, RECOVERED, runs_in
+    from tasks.runs import client_of
 
     now = datetime.now(UTC)
-    with temporary_settings({PREFECT_API_URL: settings.prefect_api}), get_client(sync_client=True) as client:
+    with client_of(settings) as client:
         busy = runs_in(client, RECOVERED, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
         waiting = runs_in(client, RECOVERED, StateType.SCHEDULED)
         busy += [run for run in waiting if run.expected_start_time is None or run.expected_start_time <= now]

@@ -1,4 +1,5 @@
-"""Start runs of deployments: by `anneal train --remote`, by a run that hands over, by a training on several machines.
+"""A client of Prefect, and runs of deployments: those of `anneal train --remote`, of a run that hands over, of a
+training on several machines.
 
 In:   the name of a deployment, parameters      Out: a flow run, which belongs to the worker that takes it
 With a key, the same run however often it is asked for: a step that is repeated starts nothing twice.
@@ -6,15 +7,27 @@ With a key, the same run however often it is asked for: a step that is repeated 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from infra.errors import Transient, UserError
+from infra.settings import Settings
+
+
+@contextmanager
+def client_of(settings: Settings) -> Iterator[SyncPrefectClient]:
+    """A client of the server that the settings name, which is also where events go meanwhile."""
+    auth = {PREFECT_API_AUTH_STRING: settings.prefect_auth} if settings.prefect_auth else {}
+    with temporary_settings({PREFECT_API_URL: settings.prefect_api, **auth}), get_client(sync_client=True) as client:
+        yield client
 
 
 def start_run(

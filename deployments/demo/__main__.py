@@ -46,11 +46,10 @@ def main() -> int:
     os.environ["ANNEAL_HOME"] = str(Settings().home_path / "demo")
     take_free_ports()
     settings = Settings()
-    os.environ.update(services.for_runs(settings))
     try:
         print("Starting Prefect, MLflow and the predictor ...", flush=True)
         stack.up(settings, only=SERVERS)
-        os.environ["PREFECT_API_URL"] = settings.prefect_api
+        os.environ.update({**services.for_runs(settings), "PREFECT_API_URL": settings.prefect_api})
         summary = run(settings)
     except AnnealError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -107,7 +106,7 @@ def print_table(evaluation: Evaluation) -> None:
 def ask(settings: Settings, version: Version, row: dict[str, str]) -> dict[str, str]:
     """Ask the predictor for the summary of a held-out conversation, over HTTP."""
     body = {"version": version.id, "input": {"prompt": row["prompt"], "temperature": 0, "max_new_tokens": 96}}
-    answer = httpx.post(f"{settings.predictor}/predictions", json=body, timeout=120)
+    answer = httpx.post(f"{settings.predictor}/predictions", json=body, timeout=120, headers=settings.predictor_headers)
     answer.raise_for_status()
     text = "".join(answer.json()["output"]).strip()
     conversation = row["prompt"].split("\n\n")[1]

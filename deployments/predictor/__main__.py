@@ -7,18 +7,17 @@ SIGTERM: answers under way end first. After a kill the records on disk are serve
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import socket
 import sys
 
 import torch
-import uvicorn
 from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from deployments.predictor.app import DRAIN_S, create_app
+from infra.doors import is_loopback
 from infra.errors import UserError, shown
+from infra.listen import bind, serve
 from infra.settings import Settings
 
 PROCESSES = 2
@@ -31,25 +30,20 @@ def main() -> int:
     disable_progress_bar()
     try:
         settings = _settings()
-        check_exposure(settings.host, settings.api_key)
+        check_exposure(settings.host, settings.predictor_key)
         torch.set_num_threads(settings.threads_for(PROCESSES))
-        listener = _bind(settings.host, settings.predictor_port)
+        listener = bind(settings.host, settings.predictor_port, "ANNEAL_PREDICTOR_PORT")
         app = create_app(settings)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S + 5)
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(app, listener, drain_s=DRAIN_S + 5)
     return 0
 
 
 def check_exposure(host: str, api_key: str) -> None:
     """Raise UserError for an address that others can reach without a key."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not api_key:
+    if not is_loopback(host) and not api_key:
         raise UserError(f"ANNEAL_HOST is {shown(host)} and there is no API key",
                         allowed="a loopback address, or a key",
                         fix="Set ANNEAL_API_KEY to a long random text, or ANNEAL_HOST to 127.0.0.1.")
@@ -62,20 +56,6 @@ def _settings() -> Settings:
         first = error.errors()[0]
         name = "ANNEAL_" + ".".join(map(str, first["loc"])).upper()
         raise UserError(f"{name} is {shown(first['input'])}: {first['msg']}", fix="Correct the variable.") from error
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Take the port before anything is loaded. Raises UserError when it is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UserError(f"port {port} of {host} cannot be used ({error.strerror})",
-                        fix="Stop what listens there, or set ANNEAL_PREDICTOR_PORT.") from error
-    return listener
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from deployments.predictor.guard import Guard
+from deployments.predictor.guard import OPEN_PATHS, Guard
 from deployments.predictor.playground import HEADERS, PAGE
 from deployments.predictor.predictions import Prediction
 from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, sentence_of
 from deployments.predictor.served import Conflict, NotServed, Order
 from deployments.predictor.versions import Shelf
+from infra.doors import Door, Names
 from infra.errors import AnnealError, Transient, UserError
 from infra.settings import Settings
 
@@ -57,7 +58,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Anneal predictor", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shelf = shelf
     app.include_router(router)
-    app.add_middleware(Guard, api_key=settings.api_key)
+    app.add_middleware(Guard)
+    app.add_middleware(Door, names=Names.of(settings), secret=settings.predictor_key, open_paths=OPEN_PATHS)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(AnnealError, _refuse)
     app.add_exception_handler(Exception, _apologise)

@@ -20,12 +20,15 @@ import httpx
 import psutil
 import pytest
 
+from infra.doors import SIGN_IN
 from infra.processes import left_over
 from infra.settings import Settings
-from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port, is_rank
+from tests import prefect_api
+from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port, is_rank, wait_for
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from selenium.webdriver import Chrome
 
 BUSY_TRIES = 10
 COMMAND_TIMEOUT_S = 150
@@ -70,17 +73,16 @@ class Stack:
 
         503 is its word for a locked SQLite database; Prefect's own client asks again too.
         """
-        url, method = f"{self.settings.prefect_api}{path}", "POST" if body else "GET"
         for _ in range(BUSY_TRIES):
             try:
-                answer = httpx.request(method, url, json=body or None, timeout=30)
+                answer = prefect_api.ask(self.settings, path, body or None)
             except httpx.ReadTimeout:  # the same lock, held for longer
                 continue
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 assert answer.is_success, answer.text
                 return answer.json()
             time.sleep(1)
-        raise AssertionError(f"{url} is busy")
+        raise AssertionError(f"{path} is busy")
 
     def start_run(self, parameters: dict[str, Any], environment: dict[str, str] | None = None) -> str:
         """A run of the deployment, as the UI's form starts it, with variables of its own; returns its id."""
@@ -127,7 +129,8 @@ class Stack:
         """The predictor's answer."""
         inputs = {"prompt": prompt, "temperature": 0, "max_new_tokens": max_new_tokens}
         body = {"model": destination, "input": inputs}
-        answer = httpx.post(f"{self.settings.predictor}/predictions", json=body, timeout=60)
+        answer = httpx.post(f"{self.settings.predictor}/predictions", json=body, timeout=60,
+                            headers=self.settings.predictor_headers)
         assert answer.is_success, answer.text
         return dict(answer.json())
 
@@ -174,13 +177,23 @@ def environment(clean_environment: None, stack: Stack, monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(scope="session")
+def browser(browser: Chrome, stack: Stack) -> Chrome:
+    """A browser that has followed the links of `anneal up`."""
+    from deployments.console import links_of, signed_in
+
+    for address in signed_in(stack.settings, links_of(stack.settings)).values():
+        browser.get(address)
+        wait_for(lambda: SIGN_IN not in browser.current_url and "#" not in browser.current_url, "it signs nobody in")
+    return browser
+
+
 @pytest.fixture
 def client(stack: Stack) -> Iterator[SyncPrefectClient]:
     """A client of the stack's server, which is also where events go."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from tasks.runs import client_of
 
-    with temporary_settings({PREFECT_API_URL: stack.settings.prefect_api}), get_client(sync_client=True) as client:
+    with client_of(stack.settings) as client:
         yield client
 
 

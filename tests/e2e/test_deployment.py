@@ -35,15 +35,14 @@ def test_a_worker_starts_the_engine_of_the_environment_that_deployed_last(
 
     from deployments.pipelines import deploy
 
-    def command() -> Any:
-        return client.read_work_pool("gpu-pool").base_job_template["variables"]["properties"]["command"]
-
     template = client.read_work_pool("gpu-pool").base_job_template
-    template["variables"]["properties"]["command"]["default"] = "/moved/bin/python -m infra.engine"
+    template["job_configuration"]["command"] = "{{ command }}"  # as earlier releases had it
+    template["variables"]["properties"]["command"] = {"type": "string", "default": "/moved/bin/python -m infra.engine"}
     client.update_work_pool("gpu-pool", WorkPoolUpdate(base_job_template=template))
-    assert "pool gpu-pool: command was '/moved/bin/python -m infra.engine' (replaced)" in deploy(stack.settings).differs
     assert deploy(stack.settings).differs == []
-    assert shlex.split(command()["default"]) == [sys.executable, "-m", "infra.engine"]
+    template = client.read_work_pool("gpu-pool").base_job_template
+    assert shlex.split(template["job_configuration"]["command"]) == [sys.executable, "-m", "infra.engine"]
+    assert "command" not in template["variables"]["properties"]
 
 
 def test_form_shows_the_fields_of_the_spec(stack: Stack, client: SyncPrefectClient) -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from infra.spec import FIELD_TYPES, FIELDS, Group
+from tests import prefect_api
 from tests.conftest import training_processes, wait_for
 from tests.e2e.conftest import BUSY_TRIES, COMMAND_TIMEOUT_S, LONG, Stack, Training
 from tests.e2e.test_cancel import checkpoints
@@ -79,8 +80,8 @@ def test_nonsense_is_refused_by_the_server_with_the_fields_name(
     name: str, stack: Stack, parameters: dict[str, Any],
 ) -> None:
     before, (value, reason) = runs_of(stack), NONSENSE[name]
-    url = f"{stack.settings.prefect_api}/deployments/{deployment_of(stack)}/create_flow_run"
-    answer = httpx.post(url, json={"parameters": {"training": {**parameters, name: value}}}, timeout=30)
+    path = f"/deployments/{deployment_of(stack)}/create_flow_run"
+    answer = prefect_api.ask(stack.settings, path, {"parameters": {"training": {**parameters, name: value}}})
     assert answer.status_code == httpx.codes.CONFLICT
     assert name in answer.json()["detail"] and reason in answer.json()["detail"]
     assert runs_of(stack) == before

@@ -7,6 +7,7 @@ tells the second one where the first waits.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ import pytest
 from infra import stack as running
 from infra.engine import RUN
 from infra.processes import left_over, lives
+from infra.secret import USER, secret_of
 from infra.settings import Settings
 from infra.store import Store
-from tests.conftest import Cable, free_port, ranks_in, torchruns_in, training_processes, wait_for
+from tests.conftest import ROOT, Cable, free_port, ranks_in, torchruns_in, training_processes, wait_for
 from tests.e2e.conftest import KNOBS, LONG, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -56,11 +58,11 @@ class Pair:
 
     def prefect(self, path: str, **body: Any) -> Any:
         """What the server answers, asked from its own namespace."""
-        program = ("import httpx, json, sys; "
-                   "print(httpx.post(sys.argv[1], json=json.loads(sys.argv[2]), timeout=30).text)")
-        url = f"{self.variables['PREFECT_API_URL']}{path}"
-        done = subprocess.run(["ip", "netns", "exec", self.cable.names[0], sys.executable, "-c", program, url,
-                               json.dumps(body)], capture_output=True, text=True, check=True, timeout=60)
+        program = ("import json, sys; from infra.settings import Settings; from tests.prefect_api import ask; "
+                   "print(ask(Settings(), sys.argv[1], json.loads(sys.argv[2])).text)")
+        done = subprocess.run(["ip", "netns", "exec", self.cable.names[0], sys.executable, "-c", program, path,
+                               json.dumps(body)], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT,
+                              env={**os.environ, **{name: str(value) for name, value in self.variables.items()}})
         return json.loads(done.stdout)
 
     def joined(self) -> list[dict[str, Any]]:
@@ -85,7 +87,7 @@ def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
         pair = Pair(cable, home, {**leads, "PREFECT_API_URL": api})
         worker = cable.start(
             1, "prefect", "--no-prompt", "worker", "start", "--pool", "gpu-pool", "--work-queue", "nodes",
-            PREFECT_API_URL=api, PREFECT_HOME=tmp_path / "second", ANNEAL_HOME=home, ANNEAL_GPU_LIMIT="gpu-second",
+            PREFECT_API_URL=api, PREFECT_API_AUTH_STRING=f"{USER}:{secret_of(home)}", PREFECT_HOME=tmp_path / "second", ANNEAL_HOME=home, ANNEAL_GPU_LIMIT="gpu-second",
             PREFECT_WORKER_QUERY_SECONDS=3)
         try:
             yield pair

@@ -15,6 +15,7 @@ import pytest
 
 from deployments.cli import EXIT_FAULT, EXIT_USER_ERROR
 from infra import stack as running
+from infra.sign_in import link
 from infra.store import Store
 from tasks.collect import KINDS
 from tests.conftest import ROOT, wait_for
@@ -101,7 +102,8 @@ def test_up_on_a_running_stack_starts_nothing_and_says_where_it_is(stack: Stack)
     before = running.read(stack.settings)
     done = stack.anneal("up")
     assert done.returncode == 0 and "Starting" not in done.stderr, done.stderr
-    assert f"prefect    {stack.settings.prefect_api.removesuffix('/api')}" in done.stdout.splitlines()
+    page = link(stack.settings.prefect_api.removesuffix("/api"), stack.settings.prefect_auth)
+    assert f"prefect    {page}" in done.stdout.splitlines()
     assert running.read(stack.settings) == before
 
 

@@ -60,7 +60,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.refusals += 1
             status, content, kind = 503, b"upstream is away", "text/plain"
         else:
-            kept = {name: value for name, value in self.headers.items() if name.lower() in ("content-type", "accept")}
+            kept = {name: value for name, value in self.headers.items() if name.lower() in (
+                "content-type", "accept", "authorization")}
             answer = httpx.request(self.command, f"{self.server.upstream}{self.path}", content=body, headers=kept,
                                    timeout=60)
             status, content, kind = answer.status_code, answer.content, answer.headers.get("Content-Type", "")
