@@ -44,7 +44,7 @@ def mlflow(settings: Settings) -> ASGIApp:
     initialize_backend_stores(services.mlflow_database(settings), default_artifact_root=services.ARTIFACT_ROOT)
     from mlflow.server.fastapi_app import app
 
-    return Door(app, names=Names.of(settings), secret=settings.secret, open_paths=("/health",), challenge="Basic",
+    return Door(app, names=Names.of(settings), secret=settings.secret, open_paths=("/health",),
                 sign_in=page_of("mlflow") if settings.secret else "")
 
 

@@ -14,34 +14,30 @@ Leaves nothing on disk.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
 import re
 import socket
 from collections.abc import Collection
-from typing import Literal
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.errors import UserError, shown
 from infra.settings import Settings
 
-SIGN_IN = "/sign-in"
+SIGN_IN, SIGNED_IN = "/sign-in", "/signed-in"
+"""Both at the root: what a browser remembers of a path counts for all beside it."""
 HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 PROTECTED = ((b"x-frame-options", b"SAMEORIGIN"), (b"cross-origin-resource-policy", b"same-origin"),
              (b"cross-origin-opener-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"))
 """No page of another origin may frame, embed or hold on to an answer."""
-MISSING = {
-    "Basic": "The secret is missing or wrong. `anneal up` prints a link that signs in; programs send the secret of "
-             "<home>/secret as the password of the user anneal.",
-    "Bearer": "The API key is missing or wrong. Send the header Authorization: Bearer <key>; without ANNEAL_API_KEY it "
-              "is the secret in <home>/secret."}
+MISSING = ("The key is missing or wrong. Send the header Authorization: Bearer <key> (ANNEAL_API_KEY, or the secret in "
+           "<home>/secret). The link that `anneal up` prints signs a browser in.")
 
 
 class Names:
@@ -102,18 +98,16 @@ class Door:
 
     def __init__(
         self, app: ASGIApp, *, names: Names, secret: str = "", open_paths: Collection[str] = (), sign_in: str = "",
-        challenge: Literal["Basic", "Bearer"] = "Bearer",
     ) -> None:
         """Put it in front of `app`.
 
         Args:
             secret: what a request has to bring; empty: nothing.
             open_paths: what answers without it.
-            sign_in: the page at SIGN_IN, which does so too; empty: none.
-            challenge: what a refusal asks for. At Basic a browser asks its user, and remembers.
+            sign_in: the page at SIGN_IN, which does so too; empty: none. It may ask at SIGNED_IN whether it has worked.
         """
         self.app = app
-        self._names, self._open, self._page, self._challenge = names, frozenset(open_paths), sign_in, challenge
+        self._names, self._open, self._page = names, frozenset(open_paths), sign_in
         self._secret = _digest(secret) if secret else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +121,11 @@ class Door:
         elif self._page and scope["type"] == "http" and scope["path"] == SIGN_IN:
             await HTMLResponse(self._page, headers=page_headers(self._page))(scope, receive, send)
         elif not self._admits(scope, headers):
-            await _refuse(scope, receive, send, 401, MISSING[self._challenge], self._challenge)
+            # At Basic a browser asks its user, or remembers what our page gave it; no other page shall cause that.
+            scheme = "Basic" if self._page and scope["path"] == SIGNED_IN else "Bearer"
+            await _refuse(scope, receive, send, 401, MISSING, scheme)
+        elif self._page and scope["path"] == SIGNED_IN:
+            await Response(status_code=204)(scope, receive, _protecting(send))
         else:
             await self.app(scope, receive, _protecting(send))
 
@@ -161,7 +159,7 @@ def credential_of(authorization: str) -> str:
         return ""
     try:
         return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, no UTF-8
         return ""
 
 

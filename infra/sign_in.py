@@ -12,14 +12,14 @@ from __future__ import annotations
 from typing import Literal
 from urllib.parse import quote
 
-from infra.doors import SIGN_IN
+from infra.doors import SIGN_IN, SIGNED_IN
 from infra.secret import USER
 
 STORES = {
     "prefect": 'localStorage.setItem("prefect-password", btoa(secret)); location.replace("/");',
     "mlflow": f"""const request = new XMLHttpRequest();
-  request.open("GET", "/version", true, "{USER}", secret);
-  request.onloadend = () => request.status === 200 ? location.replace("/") : complain();
+  request.open("GET", "{SIGNED_IN}", true, "{USER}", secret);
+  request.onloadend = () => request.status === 204 ? location.replace("/") : complain();
   request.send();""",
 }
 PAGE = """\

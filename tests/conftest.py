@@ -161,7 +161,8 @@ def browser() -> Iterator[Chrome]:
 
     options = ChromeOptions()
     options.binary_location = needed("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={WINDOW}"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={WINDOW}",
+                     "--host-resolver-rules=MAP *.example 127.0.0.1"):
         options.add_argument(argument)
     driver = Chrome(options=options, service=Service(needed("chromedriver")))
     yield driver

@@ -27,4 +27,5 @@ def ask(settings: Settings, path: str, body: dict[str, Any] | None = None) -> ht
         headers = {"Prefect-Csrf-Client": CLIENT, "Prefect-Csrf-Token": token.json().get("token", "")}
         if token.is_error:  # the server is busy
             return token
-    return httpx.request("GET" if body is None else "POST", url + path, json=body, headers=headers, auth=auth, timeout=30)
+    method = "GET" if body is None else "POST"
+    return httpx.request(method, url + path, json=body, headers=headers, auth=auth, timeout=30)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 BUSY_TRIES = 10
+TUNNEL = "gpu.example"
+"""A name under which browsers reach the stack, too."""
 COMMAND_TIMEOUT_S = 150
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 KNOBS: dict[str, Any] = {
@@ -153,7 +155,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterato
     environment = {
         "ANNEAL_HOME": str(tmp_path_factory.mktemp("stack")), "ANNEAL_STORE": f"s3://{BUCKET}/e2e",
         "ANNEAL_S3_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1", "ANNEAL_HOST_NAMES": TUNNEL,
         **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}}
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("ANNEAL_", "AWS_", "MLFLOW_", "PREFECT_API"))]:

@@ -87,7 +87,8 @@ def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
         pair = Pair(cable, home, {**leads, "PREFECT_API_URL": api})
         worker = cable.start(
             1, "prefect", "--no-prompt", "worker", "start", "--pool", "gpu-pool", "--work-queue", "nodes",
-            PREFECT_API_URL=api, PREFECT_API_AUTH_STRING=f"{USER}:{secret_of(home)}", PREFECT_HOME=tmp_path / "second", ANNEAL_HOME=home, ANNEAL_GPU_LIMIT="gpu-second",
+            PREFECT_API_URL=api, PREFECT_API_AUTH_STRING=f"{USER}:{secret_of(home)}",
+            PREFECT_HOME=tmp_path / "second", ANNEAL_HOME=home, ANNEAL_GPU_LIMIT="gpu-second",
             PREFECT_WORKER_QUERY_SECONDS=3)
         try:
             yield pair

@@ -149,7 +149,8 @@ class Predictor:
 
 def settings_of(home: Path, **more: Any) -> Settings:
     """Settings that do not depend on the developer's environment."""
-    return Settings(**{"home": home, "store": "", "api_key": "", "require_secret": False, "s3_endpoint_url": "", **more})
+    fixed = {"store": "", "api_key": "", "require_secret": False, "s3_endpoint_url": ""}
+    return Settings(**{"home": home, **fixed, **more})
 
 
 @contextlib.contextmanager
