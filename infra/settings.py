@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     mlflow_uri: str = Field("", description="MLflow server; empty: the running stack's, else <home>/mlflow.db.")
     predictor_url: str = Field("", description="Predictor; empty: the running stack's, else versions stay undeployed.")
     prefect_url: str = Field("", description="Prefect API; empty: PREFECT_API_URL, else the running stack's.")
+    base_folders: str = Field(
+        "", description="Folders below which the predictor may load base models, separated by colons; those that "
+        "trainings with the same ANNEAL_HOME were deployed from need not be named.")
     host: str = Field(
         "127.0.0.1", description="Address on which `anneal up` listens; Prefect and MLflow ask for no password.")
     prefect_port: int = Field(4200, description="Port of the Prefect server.", ge=1, le=65535)
@@ -82,6 +85,11 @@ class Settings(BaseSettings):
                 f"ANNEAL_HOME is {shown(str(path))}, which cannot be made ({error.strerror})",
                 allowed="a folder that can be written", fix="Set ANNEAL_HOME to one.") from error
         return path
+
+    @property
+    def trusted_bases(self) -> list[Path]:
+        """The folders of ANNEAL_BASE_FOLDERS, without symbolic links in their paths."""
+        return [Path(one).expanduser().resolve() for one in self.base_folders.split(os.pathsep) if one.strip()]
 
     @property
     def store_root(self) -> str:

@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _shelf(request: Request) -> Shelf:
+async def _shelf(request: Request) -> Shelf:
     shelf: Shelf = request.app.state.shelf
     return shelf
 
@@ -133,19 +133,30 @@ def remove(owner: str, name: str, shelf: Shelved) -> dict[str, str]:
     return {"model": f"{owner}/{name}", "status": "removed"}
 
 
+# The two below and what they depend on are coroutines: all threads for requests may wait for a deployment.
+
+
 @router.get("/health/live")
-def live(shelf: Shelved) -> JSONResponse:
+async def live(shelf: Shelved) -> JSONResponse:
     """500: restart the process."""
     return JSONResponse({"status": "live"}) if shelf.alive else JSONResponse({"status": "dead"}, 500)
 
 
 @router.get("/health/ready")
-def ready(shelf: Shelved) -> JSONResponse:
-    """503 until everything that was served before has been loaded or has failed to."""
+async def ready(request: Request, shelf: Shelved) -> JSONResponse:
+    """503: nothing answers here, because it starts, an engine died, or nothing of what was served could be loaded.
+
+    Where some models answer and others failed to load, the status is "degraded" with 200: one of ten must not take
+    the nine out of a load balancer's rotation, which would not bring it back either. Monitor the status.
+    """
     if not shelf.restored or not shelf.alive:
         return JSONResponse({"status": "starting" if shelf.alive else "dead"}, 503)
-    return JSONResponse({
-        "status": "ready", "models": {name: one.current.version for name, one in sorted(shelf.served.items())}})
+    served, failed = dict(shelf.served), dict(shelf.failed)
+    if not request.state.admitted:  # a reason may name folders of this machine
+        failed = dict.fromkeys(failed, "It did not load; GET /models says why, with the key.")
+    status = "ready" if not failed else "degraded" if served else "failed"
+    body = {"status": status, "models": {name: one.current.version for name, one in sorted(served.items())}}
+    return JSONResponse({**body, **({"failed": failed} if failed else {})}, 503 if status == "failed" else 200)
 
 
 async def _stream(prediction: Prediction) -> AsyncIterator[ServerSentEvent]:
