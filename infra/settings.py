@@ -32,9 +32,6 @@ class Settings(BaseSettings):
     mlflow_uri: str = Field("", description="MLflow server; empty: the running stack's, else <home>/mlflow.db.")
     predictor_url: str = Field("", description="Predictor; empty: the running stack's, else versions stay undeployed.")
     prefect_url: str = Field("", description="Prefect API; empty: PREFECT_API_URL, else the running stack's.")
-    base_folders: str = Field(
-        "", description="Folders below which the predictor may load base models, separated by colons; those that "
-        "trainings with the same ANNEAL_HOME were deployed from need not be named.")
     host: str = Field(
         "127.0.0.1", description="Address on which `anneal up` listens; Prefect and MLflow ask for no password.")
     prefect_port: int = Field(4200, description="Port of the Prefect server.", ge=1, le=65535)
@@ -61,6 +58,9 @@ class Settings(BaseSettings):
         "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
     gpu_locks: Path = Field(
         Path("/tmp/anneal-gpus"), description="Folder of a lock for each GPU; the same for all who train on a machine.")
+    base_folders: str = Field(
+        "", description="Folders below which the predictor may load base models, separated by colons; those that "
+        "trainings with the same ANNEAL_HOME were deployed from need not be named.")
     webhook_url: str = Field("", description="Where to POST how a run ended, signed and repeated; empty: nowhere.")
     webhook_secret: str = Field(
         "", description="Secret of these signatures (Standard Webhooks): whsec_ and the base64 of 24 to 64 bytes.")
@@ -85,11 +85,6 @@ class Settings(BaseSettings):
                 f"ANNEAL_HOME is {shown(str(path))}, which cannot be made ({error.strerror})",
                 allowed="a folder that can be written", fix="Set ANNEAL_HOME to one.") from error
         return path
-
-    @property
-    def trusted_bases(self) -> list[Path]:
-        """The folders of ANNEAL_BASE_FOLDERS, without symbolic links in their paths."""
-        return [Path(one).expanduser().resolve() for one in self.base_folders.split(os.pathsep) if one.strip()]
 
     @property
     def store_root(self) -> str:
@@ -123,6 +118,11 @@ class Settings(BaseSettings):
         """The machines that train together. Raises UserError."""
         found = self.nodes > 1 and self.node_deployment and not self.rendezvous
         return Nodes(self.nodes, own_rendezvous(self.prefect_api) if found else self.rendezvous)
+
+    @property
+    def trusted_bases(self) -> list[Path]:
+        """The folders of ANNEAL_BASE_FOLDERS, without symbolic links in their paths."""
+        return [Path(one).expanduser().resolve() for one in self.base_folders.split(os.pathsep) if one.strip()]
 
     def threads_for(self, processes: int) -> int:
         """CPU threads for each of `processes`; two threads on one busy core are far slower than one."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import threading
 from collections.abc import AsyncIterator
@@ -40,6 +41,8 @@ router = APIRouter()
 DRAIN_S = 25
 """Time that answers under way have when the process is told to stop."""
 RETRY_AFTER_S = 5
+PLACE = re.compile(r'''"/[^"]*"|(?<![\w/])/[^\s"';,)]+''')
+"""A folder or file of this machine in a sentence."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -143,17 +146,17 @@ async def live(shelf: Shelved) -> JSONResponse:
 
 
 @router.get("/health/ready")
-async def ready(request: Request, shelf: Shelved) -> JSONResponse:
+async def ready(shelf: Shelved) -> JSONResponse:
     """503: nothing answers here, because it starts, an engine died, or nothing of what was served could be loaded.
 
     Where some models answer and others failed to load, the status is "degraded" with 200: one of ten must not take
     the nine out of a load balancer's rotation, which would not bring it back either. Monitor the status.
+    No key is asked for here, so that the reasons name no folders; GET /models does.
     """
     if not shelf.restored or not shelf.alive:
         return JSONResponse({"status": "starting" if shelf.alive else "dead"}, 503)
-    served, failed = dict(shelf.served), dict(shelf.failed)
-    if not request.state.admitted:  # a reason may name folders of this machine
-        failed = dict.fromkeys(failed, "It did not load; GET /models says why, with the key.")
+    served = dict(shelf.served)
+    failed = {model: PLACE.sub('"..."', why) for model, why in sorted(dict(shelf.failed).items())}
     status = "ready" if not failed else "degraded" if served else "failed"
     body = {"status": status, "models": {name: one.current.version for name, one in sorted(served.items())}}
     return JSONResponse({**body, **({"failed": failed} if failed else {})}, 503 if status == "failed" else 200)

@@ -32,9 +32,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        admitted = self._admits(headers.get("authorization", ""))
-        scope.setdefault("state", {})["admitted"] = admitted  # an open path may say more to who has the key
-        if scope["path"] not in OPEN_PATHS and not admitted:
+        if scope["path"] not in OPEN_PATHS and not self._admits(headers.get("authorization", "")):
             refusal = JSONResponse(
                 {"detail": "The API key is missing or wrong. Send the header Authorization: Bearer <key>."}, 401,
                 {"WWW-Authenticate": "Bearer"})

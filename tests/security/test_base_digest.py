@@ -1,4 +1,6 @@
-"""Hole 5 of issue 20: the base that is loaded is the one that a version names: pytest tests/security/test_base_digest.py
+"""Hole 5 of issue 20: the base that is loaded is the one that a version names.
+
+Run: pytest tests/security/test_base_digest.py
 
 The predictor is a real one on a real port. Each test gives it another base than the one that its versions were
 trained on, or one from a place that it was not told to trust.
@@ -141,7 +143,11 @@ def test_a_base_that_changed_since_the_training_is_refused_also_after_a_restart(
     with running(tmp_path / "home", versions, **here) as again:
         found = again.http.get("/health/ready").json()
         assert found["status"] == "degraded" and list(found["models"]) == ["acme/full"]
-        assert "has digest" in found["failed"]["acme/tales"]
+        assert "has digest" in found["failed"]["acme/tales"] and str(tmp_path) not in found["failed"]["acme/tales"]
+        assert str(base) in again.http.get("/models").json()["failed"]["acme/tales"]
+        again.http.delete("/deployments/acme/full")
+        alone = again.http.get("/health/ready")
+        assert (alone.status_code, alone.json()["status"]) == (503, "failed")
 
 
 def test_a_file_that_changes_under_a_loaded_base_does_not_change_its_answers(
