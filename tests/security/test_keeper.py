@@ -82,6 +82,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settin
         monkeypatch.delenv(name, raising=False)
     settings = Settings(home=tmp_path, prefect_port=free_port(), mlflow_port=free_port(), predictor_port=free_port(),
                         stop_grace_s=1)
+    for name in ("home", "prefect_port", "mlflow_port", "predictor_port"):  # for the real ones
+        monkeypatch.setenv(f"ANNEAL_{name.upper()}", str(getattr(settings, name)))
     yield settings
     stack.down(settings)
     assert processes.left_over(settings.home_path) == set()
@@ -201,7 +203,7 @@ def test_a_service_has_time_to_start_and_is_not_lost_by_one_miss(monkeypatch: py
 
 def test_a_keeper_that_hangs_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = psutil.Process()
-    there = {"url": "", "pid": mine.pid, "started": mine.create_time()}
+    there: dict[str, Any] = {"url": "", "pid": mine.pid, "started": mine.create_time()}
     (settings.home_path / "stack.json").write_text(json.dumps({"services": {"keeper": there}}))
     beat = stack.beat_of(settings)
     beat.parent.mkdir()
@@ -230,13 +232,11 @@ def test_health_answers_while_every_thread_waits_for_a_deployment(predictor: Pre
 
 @pytest.mark.slow
 def test_status_says_which_version_did_not_load_and_why(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    settings: Settings, capsys: pytest.CaptureFixture[str],
 ) -> None:
     records = settings.home_path / "predictor"
     records.mkdir()
     (records / "acme--odd.json").write_text("{")
-    for name in ("HOME", "PREDICTOR_PORT"):
-        monkeypatch.setenv(f"ANNEAL_{name}", str(getattr(settings, name.lower())))
     stack.up(settings, only=("predictor",))
     wait_for(lambda: stack.conditions(settings)["predictor"].reason.startswith("acme/odd did not load"), timeout_s=60)
 
