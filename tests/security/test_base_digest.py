@@ -26,7 +26,7 @@ from infra.errors import BaseModelError
 from infra.records import Base, Version
 from infra.settings import Settings
 from tasks.deploy import switch
-from tasks.distributed import model
+from tasks.distributed import model as models
 from tests.predictor.conftest import (
     BASE_DIGEST,
     STORIES,
@@ -166,7 +166,7 @@ def test_a_file_that_changes_under_a_loaded_base_does_not_change_its_answers(
 def test_a_folder_that_is_replaced_between_hashing_and_loading_is_not_served(
     predictor: Predictor, base: Path, other: Path, monkeypatch: pytest.MonkeyPatch, back: bool,
 ) -> None:
-    load, aside = model.load_base, base.with_name("aside")
+    load, aside = models.load_base, base.with_name("aside")
 
     def swapped(path: Path, **more: Any) -> Any:
         base.rename(aside)
