@@ -41,7 +41,7 @@ router = APIRouter()
 DRAIN_S = 25
 """Time that answers under way have when the process is told to stop."""
 RETRY_AFTER_S = 5
-PLACE = re.compile(r'''"/[^"]*"|(?<![\w/])/[^\s"';,)]+''')
+PLACE = re.compile(r'''"/[^"]*"|(?<![\w/])/[^\s"';,:)]+''')
 """A folder or file of this machine in a sentence."""
 
 
