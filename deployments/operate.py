@@ -160,11 +160,13 @@ def down(_: argparse.Namespace) -> Answer:
 
 
 def status(_: argparse.Namespace) -> Answer:
-    """State and address of each service."""
+    """State and address of each service, and what is wrong with it."""
     from infra import stack
 
     settings = settings_here()
-    states, links = stack.status(settings), links_of(settings)
-    lines = {name: f"{state:16}{links.get(name, '')}".rstrip() for name, state in states.items()}
-    services = {name: {"state": state, "url": links.get(name, "")} for name, state in states.items()}
+    found, links = stack.conditions(settings), links_of(settings)
+    lines = {name: f"{one.state:16}{'  '.join(filter(None, [links.get(name, ''), one.reason]))}".rstrip()
+             for name, one in found.items()}
+    services = {name: {"state": one.state, "url": links.get(name, ""), "reason": one.reason}
+                for name, one in found.items()}
     return Answer({"services": services}, "\n".join(table(lines)))

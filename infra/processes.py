@@ -44,6 +44,9 @@ class Service:
     """Creation time of the process, seconds since 1970."""
     health: str = ""
     """Answers 200 when the service works; empty for the worker."""
+    ticks: int = 0
+    """Creation time of the process in clock ticks since the machine's start, which a change of the clock does not
+    move; 0 in a stack.json of an earlier release."""
 
 
 def start(plan: Plan, log: Path) -> Service:
@@ -53,7 +56,8 @@ def start(plan: Plan, log: Path) -> Service:
     child = spawn(plan.command, log=log, env=plan.env, tied=False)
     _children[child.pid] = child
     return Service(
-        url=plan.url, pid=child.pid, started=psutil.Process(child.pid).create_time(), health=plan.health)
+        url=plan.url, pid=child.pid, started=psutil.Process(child.pid).create_time(), health=plan.health,
+        ticks=_ticks(child.pid))
 
 
 def reap() -> None:
@@ -66,9 +70,12 @@ def process_of(service: Service) -> psutil.Process | None:
     """The service's process if it lives and is the one that was started."""
     try:
         process = psutil.Process(service.pid)
-        is_ours = abs(process.create_time() - service.started) < CLOCK_S
+        if service.ticks:
+            is_ours = _ticks(service.pid) == service.ticks
+        else:
+            is_ours = abs(process.create_time() - service.started) < CLOCK_S
         return process if is_ours and lives(process) else None
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, OSError):
         return None
 
 
@@ -151,6 +158,19 @@ def lives(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    """Whether SIGSTOP or the like holds it; a debugger is no such thing."""
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ticks(pid: int) -> int:
+    """Field 22 of /proc/PID/stat (proc(5)); the name before it may hold spaces and brackets. Raises OSError."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
 
 
 def main(pid: int) -> None:

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
     gpu_locks: Path = Field(
         Path("/tmp/anneal-gpus"), description="Folder of a lock for each GPU; the same for all who train on a machine.")
+    base_folders: str = Field(
+        "", description="Folders below which the predictor may load base models, separated by colons; those that "
+        "trainings with the same ANNEAL_HOME were deployed from need not be named.")
     webhook_url: str = Field("", description="Where to POST how a run ended, signed and repeated; empty: nowhere.")
     webhook_secret: str = Field(
         "", description="Secret of these signatures (Standard Webhooks): whsec_ and the base64 of 24 to 64 bytes.")
@@ -144,6 +147,11 @@ class Settings(BaseSettings):
         """The machines that train together. Raises UserError."""
         found = self.nodes > 1 and self.node_deployment and not self.rendezvous
         return Nodes(self.nodes, own_rendezvous(self.prefect_api) if found else self.rendezvous)
+
+    @property
+    def trusted_bases(self) -> list[Path]:
+        """The folders of ANNEAL_BASE_FOLDERS, without symbolic links in their paths."""
+        return [Path(one).expanduser().resolve() for one in self.base_folders.split(os.pathsep) if one.strip()]
 
     def threads_for(self, processes: int) -> int:
         """CPU threads for each of `processes`; two threads on one busy core are far slower than one."""

@@ -3,7 +3,7 @@
 In:   Settings (host, ports, home, store)
 Out:  running services; <home>/stack.json says where, <home>/logs/<service>.log what they print
 Dies half-way: stack.json is written after every start, so `down` or the next `up` finds what runs.
-A service that dies is started again by infra/keeper.py, which runs beside them.
+A service that dies or hangs is started again by infra/keeper.py, which runs beside them.
 Run alone: anneal up | anneal status | anneal down
 """
 
@@ -11,32 +11,27 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import http.client
 import json
 import socket
 import time
-import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal
 
 from infra import services
 from infra.errors import Broken, UserError
 from infra.files import write_atomic
+from infra.health import ANSWER_TIMEOUT_S, Condition, State, asked, readiness
 from infra.launch import tail
-from infra.processes import Service, kill, left_over, process_of, remains_of, start, stop_all
+from infra.processes import Service, is_stopped, kill, left_over, process_of, remains_of, start, stop_all
 from infra.services import Plan
 from infra.settings import Settings
-
-State = Literal["running", "not answering", "stopped"]
 
 NAMES = ("prefect", "mlflow", "predictor", "worker", "keeper")
 START_TIMEOUT_S = 180
 POLL_S = 0.2
-ANSWER_TIMEOUT_S = 2
-
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+KEEPER_SILENT_S = 900
+"""The keeper leaves a sign at every look. One look may start all services again, which takes START_TIMEOUT_S each."""
 
 
 def up(
@@ -95,15 +90,13 @@ def down(settings: Settings) -> list[str]:
 
 def status(settings: Settings, *, ask: bool = True) -> dict[str, State]:
     """How each service fares; without `ask` one that runs is not asked whether it answers."""
+    return {name: found.state for name, found in conditions(settings, ask=ask).items()}
+
+
+def conditions(settings: Settings, *, ask: bool = True) -> dict[str, Condition]:
+    """The same with the reasons."""
     running = read(settings)
-    states: dict[str, State] = {}
-    for name in NAMES:
-        service = running.get(name)
-        if service is None or process_of(service) is None:
-            states[name] = "stopped"
-        else:
-            states[name] = "running" if not (ask and service.health) or answers(service.health) else "not answering"
-    return states
+    return {name: _condition(settings, name, running.get(name), ask) for name in NAMES}
 
 
 def missing(settings: Settings) -> list[str]:
@@ -134,16 +127,52 @@ def wait_until_responds(
 
 def answers(url: str) -> bool:
     """Whether `url` answers 200 now; proxies are not asked."""
-    try:
-        with _opener.open(url, timeout=ANSWER_TIMEOUT_S) as response:
-            return bool(response.status == 200)
-    except (OSError, http.client.HTTPException):
-        return False
+    return asked(url, ANSWER_TIMEOUT_S).status == 200
+
+
+def beat_of(settings: Settings) -> Path:
+    """The file that the keeper touches at every look."""
+    return settings.home_path / "logs" / "keeper.beat"
+
+
+def locked(settings: Settings) -> AbstractContextManager[None]:
+    """While nobody else starts or stops services of this home."""
+    return _locked(settings)
 
 
 def log_of(settings: Settings, name: str) -> Path:
     """Where a service's output stands."""
     return settings.home_path / "logs" / f"{name}.log"
+
+
+# --- how it fares ------------------------------------------------------------
+
+
+def _condition(settings: Settings, name: str, service: Service | None, ask: bool) -> Condition:
+    process = process_of(service) if service else None
+    if service is None or process is None:
+        return Condition("stopped", f"its process ended; see {log_of(settings, name)}" if service else "")
+    if not ask or (service.health and answers(service.health)):
+        return readiness(service.url) if ask and name == "predictor" else Condition("running")
+    if is_stopped(process):
+        return Condition("not answering", f"process {service.pid} is stopped by a signal; "
+                                          f"`kill -CONT {service.pid}` lets it go on")
+    if service.health:
+        found = asked(service.health, ANSWER_TIMEOUT_S).status
+        said = f"answers {found}" if found else f"does not answer within {ANSWER_TIMEOUT_S} s"
+        return Condition("not answering", f"{service.health} {said}; see {log_of(settings, name)}")
+    if name == "keeper" and _silence_s(settings, service) > KEEPER_SILENT_S:
+        return Condition("not answering", f"it has not looked for {_silence_s(settings, service) / 60:.0f} minutes; "
+                                          "run `anneal down` and `anneal up`")
+    return Condition("running")
+
+
+def _silence_s(settings: Settings, keeper: Service) -> float:
+    """Since the keeper's last sign, or its start."""
+    try:
+        return time.time() - max(beat_of(settings).stat().st_mtime, keeper.started)
+    except FileNotFoundError:
+        return 0.0
 
 
 # --- start -------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 In:   a folder, an s3:// prefix, or a hub name     Out: Base: a folder on this machine, its digest
 A hub name is downloaded once into <home>/cache/hub, an s3:// prefix into <home>/cache/bases.
-Only safetensors count as weights. The digest is remembered by file sizes and times, and the folder by the digest:
-versions name their base without saying where this machine keeps it.
+Only safetensors count as weights. infra/bases.py makes the digest; the folder is remembered by it: versions name
+their base without saying where this machine keeps it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from infra.bases import PATTERNS, digest_of_base
 from infra.errors import BaseModelError, Transient, shown_path
-from infra.files import digest_of, seal, sha256_of, verify, write_atomic
+from infra.files import digest_of, seal, verify, write_atomic
 from infra.records import Base
 from infra.settings import Settings
 from infra.store import filesystem, move_into_place, scratch_folder
@@ -26,7 +27,6 @@ from tasks.policy import HOUR_S, step
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 CONFIG = "config.json"
-PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "vocab*")
 DEFAULT_CONTEXT_TOKENS = 2048
 HUB_TIMEOUT_S = 10.0
 PREFIX = "s3://"
@@ -48,7 +48,7 @@ def find_base(settings: Settings, name: str) -> Base:
             folder = _from_hub(settings, name)
     config = _check(folder, name)
     context = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
-    digest = _digest(settings, folder)
+    digest = digest_of_base(settings, folder)
     place = _place(settings, digest)
     if not place.exists() or place.read_text(encoding="utf-8") != str(folder):
         write_atomic(place, str(folder))
@@ -200,19 +200,6 @@ def _from_s3(settings: Settings, address: str) -> Path:
             seal(draft, {"address": address})
             move_into_place(draft, folder)
     return folder
-
-
-def _digest(settings: Settings, folder: Path) -> str:
-    """sha256 over the files that make the model what it is."""
-    files = sorted({p for pattern in PATTERNS for p in folder.glob(pattern) if p.is_file()})
-    files = [p for p in files if p.name != "manifest.json"]
-    stamp = digest_of([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files] + [str(folder)])
-    remembered = settings.home_path / "cache" / "digests" / stamp
-    if remembered.exists():
-        return remembered.read_text(encoding="utf-8")
-    digest = digest_of({p.name: sha256_of(p) for p in files})
-    write_atomic(remembered, digest)
-    return digest
 
 
 def _shown_name(name: str) -> str:

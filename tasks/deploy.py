@@ -1,6 +1,7 @@
 """Let the predictor answer with the new version; the old one answers until the new one can.
 
 In:   a registered version that passed the gate     Out: the predictor serves it, alias `champion`
+The base's folder is written down in the home first: a predictor of this home may load it from there (infra/bases.py).
 The predictor loads it beside the current version, answers a smoke prompt and switches. Aliases
 move only then: `previous` first, `champion` last. Dies half-way: the predictor serves one of the
 two versions whole, and the next try brings the aliases up.
@@ -8,8 +9,11 @@ two versions whole, and the next try brings the aliases up.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 
+from infra import bases
 from infra.crash import crashpoint
 from infra.errors import BaseModelError, Broken, GateError, Transient, UserError
 from infra.records import Base, Deployment, Evaluation, Version
@@ -56,6 +60,7 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
 
 def switch(settings: Settings, url: str, version: Version, base: Base) -> str:
     """Ask the predictor to load, try and switch; returns its answer to the smoke prompt."""
+    bases.note(settings, Path(base.path))
     body = {"version": version.id, "folder": version.folder, "base_path": base.path, "base_digest": base.digest}
     timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     try:

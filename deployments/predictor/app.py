@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import threading
 from collections.abc import AsyncIterator
@@ -41,6 +42,8 @@ router = APIRouter()
 DRAIN_S = 25
 """Time that answers under way have when the process is told to stop."""
 RETRY_AFTER_S = 5
+PLACE = re.compile(r'''"/[^"]*"|(?<![\w/])/[^\s"';,:)]+''')
+"""A folder or file of this machine in a sentence."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -66,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _shelf(request: Request) -> Shelf:
+async def _shelf(request: Request) -> Shelf:
     shelf: Shelf = request.app.state.shelf
     return shelf
 
@@ -135,19 +138,30 @@ def remove(owner: str, name: str, shelf: Shelved) -> dict[str, str]:
     return {"model": f"{owner}/{name}", "status": "removed"}
 
 
+# The two below and what they depend on are coroutines: all threads for requests may wait for a deployment.
+
+
 @router.get("/health/live")
-def live(shelf: Shelved) -> JSONResponse:
+async def live(shelf: Shelved) -> JSONResponse:
     """500: restart the process."""
     return JSONResponse({"status": "live"}) if shelf.alive else JSONResponse({"status": "dead"}, 500)
 
 
 @router.get("/health/ready")
-def ready(shelf: Shelved) -> JSONResponse:
-    """503 until everything that was served before has been loaded or has failed to."""
+async def ready(shelf: Shelved) -> JSONResponse:
+    """503: nothing answers here, because it starts, an engine died, or nothing of what was served could be loaded.
+
+    Where some models answer and others failed to load, the status is "degraded" with 200: one of ten must not take
+    the nine out of a load balancer's rotation, which would not bring it back either. Monitor the status.
+    No key is asked for here, so that the reasons name no folders; GET /models does.
+    """
     if not shelf.restored or not shelf.alive:
         return JSONResponse({"status": "starting" if shelf.alive else "dead"}, 503)
-    return JSONResponse({
-        "status": "ready", "models": {name: one.current.version for name, one in sorted(shelf.served.items())}})
+    served = dict(shelf.served)
+    failed = {model: PLACE.sub('"..."', why) for model, why in sorted(dict(shelf.failed).items())}
+    status = "ready" if not failed else "degraded" if served else "failed"
+    body = {"status": status, "models": {name: one.current.version for name, one in sorted(served.items())}}
+    return JSONResponse({**body, **({"failed": failed} if failed else {})}, 503 if status == "failed" else 200)
 
 
 async def _stream(prediction: Prediction) -> AsyncIterator[ServerSentEvent]:

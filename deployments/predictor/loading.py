@@ -21,8 +21,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from deployments.predictor.engine import Engine
+from deployments.predictor.served import Order
+from infra.bases import Checked, check
 from infra.errors import AnnealError, UserError, shown
 from infra.files import MANIFEST, Manifest
+from infra.settings import Settings
 from infra.spec import Precision
 from tasks.distributed.model import device_of, dtype_of, load_base, load_tokenizer
 from tasks.distributed.text import Codec
@@ -81,11 +84,14 @@ class Loaded:
 def read_card(folder: Path, version: str) -> Card:
     """Check a version's files by name and read what they say. Raises UserError, naming the file."""
     where = f"version {version[:12]}"
-    found = Manifest.from_json((folder / MANIFEST).read_bytes()).digest
-    if found != version:
-        raise UserError(f"the folder holds version {found[:12]}", where=where,
+    manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
+    if manifest.digest != version:
+        raise UserError(f"the folder holds version {manifest.digest[:12]}", where=where,
                         allowed="the files whose sha256 is the version's id", fix="Name the folder of this version.")
     for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in {MANIFEST, *manifest.files}:
+            raise UserError(f"{shown(path.name)} is in the folder, but not part of the version", where=where,
+                            allowed="the files that its manifest lists", fix="Take the file away.")
         if path.suffix.lower() in CODE_SUFFIXES or path.is_symlink():
             raise UserError(f"{shown(path.name)} is in the folder", where=where,
                             allowed="safetensors, JSON and tokenizer files", fix="Register the version again.")
@@ -109,17 +115,44 @@ def read_card(folder: Path, version: str) -> Card:
     return card
 
 
-def open_engine(card: Card, folder: Path, base_path: str | None, version: str) -> Engine:
+def check_base(settings: Settings, card: Card, order: Order) -> Checked | None:
+    """Compare the base that an order names with the one that its version was trained on.
+
+    None: the order names no folder, or the version needs none, being full weights. Raises UserError, Transient.
+    """
+    where = f"version {order.version[:12]}"
+    if order.base_digest and order.base_digest != card.base_digest:
+        raise UserError(
+            f"it was trained on base {card.base_digest[:12]}, not on {order.base_digest[:12]}", where=where,
+            fix="Name the base model that it was trained on.")
+    if card.method == "full" or not order.base_path:
+        return None
+    return check(settings, order.base_path, card.base_digest, where)
+
+
+def open_engine(card: Card, folder: Path, base: Checked | None, version: str) -> Engine:
     """Load a base with its first adapter, or full weights, and start their engine."""
     device = device_of()
     dtype = dtype_of(card.precision, device)
     if card.method == "full":
-        return Engine(_guarded(version, lambda: load_base(folder, dtype=dtype, device=device)), version)
-    if not base_path or not Path(base_path).is_dir():
-        raise UserError(f"the base model's folder is {shown(base_path)}", where=f"version {version[:12]}",
-                        allowed="a folder on the predictor's machine", fix=f"Put {card.base_name} there.")
-    base = _guarded(version, lambda: load_base(Path(base_path), dtype=dtype, device=device))
-    return Engine(_guarded(version, lambda: _first_adapter(base, folder, version, device)), card.base_digest)
+        return Engine(_guarded(version, lambda: _own(load_base(folder, dtype=dtype, device=device))), version)
+    if base is None:
+        raise UserError("the base model's folder is not named", where=f"version {version[:12]}",
+                        allowed="a folder on the predictor's machine", fix=f"Put {card.base_name} there and name it.")
+    model = _guarded(version, lambda: _own(load_base(base.folder, dtype=dtype, device=device)))
+    return Engine(_guarded(version, lambda: _first_adapter(model, folder, version, device)), card.base_digest)
+
+
+def _own(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with weights in memory of its own.
+
+    On a CPU, safetensors only maps the files: who writes into one later would change the answers of a loaded model,
+    and who cuts it short would kill this process.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu":
+            weight.data = weight.data.clone()
+    return model
 
 
 def add_adapter(engine: Engine, folder: Path, version: str) -> None:

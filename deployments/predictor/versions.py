@@ -6,6 +6,8 @@ rows under way end on the version they began with. A version that no model names
 when its last row has ended.
 On disk: <home>/predictor/<owner>--<name>.json, written atomically after the smoke test and
 before the switch. Dies half-way: after a restart the record on disk is served.
+What is loaded is compared before and after: a version with its id, a base with the digest that its versions name.
+Versions on one base share it, so that a wrong one would answer for all of them.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import logging
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from deployments.predictor import loading
 from deployments.predictor.engine import Engine
 from deployments.predictor.loading import Loaded
 from deployments.predictor.served import Conflict, NotServed, Order, Served, path_of
 from deployments.predictor.smoke import smoke_answer
+from infra.bases import stamp_of
 from infra.crash import crashpoint
-from infra.errors import AnnealError, UserError, shown
+from infra.errors import AnnealError, Transient, UserError, shown
 from infra.settings import Settings
 from infra.spec import check_destination
 from infra.store import Store
@@ -85,7 +89,7 @@ class Shelf:
             with self._deploying:
                 now = self.served.get(model)
                 if now and (now.current.version, now.current.folder) == (order.version, order.folder):
-                    return now
+                    return self._again(now, order)
                 smoke = self._prepare(order)
                 crashpoint("deploy.after_load")
                 served = Served(
@@ -173,6 +177,16 @@ class Shelf:
         self._prepare(served.current)
         self._switch(replace(served, previous=previous))
 
+    def _again(self, now: Served, order: Order) -> Served:
+        """The same version once more: judged as if it were new, and its base perhaps in another folder by now."""
+        self._load(order)
+        if order.base_path in (None, now.current.base_path):
+            return now
+        moved = replace(now, current=replace(now.current, base_path=order.base_path))
+        moved.write(self._records)
+        self._switch(moved)
+        return moved
+
     def _prepare(self, order: Order) -> str:
         """Load a version and let it answer its smoke prompt."""
         loaded = self._load(order)
@@ -190,23 +204,26 @@ class Shelf:
             if there.folder != order.folder:
                 raise Conflict(f"version {order.version[:12]} is served from {there.folder}, not {order.folder}",
                                fix="A version id names one set of files for ever; register a new version.")
+            loading.check_base(self._settings, there.card, order)
             return there
         folder = Store(self._settings).fetch(order.folder)
+        stamp = stamp_of(folder, sorted(folder.rglob("*")))
         card = loading.read_card(folder, order.version)
-        if order.base_digest and order.base_digest != card.base_digest:
-            raise UserError(
-                f"it was trained on base {card.base_digest[:12]}, not on {order.base_digest[:12]}",
-                where=f"version {order.version[:12]}", fix="Name the base model that it was trained on.")
+        base = loading.check_base(self._settings, card, order)
         lora = card.method == "lora"
         key = f"{card.base_digest} {card.precision}" if lora else order.version
         encoder, decoder = loading.load_codecs(folder)
         if key in self._engines:
             loading.add_adapter(self._engines[key], folder, order.version)
         else:
-            self._engines[key] = loading.open_engine(card, folder, order.base_path, order.version)
+            self._engines[key] = loading.open_engine(card, folder, base, order.version)
         loaded = Loaded(
             id=order.version, folder=order.folder, card=card, engine=self._engines[key],
             adapter=order.version if lora else None, encoder=encoder, decoder=decoder)
+        if not (_is_stamped(folder, stamp) and (base is None or base.is_unchanged())):
+            self._unload(loaded)
+            raise Transient("its files changed while they were loaded", where=f"version {order.version[:12]}",
+                            fix="Deploy it again.")
         with self._lock:
             self._loaded[order.version] = loaded
         return loaded
@@ -224,3 +241,11 @@ class Shelf:
             self.served[served.model] = served
             self.failed.pop(served.model, None)
         log.info("serving model=%s version=%s", served.model, served.current.version)
+
+
+def _is_stamped(folder: Path, stamp: str) -> bool:
+    """Whether a version's files are still those that were compared with its id."""
+    try:
+        return stamp_of(folder, sorted(folder.rglob("*"))) == stamp
+    except OSError:
+        return False

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from infra.bases import note
 from infra.files import sha256_of
 from infra.settings import Settings
 from infra.stack import answers
@@ -97,9 +98,10 @@ def full(commands: Commands, lora: Clean, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def run(stack: Stack, commands: Commands, tmp_path: Path) -> Run:
+def run(stack: Stack, commands: Commands, stories: Path, tmp_path: Path) -> Run:
     """Runs a command to its end with a home and a folder for temporary files of its own, on the shared stack."""
     (tmp_path / "tmp").mkdir()
+    note(stack.settings, stories)  # the predictor has another home and trusts its base only if it is told to
     alone = {
         "ANNEAL_HOME": str(tmp_path / "home"), "ANNEAL_PREFECT_URL": stack.settings.prefect_api,
         "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor,
@@ -161,7 +163,8 @@ def test_a_killed_predictor(
     own = f"http://127.0.0.1:{port}"
     predictor = Respawned({
         **os.environ, **stack.environment, "ANNEAL_HOME": str(tmp_path / "predictor"),
-        "ANNEAL_PREDICTOR_PORT": str(port), **case.wish(tmp_path)}, tmp_path / "predictor.log")
+        "ANNEAL_PREDICTOR_PORT": str(port), "ANNEAL_BASE_FOLDERS": str(lora.parameters["base_model"]),
+        **case.wish(tmp_path)}, tmp_path / "predictor.log")
     try:
         wait_until_responds(own, 120)
         if case.second:

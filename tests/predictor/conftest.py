@@ -19,6 +19,7 @@ import uvicorn
 from peft import LoraConfig, get_peft_model
 
 from deployments.predictor.app import create_app
+from infra.bases import files_of
 from infra.files import digest_of, sha256_of
 from infra.settings import Settings
 from infra.store import Store
@@ -31,7 +32,7 @@ STORIES = SHARED / "models" / "stories260K" / "hf"
 CPU = torch.device("cpu")
 PROMPT = "Once upon a time"
 GREEDY = {"prompt": PROMPT, "temperature": 0, "max_new_tokens": 16}
-BASE_DIGEST = "b" * 64
+BASE_DIGEST = digest_of({path.name: sha256_of(path) for path in files_of(STORIES)})
 SSE = {"Accept": "text/event-stream"}
 
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"the base model {STORIES} is missing")
@@ -149,7 +150,7 @@ class Predictor:
 
 def settings_of(home: Path, **more: Any) -> Settings:
     """Settings that do not depend on the developer's environment."""
-    fixed = {"store": "", "api_key": "", "require_secret": False, "s3_endpoint_url": ""}
+    fixed = {"store": "", "api_key": "", "require_secret": False, "s3_endpoint_url": "", "base_folders": str(STORIES)}
     return Settings(**{"home": home, **fixed, **more})
 
 
