@@ -22,6 +22,7 @@ import yaml
 
 from tests.conftest import ROOT, free_port
 from tests.postgres import Postgres, running
+from tests.prefect_api import ask_at
 
 FILE = ROOT / "infra" / "compose.yaml"
 SECRETS = {"POSTGRES_PASSWORD": "pg-word", "S3_KEY": "s3-key", "S3_SECRET": "s3-secret", "PREFECT_AUTH": "anneal:word",
@@ -85,9 +86,7 @@ class Compose:
 
     def prefect(self, path: str, **body: Any) -> Any:
         """What the Prefect server answers, with the password."""
-        answer = httpx.request(
-            "POST" if body else "GET", f"http://127.0.0.1:{self.ports['prefect']}/api{path}", json=body or None,
-            auth=("anneal", "word"), timeout=30)
+        answer = ask_at(f"http://127.0.0.1:{self.ports['prefect']}/api", httpx.BasicAuth("anneal", "word"), path, body)
         assert answer.is_success, answer.text
         return answer.json()
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
 import psutil
 
 from infra import services, stack
@@ -29,6 +28,7 @@ from infra.settings import Settings
 from tests.benchmarks.data import STORIES, needs_shared
 from tests.benchmarks.report import finish, interleaved, medians, say
 from tests.conftest import ROOT, SHARED, free_port
+from tests.prefect_api import ask
 
 ROUNDS = 3
 TRIGGERS = 3
@@ -94,6 +94,7 @@ def main() -> None:
         from deployments.pipelines import deploy
 
         stack.up(settings, prepare=deploy)
+        os.environ.update(services.for_runs(settings))  # with what the services ask for
         try:
             figures = measure(settings, home)
         finally:
@@ -144,12 +145,11 @@ def python(code: str, *arguments: str, **environment: str) -> str:
 
 def first_step(settings: Settings, parameters: dict[str, Any]) -> float:
     """Seconds from the request to the first optimizer step, as the trainer's events tell it."""
-    api = settings.prefect_api
-    deployment = httpx.get(f"{api}/deployments/name/finetune/gpu").json()["id"]
+    deployment = ask(settings, "/deployments/name/finetune/gpu").json()["id"]
     before = set(settings.home_path.glob("trainings/*/events.jsonl"))
     began = time.time()
-    run = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", timeout=60,
-                     json={"parameters": {"training": parameters}}).json()["id"]
+    wanted = {"parameters": {"training": parameters}}
+    run = ask(settings, f"/deployments/{deployment}/create_flow_run", wanted).json()["id"]
     deadline, told = time.time() + WAIT_S, 0.0
     while time.time() < deadline:
         for file in set(settings.home_path.glob("trainings/*/events.jsonl")) - before:
@@ -157,7 +157,7 @@ def first_step(settings: Settings, parameters: dict[str, Any]) -> float:
                 event = json.loads(line) if line.endswith("}") else {}
                 if event.get("event") == "step" and not told:
                     told = float(event["time"])
-        if told and httpx.get(f"{api}/flow_runs/{run}", timeout=60).json()["state"]["type"] == "COMPLETED":
+        if told and ask(settings, f"/flow_runs/{run}").json()["state"]["type"] == "COMPLETED":
             say(f"  trigger to first step {told - began:.1f} s")
             return told - began
         time.sleep(0.02 if not told else 0.5)

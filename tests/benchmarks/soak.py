@@ -119,6 +119,7 @@ def main() -> None:
         from deployments.pipelines import deploy
 
         stack.up(settings, prepare=deploy)
+        os.environ.update(services.for_runs(settings))  # with what MLflow asks for
         try:
             figures = soak(Stack(settings, {}), options.minutes * 60, random.Random(options.seed))
         finally:

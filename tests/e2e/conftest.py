@@ -77,7 +77,7 @@ class Stack:
         """
         for _ in range(BUSY_TRIES):
             try:
-                answer = prefect_api.ask(self.settings, path, body or None)
+                answer = prefect_api.ask(self.settings, path, body)
             except httpx.ReadTimeout:  # the same lock, held for longer
                 continue
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:

@@ -23,6 +23,7 @@ from tests.compose import Compose, databases, without_settings
 from tests.conftest import ROOT, wait_for, wait_until_responds
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, FINAL, LONG, options
 from tests.postgres import Postgres
+from tests.prefect_api import ask_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -81,8 +82,11 @@ def test_a_training_goes_through_the_whole_of_it(compose: Compose, parameters: d
 
 
 def test_prefect_asks_for_the_password(compose: Compose) -> None:
-    answer = httpx.post(f"http://127.0.0.1:{compose.ports['prefect']}/api/flow_runs/filter", json={})
-    assert answer.status_code == httpx.codes.UNAUTHORIZED
+    api = f"http://127.0.0.1:{compose.ports['prefect']}/api"
+    assert httpx.get(f"{api}/admin/version").status_code == httpx.codes.UNAUTHORIZED
+    assert ask_at(api, None, "/flow_runs/filter", {"limit": 1}).status_code == httpx.codes.UNAUTHORIZED
+    forged = httpx.post(f"{api}/flow_runs/filter", json={}, auth=("anneal", "word"))
+    assert forged.status_code == httpx.codes.FORBIDDEN and "CSRF" in forged.text
 
 
 def test_scheduled_runs_are_made_on_postgres(compose: Compose) -> None:
