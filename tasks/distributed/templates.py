@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from signal import SIGKILL, SIGPROF
+from signal import SIGHUP, SIGKILL, SIGPROF, SIGTERM
 from typing import Any, cast
 
 from infra.errors import Broken, DataError, Transient
@@ -31,6 +31,8 @@ KEPT, KEPT_CHARACTERS = 256, 1 << 16
 ROLES = 8
 """Roles that a message names."""
 FIX = "Use prompt/completion rows, or a base model whose chat template works."
+FROM_OUTSIDE = (0, -SIGKILL, -SIGTERM, -SIGHUP)
+"""Exit codes of a child that was idle, or was ended by somebody: nothing that a template did."""
 INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 """All that the child gets of our environment: there are keys in the rest."""
 
@@ -55,8 +57,10 @@ class Templates:
         line = json.dumps({"template": template, "messages": messages, "tokens": tokens}, default=str)
         answer = self._kept.get(line)
         if answer is None:
-            answer = self._ask(line.encode() + b"\n") or self._ask(line.encode() + b"\n") or {}
-            if answer and len(line) + len(str(answer)) <= KEPT_CHARACTERS:
+            answer = self._ask(line.encode() + b"\n") or self._ask(line.encode() + b"\n")
+            if answer is None:
+                raise Transient("the process that renders chat templates was ended twice", fix="Try again.")
+            if len(line) + len(str(answer)) <= KEPT_CHARACTERS:
                 if len(self._kept) >= KEPT:
                     self._kept.clear()
                 self._kept[line] = answer
@@ -68,18 +72,17 @@ class Templates:
             raise DataError(f"the base model's chat template refuses the roles {', '.join(roles[:ROLES] + more)} "
                             f"({answer['refused']})", fix="Change the order of the roles to what the template allows.")
         raise DataError(f"the base model's chat template cannot be rendered for {len(messages)} messages "
-                        f"({answer.get('failed', 'its process ended')})", fix=FIX)
+                        f"({answer['failed']})", fix=FIX)
 
     def _ask(self, line: bytes) -> Answer | None:
-        """The child's answer; None when it ended for another reason: idle, or killed by somebody."""
+        """The child's answer; None when it was idle for too long just now, or somebody ended it."""
         child = self._running()
         answer = _exchange(child, line, WALL_S)
         if answer is not None:
             return answer
-        code = child.wait()
-        if code == -SIGPROF:
+        if (code := child.wait()) == -SIGPROF:
             return {"failed": f"it takes more than {CPU_S} s"}
-        return None if code in (0, -SIGKILL) else {"failed": f"it ends the process that renders it, exit code {code}"}
+        return None if code in FROM_OUTSIDE else {"failed": f"it ends the process that renders it, exit code {code}"}
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The child, started if there is none yet or no more."""
