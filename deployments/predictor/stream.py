@@ -70,31 +70,22 @@ class Detokenizer:
 
 
 class StopFilter:
-    """Cuts text at the stop sequence that is complete first; of those that end together, at the longest.
-
-    Reads each character once (Knuth, Morris, Pratt 1977): the time does not depend on how long the sequences are.
-    """
+    """Cuts text at the stop sequence that is complete first."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [(stop, _borders(stop)) for stop in dict.fromkeys(stops) if stop]
-        self._matched = [0] * len(self._stops)
-        """How many characters of each sequence the text ends with."""
+        self._stops = [stop for stop in stops if stop]
         self._held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
         """Text that cannot be part of a stop sequence any more."""
-        if self.stopped or not self._stops:
-            return "" if self.stopped else text
-        before = len(self._held)
+        if self.stopped:
+            return ""
         text = self._held + text
-        for at in range(before, len(text)):
-            found = self._read(text[at])
-            if found:
-                self.stopped, self._held = True, ""
-                return text[: at + 1 - found]
-        cut = len(text) - max(self._matched)
-        self._held = text[cut:]
+        ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
+        self.stopped = bool(ends)
+        cut = min(ends)[1] if ends else len(text) - self._ambiguous(text)
+        self._held = "" if ends else text[cut:]
         return text[:cut]
 
     def finish(self) -> str:
@@ -102,26 +93,8 @@ class StopFilter:
         text, self._held = self._held, ""
         return text
 
-    def _read(self, letter: str) -> int:
-        """Take one character; the length of the longest stop sequence that ends with it, or 0."""
-        found = 0
-        for i, (stop, borders) in enumerate(self._stops):
-            matched = self._matched[i]
-            while matched and stop[matched] != letter:
-                matched = borders[matched - 1]
-            matched += stop[matched] == letter
-            self._matched[i] = matched
-            if matched == len(stop):
-                found = max(found, matched)
-        return found
-
-
-def _borders(stop: str) -> list[int]:
-    """For each beginning of a sequence: how long its longest proper end is that is a beginning too."""
-    borders = [0]
-    for letter in stop[1:]:
-        matched = borders[-1]
-        while matched and stop[matched] != letter:
-            matched = borders[matched - 1]
-        borders.append(matched + (stop[matched] == letter))
-    return borders
+    def _ambiguous(self, text: str) -> int:
+        """Length of the longest end of `text` that a stop sequence begins with."""
+        longest = max(map(len, self._stops), default=1) - 1
+        lengths = range(min(longest, len(text)), 0, -1)
+        return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)
