@@ -223,7 +223,8 @@ def test_a_number_without_end_costs_only_the_request_that_holds_it(process: Proc
         found = list(pool.map(lambda given: process.ask(**{"max_new_tokens": 16, **given}), asked))
     assert [response.json()["status"] for response in found] == ["succeeded"] * 4
     for field in ("temperature", "top_p", "seed"):
-        assert process.ask(**{field: huge}).status_code == 422
+        given: dict[str, Any] = {field: huge}
+        assert process.ask("acme/near", **given).status_code == 422
 
 
 @pytest.mark.parametrize("what", ["unknown fields", "deep lists", "a number of a million digits", "a million escapes"])

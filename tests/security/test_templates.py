@@ -199,9 +199,9 @@ def test_a_version_whose_template_never_ends_is_not_deployed_and_nobody_waits(
 
 def test_a_lane_goes_on_after_an_error_and_refuses_too_much() -> None:
     lane, go = Lane("test", most=2), threading.Event()
-    waiting = [lane.submit(lambda: go.wait(20)), lane.submit(lambda: 1 // 0)]
+    first, second = lane.submit(lambda: go.wait(20)), lane.submit(lambda: 1 // 0)
     with pytest.raises(Exception, match="at most 2"):
         lane.submit(int)
     go.set()
-    assert waiting[0].result(20) and isinstance(waiting[1].exception(20), ZeroDivisionError)
+    assert first.result(20) and isinstance(second.exception(20), ZeroDivisionError)
     assert lane.submit(lambda: 3).result(20) == 3
