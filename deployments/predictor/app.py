@@ -7,7 +7,8 @@
     DELETE /deployments/{owner}/{name}   stop serving a model
     GET    /health/live, /health/ready   no key needed
 
-Every error is {"detail": sentence}; a refused deployment also has it under "error".
+Every error is {"detail": sentence}; a refused deployment also has it under "error". The event loop only passes things
+on: bodies are read, prompts tokenised and versions loaded by threads of their own (lanes.py), and health needs none.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ import re
 import secrets
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 
 from deployments.predictor.guard import OPEN_PATHS, Guard
+from deployments.predictor.lanes import Intake, Lane
 from deployments.predictor.playground import HEADERS, PAGE
 from deployments.predictor.predictions import Prediction
-from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, sentence_of
+from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, described, read
 from deployments.predictor.served import Conflict, NotServed, Order
 from deployments.predictor.versions import Shelf
 from infra.doors import Door, Names
@@ -44,6 +47,10 @@ DRAIN_S = 25
 RETRY_AFTER_S = 5
 PLACE = re.compile(r'''"/[^"]*"|(?<![\w/])/[^\s"';,:)]+''')
 """A folder or file of this machine in a sentence."""
+SEND_S = 60
+"""A client that does not take what is sent to it for so long has left."""
+MOST_ORDERS = 16
+"""Deployments and removals that wait; they are done one after the other."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -59,11 +66,10 @@ def create_app(settings: Settings) -> FastAPI:
             await asyncio.to_thread(shelf.close)
 
     app = FastAPI(title="Anneal predictor", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.shelf = shelf
+    app.state.shelf, app.state.intake, app.state.orders = shelf, Intake(), Lane("orders", MOST_ORDERS)
     app.include_router(router)
     app.add_middleware(Guard)
     app.add_middleware(Door, names=Names.of(settings), secret=settings.predictor_key, open_paths=OPEN_PATHS)
-    app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(AnnealError, _refuse)
     app.add_exception_handler(Exception, _apologise)
     return app
@@ -78,25 +84,27 @@ Shelved = Annotated[Shelf, Depends(_shelf)]
 
 
 @router.get("/", include_in_schema=False)
-def playground() -> HTMLResponse:
+async def playground() -> HTMLResponse:
     """The page holds no data and no key; what it asks for goes through the guard."""
     return HTMLResponse(PAGE, headers=HEADERS)
 
 
-@router.post("/predictions")
-async def predict(body: PredictionRequest, request: Request, shelf: Shelved) -> Response:
+@router.post("/predictions", openapi_extra=described(PredictionRequest))
+async def predict(request: Request, shelf: Shelved) -> Response:
     """Answer a prompt."""
-    prediction = await asyncio.to_thread(Prediction, shelf, body, asyncio.get_running_loop())
-    if "text/event-stream" in request.headers.get("accept", ""):
-        return EventSourceResponse(_stream(prediction), shutdown_grace_period=DRAIN_S)
-    watcher = asyncio.create_task(_watch(request, prediction))
-    try:
+    body = await request.body()
+    with ExitStack() as held:
+        lane = held.enter_context(request.app.state.intake.hold(len(body)))
+        given = await lane.run(partial(read, PredictionRequest, body, request.headers.get("content-type", "")))
+        prediction = await Prediction.begin(shelf, given, lane)
+        held.callback(prediction.cancel)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return _Stream(prediction, held.pop_all())
+        watcher = asyncio.create_task(_watch(request, prediction))
+        held.callback(watcher.cancel)
         async for _ in prediction.chunks():
             continue
-    finally:
-        prediction.cancel()
-        watcher.cancel()
-    return JSONResponse(prediction.view())
+        return JSONResponse(prediction.view())
 
 
 @router.get("/models")
@@ -105,16 +113,24 @@ def models(shelf: Shelved) -> dict[str, Any]:
     served = {
         name: {"version": one.current.version, "previous": one.previous.version if one.previous else None,
                "deployed_at": one.deployed_at}
-        for name, one in sorted(shelf.served.items())}
+        for name, one in sorted(dict(shelf.served).items())}
     versions = [
         {"version": v.id, "method": v.card.method, "base": v.card.base_name, "base_digest": v.card.base_digest,
          "context_tokens": v.card.context_tokens, "in_flight": v.in_flight} for v in shelf.versions()]
     return {"models": served, "versions": versions, "failed": dict(shelf.failed)}
 
 
-@router.put("/deployments/{owner}/{name}")
-def deploy(owner: str, name: str, body: DeploymentRequest, shelf: Shelved) -> JSONResponse:
+@router.put("/deployments/{owner}/{name}", openapi_extra=described(DeploymentRequest))
+async def deploy(owner: str, name: str, request: Request, shelf: Shelved) -> JSONResponse:
     """Load a version beside the current one, try it, switch. 409, 422, and 503 (may pass): the old one answers on."""
+    body = await request.body()
+    with request.app.state.intake.hold(len(body)) as lane:
+        given = await lane.run(partial(read, DeploymentRequest, body, request.headers.get("content-type", "")))
+    orders: Lane = request.app.state.orders
+    return await orders.run(partial(_deploy, owner, name, given, shelf))
+
+
+def _deploy(owner: str, name: str, body: DeploymentRequest, shelf: Shelf) -> JSONResponse:
     model = f"{owner}/{name}"
     try:
         served = shelf.deploy(model, Order(**body.model_dump()))
@@ -132,9 +148,10 @@ def deploy(owner: str, name: str, body: DeploymentRequest, shelf: Shelved) -> JS
 
 
 @router.delete("/deployments/{owner}/{name}")
-def remove(owner: str, name: str, shelf: Shelved) -> dict[str, str]:
+async def remove(owner: str, name: str, request: Request, shelf: Shelved) -> dict[str, str]:
     """Stop serving a model; answers under way end first."""
-    shelf.remove(f"{owner}/{name}")
+    orders: Lane = request.app.state.orders
+    await orders.run(partial(shelf.remove, f"{owner}/{name}"))
     return {"model": f"{owner}/{name}", "status": "removed"}
 
 
@@ -164,18 +181,27 @@ async def ready(shelf: Shelved) -> JSONResponse:
     return JSONResponse({**body, **({"failed": failed} if failed else {})}, 503 if status == "failed" else 200)
 
 
+class _Stream(EventSourceResponse):
+    """An answer as it comes; the prediction ends and its room is free when the client has it or has left."""
+
+    def __init__(self, prediction: Prediction, held: ExitStack) -> None:
+        super().__init__(_stream(prediction), shutdown_grace_period=DRAIN_S, send_timeout=SEND_S)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
 async def _stream(prediction: Prediction) -> AsyncIterator[ServerSentEvent]:
     """start, output..., then completed or error; the last carries the whole object."""
-    try:
-        yield _event("start", prediction.view())
-        index = 0
-        async for chunk in prediction.chunks():
-            yield _event("output", {"chunk": chunk, "index": index})
-            index += 1
-        view = prediction.view()
-        yield _event("completed" if view["status"] == "succeeded" else "error", view)
-    finally:
-        prediction.cancel()
+    yield _event("start", prediction.view())
+    index = 0
+    async for chunk in prediction.chunks():
+        yield _event("output", {"chunk": chunk, "index": index})
+        index += 1
+    view = prediction.view()
+    yield _event("completed" if view["status"] == "succeeded" else "error", view)
 
 
 def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:
@@ -190,7 +216,7 @@ async def _watch(request: Request, prediction: Prediction) -> None:
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    sentence = sentence_of(error) if isinstance(error, RequestValidationError) else str(error)
+    sentence = str(error)
     body = {"detail": sentence}
     if request.url.path.startswith("/deployments/"):
         body["error"] = sentence
@@ -198,7 +224,7 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
     if isinstance(error, NotServed):
         return JSONResponse(body, 404)
-    return JSONResponse(body, 422 if isinstance(error, (UserError, RequestValidationError)) else 500)
+    return JSONResponse(body, 422 if isinstance(error, UserError) else 500)
 
 
 async def _apologise(request: Request, error: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -46,7 +47,7 @@ class Done:
 class Row:
     """One prompt on its way through an engine. `deliver` is called on the engine's thread."""
 
-    ids: list[int]
+    ids: array[int]
     sampling: Sampling
     stop_ids: frozenset[int]
     adapter: str | None
@@ -124,12 +125,22 @@ class Engine:
 
     def submit(self, row: Row) -> None:
         """Queue a row. Raises Transient when the queue is full or the engine is closing."""
+        self._sweep()
         with self._wake:
             if self._closing or len(self._rows) >= MAX_WAITING:
                 raise Transient(f"{len(self._rows)} requests are waiting", where="predictor",
                                 allowed=f"at most {MAX_WAITING}", fix="Try again in a few seconds.")
             self._rows.append(row)
             self._wake.notify()
+
+    def _sweep(self) -> None:
+        """Let rows go that wait although their clients have left: they make room for others."""
+        with self._wake:
+            gone = [row for row in self._rows if row.cancelled]
+            for row in gone:
+                self._rows.remove(row)
+        for row in gone:
+            row.finish("cancelled")
 
     def call(self, work: Callable[[], T]) -> Future[T]:
         """Run `work` on the engine's thread between two steps."""

@@ -9,9 +9,8 @@ read; a folder with anything that could hold code is refused. Leaves nothing on 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +19,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from deployments.predictor.encoder import Encoder
 from deployments.predictor.engine import Engine
 from deployments.predictor.served import Order
 from infra.bases import Checked, check
@@ -67,11 +67,9 @@ class Loaded:
     engine: Engine
     adapter: str | None
     """PEFT's name of the adapter; None: full weights."""
-    encoder: Codec
-    """Behind `encoding`: the fast tokenizers cannot be shared between threads."""
+    encoder: Encoder
     decoder: Codec
     """The engine's thread only."""
-    encoding: threading.Lock = field(default_factory=threading.Lock)
     in_flight: int = 0
     """Rows that have not ended; changed under the shelf's lock."""
 
@@ -165,9 +163,10 @@ def drop_adapter(engine: Engine, version: str) -> None:
     engine.call(lambda: _delete(engine.model, version))
 
 
-def load_codecs(folder: Path) -> tuple[Codec, Codec]:
-    """Two tokenizers: one for requests, one for the engine's thread."""
-    return Codec(load_tokenizer(folder)), Codec(load_tokenizer(folder))
+def load_codecs(folder: Path) -> tuple[Encoder, Codec]:
+    """Tokenizers for requests and one for the engine's thread."""
+    short, long, decoder = (Codec(load_tokenizer(folder)) for _ in range(3))
+    return Encoder(short, long), decoder
 
 
 def _first_adapter(base: PreTrainedModel, folder: Path, version: str, device: torch.device) -> PeftModel:

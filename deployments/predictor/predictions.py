@@ -1,8 +1,9 @@
 """One prediction: from a checked request to the object that Replicate's clients know.
 
 In:   a PredictionRequest     Out: text chunks as they come, then the finished object
-The version is chosen once, when the request comes in, and kept to the end. A client that goes
-away cancels its row. Leaves nothing on disk; prompts are not logged.
+Whatever takes time is done by other threads than the event loop's; see lanes.py. The version is chosen
+once, when the request comes in, and kept to the end. A client that goes away cancels its row. Leaves
+nothing on disk; prompts are not logged.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import asyncio
 import base64
 import secrets
 import time
+from array import array
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from deployments.predictor.engine import Done, Row
-from deployments.predictor.loading import Loaded
+from deployments.predictor.lanes import Lane
 from deployments.predictor.prompts import encode
-from deployments.predictor.schemas import Input, PredictionRequest
+from deployments.predictor.schemas import PredictionRequest
 from deployments.predictor.stream import TextStream
 from deployments.predictor.versions import Shelf
 from infra.errors import Transient
@@ -27,22 +30,29 @@ from tasks.distributed.decode import Sampling
 STATUS = {"error": "failed", "cancelled": "canceled"}
 """Replicate's word for how an answer ended; everything else succeeded."""
 SEED_BITS = 31
+MOST_TOP_K = 1 << 31
+"""More than any vocabulary; a number with hundreds of digits would fail the whole batch."""
+ENCODE_S = 60
+"""How long a prompt may wait for the tokenizer."""
 
 
 class Prediction:
     """A row in an engine and its reader on the event loop."""
 
-    def __init__(self, shelf: Shelf, request: PredictionRequest, loop: asyncio.AbstractEventLoop) -> None:
-        """Choose the version, tokenise and queue. Blocks for the tokenising: not for the event loop.
+    row: Row
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(self, shelf: Shelf, request: PredictionRequest) -> None:
+        """Choose the version and queue the prompt for its tokenizer; not for the event loop.
 
         Raises:
-            UserError: unknown version or model, or a prompt longer than the context.
-            Transient: the predictor is starting or its queue is full.
+            UserError: unknown version or model, or a prompt much longer than the context.
+            Transient: the predictor is starting.
         """
         if not shelf.restored:
             raise Transient("it is still loading its versions", where="predictor", fix="Try again in a few seconds.")
         self.id = base64.b32encode(secrets.token_bytes(16)).decode().lower().rstrip("=")
-        self.request, self._shelf, self._loop = request, shelf, loop
+        self.request, self._shelf, self._queued = request, shelf, False
         self._received, self._created = time.monotonic(), datetime.now(UTC)
         self._events: asyncio.Queue[str | Done] = asyncio.Queue()
         self.output: list[str] = []
@@ -50,11 +60,34 @@ class Prediction:
         self.loaded = shelf.claim(request.version, request.model)
         self.model = request.model or shelf.model_of(self.loaded.id)
         try:
-            self.row = self._row(self.loaded, request.input)
-            self.loaded.engine.submit(self.row)
+            given = request.input
+            self._template = given.prompt_template or self.loaded.card.prompt_template
+            self._encoded = encode(self.loaded, given.prompt, given.system_prompt, given.prompt_template)
         except BaseException:
             shelf.release(self.loaded)
             raise
+
+    @classmethod
+    async def begin(cls, shelf: Shelf, request: PredictionRequest, lane: Lane) -> Prediction:
+        """A prediction whose row is in its engine's queue.
+
+        Raises:
+            UserError: unknown version or model, or a prompt longer than the context.
+            Transient: the predictor is starting, busy, or its queue is full.
+        """
+        prediction = await lane.run(partial(cls, shelf, request))
+        prediction._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(ENCODE_S):
+                ids, room = await asyncio.wrap_future(prediction._encoded)
+            await lane.run(partial(prediction._queue, ids, room))
+        except BaseException as error:
+            lane.submit(prediction._give_up)
+            if isinstance(error, TimeoutError):
+                raise Transient(f"the prompt waited more than {ENCODE_S} s for the tokenizer", where="predictor",
+                                fix="Try again when it is less busy.") from None
+            raise
+        return prediction
 
     async def chunks(self) -> AsyncIterator[str]:
         """Text as it comes; ends when the answer does."""
@@ -82,16 +115,24 @@ class Prediction:
             "completed_at": self._at(row.ended) if done else None,
         }
 
-    def _row(self, loaded: Loaded, given: Input) -> Row:
-        self._template = given.prompt_template or loaded.card.prompt_template
-        ids, room = encode(loaded, given.prompt, given.system_prompt, given.prompt_template)
+    def _queue(self, ids: array[int], room: int) -> None:
+        given, loaded = self.request.input, self.loaded
         self._seed = secrets.randbits(SEED_BITS) if given.seed is None else given.seed
         sampling = Sampling(
             max_new_tokens=min(given.max_new_tokens, room), temperature=given.temperature, top_p=given.top_p,
-            top_k=max(given.top_k, 0), seed=self._seed)
-        return Row(
+            top_k=min(max(given.top_k, 0), MOST_TOP_K), seed=self._seed)
+        self.row = Row(
             ids=ids, sampling=sampling, stop_ids=loaded.stop_ids, adapter=loaded.adapter,
             text=TextStream(loaded.decoder.decode, given.stops), deliver=self._deliver)
+        loaded.engine.submit(self.row)
+        self._queued = True
+
+    def _give_up(self) -> None:
+        """After what `begin` had queued on this lane: a row in the engine gives its version back itself."""
+        if self._queued:
+            self.cancel()
+        else:
+            self._shelf.release(self.loaded)
 
     def _deliver(self, event: str | Done) -> None:
         """On the engine's thread."""

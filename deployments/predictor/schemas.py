@@ -1,15 +1,25 @@
 """What clients may send, strictly: an unknown or mistyped field is refused by name.
 
-Input names, defaults and ranges are those of Replicate's language models.
+In:   the body of a request     Out: the checked object, or one sentence
+Input names, defaults and ranges are those of Replicate's language models. A body of 1 MiB can hold 100,000 unknown
+fields or complaints: the first is enough, the others are never looked at. Not for the event loop.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from infra.errors import UserError, shown
 
@@ -19,8 +29,8 @@ UNION_MEMBER = re.compile(r"str$|list\[|function-")
 """What pydantic adds to a location to say which type of a union it tried."""
 VERSION = r"^[0-9a-f]{64}$"
 FOLDER = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
-
-
+NAME_CHARACTERS = 80
+"""Of a field's name in a sentence."""
 
 def _whole(text: str) -> str:
     """JSON can carry half of a surrogate pair, which no tokenizer and no UTF-8 can."""
@@ -39,6 +49,16 @@ class Strict(BaseModel):
     """No unknown fields, no silent conversions, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, values: Any) -> Any:
+        """Keep the first unknown field only: each would be an error of its own."""
+        if not isinstance(values, dict):
+            return values
+        known = {name: values[name] for name in cls.model_fields if name in values}
+        unknown = next((name for name in values if name not in known), None)
+        return known if unknown is None else {**known, unknown: values[unknown]}
 
 
 class Input(Strict):
@@ -62,11 +82,12 @@ class Input(Strict):
         given = self.stop_sequences or []
         return [stop for stop in (given.split(",") if isinstance(given, str) else given) if stop]
 
-    @field_validator("stop_sequences")
+    @field_validator("stop_sequences", mode="before")
     @classmethod
-    def _few_and_short(cls, value: str | list[str] | None) -> str | list[str] | None:
-        stops = value.split(",") if isinstance(value, str) else value or []
-        if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in stops):
+    def _few_and_short(cls, value: Any) -> Any:
+        """Before the items are looked at one by one."""
+        stops = value.split(",", MAX_STOPS) if isinstance(value, str) else value if isinstance(value, list) else []
+        if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in stops if isinstance(stop, str)):
             raise ValueError(f"expected at most {MAX_STOPS} sequences of at most {MAX_STOP_CHARACTERS} characters")
         return value
 
@@ -96,18 +117,57 @@ class DeploymentRequest(Strict):
     smoke_prompt: Text = Field("", description="Answered before the switch; empty: the version's own.")
 
 
-def sentence_of(error: RequestValidationError) -> str:
-    """The first complaint as one sentence that names the field; a body that is no JSON included."""
-    first: dict[str, Any] = dict(error.errors()[0])
-    path = [str(part) for part in first["loc"] if part != "body" and not UNION_MEMBER.match(str(part))]
+Body = TypeVar("Body", bound=Strict)
+
+
+def read(kind: type[Body], body: bytes, content_type: str) -> Body:
+    """The object that a body holds. Raises UserError with its first fault as a sentence."""
+    if not body:
+        raise UserError("the request's body is missing", fix="Add it.")
+    essence = content_type.partition(";")[0].strip().lower()
+    if not re.fullmatch(r"application/([^/]+\+)?json", essence):
+        raise UserError(f"the request's Content-Type is {shown(essence)}", allowed="application/json",
+                        fix="Send JSON with Content-Type: application/json.")
+    try:
+        return kind.model_validate(json.loads(body), from_attributes=True)
+    except ValidationError as error:
+        raise _sentence_of(error) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError("the request's body is not JSON", fix="Send Content-Type: application/json.") from None
+    except RecursionError:
+        raise UserError("the request's body is nested too deeply", fix="Send an object of the documented fields."
+                        ) from None
+    except ValueError:  # by int: sys.get_int_max_str_digits
+        raise UserError("the request's body holds a number with thousands of digits", fix="Shorten it.") from None
+
+
+def described(kind: type[Strict]) -> dict[str, Any]:
+    """The part of the OpenAPI document about a body, which FastAPI does not read for us."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
+
+
+def _sentence_of(error: ValidationError) -> UserError:
+    """The first complaint, with the name of its field."""
+    first: dict[str, Any] = dict(error.errors(include_url=False, include_context=False)[0])
+    path = [_name(part) for part in first["loc"] if not UNION_MEMBER.match(str(part))]
     name = ".".join(path) or "the request's body"
-    kind, found = first["type"], first.get("input")
-    if kind == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         known = "one of " + ", ".join(Input.model_fields) if path[0] == "input" else ""
-        return str(UserError(f"{name} is not a known field", allowed=known, fix="Check the spelling."))
-    if kind == "missing":
-        return str(UserError(f"{name} is missing", fix="Add it."))
-    if kind == "json_invalid":
-        return str(UserError("the request's body is not JSON", fix="Send Content-Type: application/json."))
+        return UserError(f"{name} is not a known field", allowed=known, fix="Check the spelling.")
+    if first["type"] == "missing":
+        return UserError(f"{name} is missing", fix="Add it.")
     message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{name} is {shown(found)}: {message[:1].lower()}{message[1:]}."
+    return UserError(f"{name} is {_found(first.get('input'))}: {message[:1].lower()}{message[1:]}")
+
+
+def _name(part: str | int) -> str:
+    """A part of a location, as it may stand in a sentence: clients choose the names of unknown fields."""
+    text = str(part)[: NAME_CHARACTERS + 1].encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= NAME_CHARACTERS else f"{text[:NAME_CHARACTERS]}..."
+
+
+def _found(value: Any) -> str:
+    try:
+        return shown(value)
+    except RecursionError:
+        return "nested too deeply"

@@ -17,7 +17,7 @@ SMOKE_TIMEOUT_S = 300
 
 def smoke_answer(loaded: Loaded, prompt: str) -> str:
     """The version's answer. Raises UserError if it is empty, Broken if the numbers are not finite."""
-    ids, room = encode(loaded, prompt, "", None)
+    ids, room = encode(loaded, prompt, "", None).result(SMOKE_TIMEOUT_S)
     events: queue.SimpleQueue[str | Done] = queue.SimpleQueue()
     row = Row(
         ids=ids, sampling=Sampling(max_new_tokens=min(SMOKE_TOKENS, room)), stop_ids=loaded.stop_ids,

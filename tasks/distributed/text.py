@@ -14,11 +14,11 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from infra.errors import Broken, DataError
 from infra.records import RowKind
+from tasks.distributed.templates import FIX, Templates
 
 ANCHORS = ("\n", ":", "a")
 PLACE, PLACEHOLDER = "\ue000", "\ue000{}\ue001"
@@ -46,6 +46,7 @@ class Codec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._templates = Templates()
         self.eos: int = _only_id(tokenizer.eos_token_id)
         start = list(tokenizer("")["input_ids"])
         self.bos: list[int] = [i for i in start if i != self.eos][:1]
@@ -178,25 +179,28 @@ class Codec:
             text = text.removeprefix(begin) if self.bos and begin else text
         else:
             text = "".join(PLAIN_TURN.format(**m) for m in marked)
-        pieces, rest = [], text
+        pieces, at = [], 0
         for message in marked:
-            before, found, rest = rest.partition(message["content"])
-            pieces.append(before if found else PLACE)
-        if any(PLACE in piece for piece in (*pieces, rest)):
+            found = text.find(message["content"], at)
+            if found < 0:
+                pieces.append(PLACE)
+                break
+            pieces.append(text[at:found])
+            at = found + len(message["content"])
+        if any(PLACE in piece for piece in (*pieces, text[at:])):
             raise DataError("the base model's chat template leaves out or repeats a message",
                             fix="Use prompt/completion rows, or a template that shows every message once.")
-        return [*pieces, rest]
+        return [*pieces, text[at:]]
 
     def _rendered(self, marked: list[dict[str, str]]) -> str:
-        """The conversation by the chat template. Raises DataError when the template refuses it."""
+        """The conversation by the chat template. Raises DataError when the template refuses it or fails."""
         try:
             template = self.tokenizer.get_chat_template()
-            return str(self.tokenizer.apply_chat_template(
-                marked, tokenize=False, chat_template=NO_DATE + template if DATED in template else None))
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in marked)
-            raise DataError(f"the base model's chat template refuses the roles {roles} ({error})",
-                            fix="Change the order of the roles to what the template allows.") from error
+        except ValueError as error:
+            raise DataError("the base model has several chat templates and none is the default", fix=FIX) from error
+        if isinstance(template, str) and DATED in template:
+            template = NO_DATE + template
+        return self._templates.render(template, marked, dict(self.tokenizer.special_tokens_map))
 
     def _markup(self, text: str) -> list[int]:
         """Ids of the template's own text, special tokens included."""

@@ -1,0 +1,141 @@
+"""Chat templates of base models and versions, rendered where they can do no harm.
+
+In:   a template, messages     Out: the text, exactly that of transformers' `apply_chat_template`
+A template may loop for ever, eat the memory or look for a way out of its sandbox: each of these is one sentence. It is
+rendered by a child process with limits of its own (tasks/distributed/template_child.py), which starts with the first
+conversation and is started again after a template has cost it its life. Answers are kept: with placeholders for what
+people said, most conversations of a training are the same few. Leaves nothing on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from signal import SIGHUP, SIGKILL, SIGPROF, SIGTERM
+from typing import Any, cast
+
+from infra.errors import Broken, DataError, Transient
+from tasks.distributed.template_child import CPU_S
+
+START_S, WALL_S = 120, 60
+"""How long the child may take to start, and for one rendering on a machine that is busy with other things."""
+TEMPLATE_CHARACTERS = 1 << 20
+LINE_BYTES = 1 << 28
+"""No answer is longer than this, whatever the child has become."""
+KEPT, KEPT_CHARACTERS = 256, 1 << 16
+"""Answers that are kept, and the longest question and answer of these."""
+ROLES = 8
+"""Roles that a message names."""
+FIX = "Use prompt/completion rows, or a base model whose chat template works."
+FROM_OUTSIDE = (0, -SIGKILL, -SIGTERM, -SIGHUP)
+"""Exit codes of a child that was idle, or was ended by somebody: nothing that a template did."""
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+"""All that the child gets of our environment: there are keys in the rest."""
+
+Answer = dict[str, str]
+
+
+class Templates:
+    """The child process and what it has answered. For one thread; a forked process starts a child of its own."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Answer] = {}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def render(self, template: object, messages: list[dict[str, str]], tokens: dict[str, Any]) -> str:
+        """The conversation as the template shows it. Raises DataError when it refuses or fails."""
+        if not isinstance(template, str) or len(template) > TEMPLATE_CHARACTERS:
+            raise DataError(
+                "the base model's chat template is " + (
+                    f"{len(template)} characters long" if isinstance(template, str) else "no text"),
+                allowed=f"a Jinja template of at most {TEMPLATE_CHARACTERS} characters", fix=FIX)
+        line = json.dumps({"template": template, "messages": messages, "tokens": tokens}, default=str)
+        answer = self._kept.get(line)
+        if answer is None:
+            answer = self._ask(line.encode() + b"\n") or self._ask(line.encode() + b"\n")
+            if answer is None:
+                raise Transient("the process that renders chat templates was ended twice", fix="Try again.")
+            if len(line) + len(str(answer)) <= KEPT_CHARACTERS:
+                if len(self._kept) >= KEPT:
+                    self._kept.clear()
+                self._kept[line] = answer
+        if "text" in answer:
+            return answer["text"]
+        if "refused" in answer:
+            roles = [message["role"] for message in messages]
+            more = ["..."] if len(roles) > ROLES else []
+            raise DataError(f"the base model's chat template refuses the roles {', '.join(roles[:ROLES] + more)} "
+                            f"({answer['refused']})", fix="Change the order of the roles to what the template allows.")
+        raise DataError(f"the base model's chat template cannot be rendered for {len(messages)} messages "
+                        f"({answer['failed']})", fix=FIX)
+
+    def _ask(self, line: bytes) -> Answer | None:
+        """The child's answer; None when it was idle for too long just now, or somebody ended it."""
+        child = self._running()
+        answer = _exchange(child, line, WALL_S)
+        if answer is not None:
+            return answer
+        if (code := child.wait()) == -SIGPROF:
+            return {"failed": f"it takes more than {CPU_S} s"}
+        return None if code in FROM_OUTSIDE else {"failed": f"it ends the process that renders it, exit code {code}"}
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The child, started if there is none yet or no more."""
+        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
+            self._owner = os.getpid()
+            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tasks.distributed.template_child", str(os.getpid())],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env={**{name: os.environ[name] for name in INHERITED if name in os.environ}, "PYTHONPATH": paths,
+                     "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+            weakref.finalize(self, _end, self._child, self._owner)
+            if _exchange(self._child, b"", START_S) is None:
+                raise Broken(f"the process that renders chat templates did not start, exit code {self._child.wait()}",
+                             fix="Run python -m tasks.distributed.template_child 1 and see what it says.")
+        return self._child
+
+
+def _exchange(child: subprocess.Popen[bytes], line: bytes, limit_s: float) -> Answer | None:
+    """Write a line and read the child's; None when it ended instead. Raises Transient when it took too long."""
+    assert child.stdin is not None and child.stdout is not None
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(limit_s, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        child.stdin.write(line)
+        child.stdin.flush()
+        found = child.stdout.readline(LINE_BYTES)
+    except BrokenPipeError:
+        found = b""
+    finally:
+        timer.cancel()
+    if found.endswith(b"\n"):
+        return cast(Answer, json.loads(found))
+    if found:
+        child.kill()
+    if late.is_set():
+        raise Transient(f"the process that renders chat templates did not answer within {limit_s} s",
+                        fix="Try again when the machine is less busy.")
+    return None
+
+
+def _end(child: subprocess.Popen[bytes], owner: int) -> None:
+    """What remains of a child when nobody needs it."""
+    if owner == os.getpid():
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
