@@ -37,9 +37,9 @@ SPECIAL_V4 = tuple(map(IPv4Network, (
     "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
     "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3")))
 SPECIAL_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")))
-"""IANA's registries of special-purpose addresses (RFC 6890, read in 2026), whole: also what they call global, since that
-is a relay or an anycast service of the nearest network (PCP, TURN, AMT, AS112, 6to4), where nobody serves data. All
-other special IPv6 addresses lie outside of GLOBAL_UNICAST. Kept here because `is_global` differs between Pythons."""
+"""IANA's registries of special-purpose addresses (RFC 6890, read in 2026), whole: also what they call global, which is
+a relay or an anycast service of the nearest network (PCP, TURN, AMT, AS112, 6to4), where nobody serves data. All other
+special IPv6 addresses lie outside of GLOBAL_UNICAST. Kept here because `is_global` differs between Pythons."""
 INSIDE_V4 = SPECIAL_V4[1:-1]
 """What a gateway of an operator's own may lead to: hosts of its network. Not 0.0.0.0/8 and 224.0.0.0/3: no gateway
 passes them on, and many public hosts end in a small number or a word."""

@@ -114,7 +114,7 @@ def _mlflow(settings: Settings) -> Plan:
         name="mlflow",
         command=(sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(port),
                  "--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
-                 "--artifacts-destination", str(home / "mlflow-artifacts")),
+                 "--artifacts-destination", (home / "mlflow-artifacts").as_uri()),  # a path would lose %20
         # Job execution costs 8 processes and 1.4 GB, and has been an unauthenticated way in (CVE-2026-0545).
         env={**_common(settings), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "GIT_PYTHON_REFRESH": "quiet"},
         url=url, health=f"{url}/health", port=port, port_variable="ANNEAL_MLFLOW_PORT")

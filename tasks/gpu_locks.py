@@ -1,7 +1,7 @@
 """The lock files of GPUs: where they lie, and how they are opened so that no other user can turn them against us.
 
 In:   ANNEAL_GPU_LOCKS     Out: open lock files, for reading only: that is enough to lock, and nothing is written
-The folder is this user's own, or root's: then all whom root lets in share the GPUs (infra/systemd/anneal.tmpfiles.conf).
+The folder is this user's own, or root's: all whom root lets in share the GPUs (infra/systemd/anneal.tmpfiles.conf).
 In any other folder its owner could take a lock file away while it is held, or put a link in its place.
 Dies half-way: the kernel drops the locks; the empty files stay.
 """

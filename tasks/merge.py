@@ -107,12 +107,13 @@ def part_of(folder: Path) -> Iterator[Path]:
     """
     part, lock = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".part.lock")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    is_for_all = everybody_writes(folder.parent)
-    if os.path.lexists(part) and (not lock.exists() or (is_for_all and part.lstat().st_uid != os.getuid())):
+    if everybody_writes(folder.parent):
+        for path in filter(os.path.lexists, (part, lock)):
+            if path.lstat().st_uid != os.getuid():
+                raise UserError("it belongs to another user", where=str(path), fix="Name another folder.")
+    if part.exists() and not lock.exists():
         raise UserError("it is there and was not left by a merge", where=str(part), fix="Move it away.")
     with lock_file(lock) as held:
-        if is_for_all and os.fstat(held.fileno()).st_uid != os.getuid():
-            raise UserError("it belongs to another user", where=str(lock), fix="Name another folder.")
         if not locked(held):
             raise UserError("another merge writes there", where=str(part), fix="Wait for it, or name another folder.")
         shutil.rmtree(part, ignore_errors=True)
