@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import AnnealError
+
 NOBODY = 65534
 
 
@@ -45,7 +47,7 @@ def running(act: Callable[[], object]) -> Iterator[str]:
         os.umask(0o022)
         try:
             told = str(act())
-        except Exception as error:
+        except (AnnealError, OSError) as error:
             told = f"{type(error).__name__}: {error}"
         os.write(write, told.encode())
         os.close(write)
