@@ -1,8 +1,8 @@
 """Whom the home is for: other users of the machine must not read data, logs and databases in it.
 
 A home that Anneal makes is its user's alone (0700). One that is there and open to all is closed: to 0770 if its group
-may write there, else to 0700. One that all others are kept out of already stays as it is, so whoever wants to share a
-home with a group says so by its mode, 0770 or 0750. What a command makes, and all that it starts, is for the same users.
+may write there, else to 0700. One that all others are kept out of already stays as it is: whoever wants to share a home
+with a group says so by its mode, 0770 or 0750. What a command makes, and all that it starts, is for the same users.
 A folder that is somebody else's, a mount point or sticky is never changed.
 """
 
