@@ -173,7 +173,8 @@ def test_a_merge_into_a_folder_of_all_empties_no_file_of_ours(common: Path, tmp_
 
 
 def test_a_merge_writes_into_no_folder_of_another_user(common: Path) -> None:
-    as_nobody(lambda: [(common / "out.part.lock").touch(), (common / "out.part").mkdir()])
+    as_nobody((common / "out.part.lock").touch)
+    as_nobody((common / "out.part").mkdir)
     with pytest.raises(UserError, match=r"part: it belongs to another user"), part_of(common / "out"):
         pass
     shutil.rmtree(common / "out.part")
