@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in arguments
+    umask = os.umask(0o077)  # which commands change for themselves: see settings_here
+    os.umask(umask)
     try:
         options = parser().parse_args(arguments)
         # Whatever a library prints is a log; the answer alone goes to stdout.
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         _print_error(error, as_json)
         raise
+    finally:
+        os.umask(umask)
     print(json.dumps(answer.data) if as_json else answer.text)
     return 0
 
@@ -168,7 +172,7 @@ def predict(options: argparse.Namespace) -> Answer:
 
 def merge(options: argparse.Namespace) -> Answer:
     """Merge a version's adapter into its base, and say how far its logits are from the adapter's."""
-    settings = settings_here()
+    settings = settings_here(private=False)
     set_environment(settings)
     from tasks.merge import merge as merged_into
 

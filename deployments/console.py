@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
+from infra.private import umask_for
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -21,19 +23,28 @@ class Answer:
     text: str
 
 
-def settings_here() -> Settings:
-    """The settings of this process. Raises UserError, naming the variable, for a wrong one."""
+def settings_here(*, private: bool = True) -> Settings:
+    """The settings of this process. Raises UserError, naming the variable, for a wrong one.
+
+    `private`: what this process writes, and all that it starts, is for those whom the home is for (infra/private.py).
+    A store in a folder elsewhere keeps the user's umask: others may be meant to read it.
+    """
     from pydantic import ValidationError
 
     from infra.settings import Settings
 
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
             f"{first['msg']} (found {first['input']!r})", where="ANNEAL_" + str(first["loc"][0]).upper(),
             fix="Correct this environment variable, or unset it.") from error
+    home, store = settings.home_path, settings.store_root
+    if private and (store.startswith("s3://") or Path(store).is_relative_to(home)):
+        before = os.umask(0o077)
+        os.umask(umask_for(home, before))
+    return settings
 
 
 def set_environment(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -31,8 +32,19 @@ ENTRY = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<ip>[0-9A-Fa-f:.]+)\])(?:
 
 NAT64 = IPv6Network("64:ff9b::/96")
 GLOBAL_UNICAST = IPv6Network("2000::/3")
-TUNNELS = (IPv6Network("2002::/16"), IPv6Network("2001::/32"))
-"""6to4 and Teredo carry an IPv4 address, which may be a private one; nobody serves data there."""
+SPECIAL_V4 = tuple(map(IPv4Network, (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+    "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3")))
+SPECIAL_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")))
+"""IANA's registries of special-purpose addresses (RFC 6890, read in 2026), whole: also what they call global, which is
+a relay or an anycast service of the nearest network (PCP, TURN, AMT, AS112, 6to4), where nobody serves data. All other
+special IPv6 addresses lie outside of GLOBAL_UNICAST. Kept here because `is_global` differs between Pythons."""
+INSIDE_V4 = SPECIAL_V4[1:-1]
+"""What a gateway of an operator's own may lead to: hosts of its network. Not 0.0.0.0/8 and 224.0.0.0/3: no gateway
+passes them on, and many public hosts end in a small number or a word."""
+ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""What stands before the IPv4 address in an interface's identifier (RFC 5214, section 6.1)."""
 
 IP = IPv4Address | IPv6Address
 
@@ -165,13 +177,32 @@ def reachable(address: Address, settings: Settings, where: str) -> list[Endpoint
 
 
 def is_public(ip: IP) -> bool:
-    """Whether it is a unicast address of the internet.
+    """Whether it is a unicast address of the internet that leads to no other kind of address.
 
-    Python's `is_global` alone holds multicast, fec0::/10, 6to4 and ::127.0.0.1 for global.
+    An operator's own prefix of a NAT64 gateway cannot be known. Its addresses are told by their form.
     """
-    if isinstance(ip, IPv6Address) and (ip not in GLOBAL_UNICAST or any(ip in tunnel for tunnel in TUNNELS)):
+    if isinstance(ip, IPv4Address):
+        return ip.is_global and not any(ip in network for network in SPECIAL_V4)
+    if ip not in GLOBAL_UNICAST or not ip.is_global or any(ip in network for network in SPECIAL_V6):
         return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    if int(ip) >> 32 & 0xFFFF_FFFF in ISATAP:
+        return False
+    return not any(inner in network for inner in _translated(ip) for network in INSIDE_V4)
+
+
+def _translated(ip: IPv6Address) -> Iterator[IPv4Address]:
+    """IPv4 addresses that a NAT64 gateway may take this one for: RFC 6052, section 2.2, with prefixes of 32 to 96 bits.
+
+    Bits 64 to 71 and those after the IPv4 address are zero; with the longest prefix the whole of its second half is
+    taken to be zero, or random identifiers of public hosts would fit.
+    """
+    high, low = divmod(int(ip), 1 << 64)
+    if low >> 32 == 0:
+        yield IPv4Address(low)
+    for prefix in (32, 40, 48, 56, 64):
+        rest = 88 - prefix  # bits after the IPv4 address
+        if low >> 56 == 0 and low % (1 << rest) == 0:
+            yield IPv4Address((high << prefix - 32 | low >> rest) & 0xFFFF_FFFF)
 
 
 def _resolved(address: Address, where: str) -> list[Endpoint]:

@@ -10,6 +10,7 @@ Standard library only: ranks import this file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,9 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from infra.errors import UserError
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 READ_BYTES = 1 << 20
+NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK
+"""For opening: not what a link names, and without waiting for the other end of a pipe."""
+NOT_PLAIN = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+"""What opening says of a link, of a folder and of a socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +91,9 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a whole file or none: temporary name, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a process that died and had our number, or a link that others put there
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -102,6 +110,36 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_file(path: Path) -> IO[str]:
+    """The lock file of that name, made if need be, to be read and appended to.
+
+    Where others may write, the name may be a link of theirs to a file of ours. Raises UserError for anything but a
+    plain file with one name, and OSError for one that may not be opened.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINKS, 0o666), "a+", encoding="utf-8")
+    except OSError as error:
+        if error.errno not in NOT_PLAIN and not path.is_symlink():  # where all may write, Linux follows none of others
+            raise
+        raise not_plain(path) from error
+    if not is_plain(file.fileno()):
+        file.close()
+        raise not_plain(path)
+    return file
+
+
+def is_plain(descriptor: int) -> bool:
+    """Whether it is a file that has no other name; a hard link is another user's way to name a file of ours."""
+    status = os.fstat(descriptor)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
+
+
+def not_plain(path: Path) -> UserError:
+    """What to do about a lock file that is none."""
+    return UserError("it is a link or something else", where=str(path), allowed="a lock file or a folder of them",
+                     fix="Find out who put it there, and remove it.")
 
 
 def locked(file: IO[Any]) -> bool:

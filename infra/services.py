@@ -124,7 +124,8 @@ def of_mlflow_server(settings: Settings) -> dict[str, str]:
         "_MLFLOW_SERVER_FILE_STORE": mlflow_database(settings),
         "_MLFLOW_SERVER_REGISTRY_STORE": mlflow_database(settings),
         "_MLFLOW_SERVER_ARTIFACT_ROOT": ARTIFACT_ROOT, "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(settings.home_path / "mlflow-artifacts"),
+        # An address: of a path MLflow would read %20 as a space.
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": (settings.home_path / "mlflow-artifacts").as_uri(),
         "_MLFLOW_SERVER_BOOT_ID": uuid.uuid4().hex, "_MLFLOW_IN_JOB_EXECUTOR": "false", "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_ENABLE_WORKSPACES": "false", "GIT_PYTHON_REFRESH": "quiet",
         # Job execution costs 8 processes and 1.4 GB, and has been an unauthenticated way in (CVE-2026-0545).

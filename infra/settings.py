@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UserError, shown
 from infra.nodes import Nodes, own_rendezvous
+from infra.private import closed
 from infra.secret import USER, secret_of
+
+UNFIT = re.compile(r"[?\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""In the home's path: SQLAlchemy, and so MLflow and Prefect, end a database's path at a question mark, however it is
+escaped; control characters, and bytes that are not UTF-8, do not come whole through logs and JSON."""
 
 
 class Settings(BaseSettings):
@@ -26,7 +32,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ANNEAL_", extra="ignore", frozen=True)
 
     home: Path = Field(
-        Path(".anneal"), description="Folder for everything Anneal keeps; shared by machines that train together.")
+        Path(".anneal"), description="Folder for everything Anneal keeps; shared by machines that train together. One "
+        "that all users may read is closed to them, and to its group unless that may write there.")
     store: str = Field("", description="Object store: a folder or s3://bucket/prefix; empty: <home>/store.")
     s3_endpoint_url: str = Field(
         "", description="S3 endpoint, for servers other than Amazon's. Keys come from the AWS_* variables.")
@@ -62,8 +69,10 @@ class Settings(BaseSettings):
         "cancelled one has at most 5.", gt=0)
     gpu_limit: str = Field(
         "", description="Concurrency limit in Prefect for this machine's GPUs; empty: gpu-<host name>; none: no limit.")
-    gpu_locks: Path = Field(
-        Path("/tmp/anneal-gpus"), description="Folder of a lock for each GPU; the same for all who train on a machine.")
+    gpu_locks: str = Field(
+        "", description="Folder of a lock for each GPU, one's own or root's; empty: /run/anneal/gpus, which root makes "
+        "where several users share GPUs (infra/systemd/anneal.tmpfiles.conf), else /tmp/anneal-gpus-<user id>, which "
+        "keeps only the trainings of one user apart.")
     base_folders: str = Field(
         "", description="Folders below which the predictor may load base models, separated by colons; those that "
         "trainings with the same ANNEAL_HOME were deployed from need not be named.")
@@ -82,15 +91,19 @@ class Settings(BaseSettings):
 
     @cached_property
     def home_path(self) -> Path:
-        """The home folder, made if need be. Raises UserError when it cannot be."""
+        """The home folder, made if need be, and closed to other users. Raises UserError when it cannot be."""
         path = self.home.expanduser().absolute()
+        if odd := UNFIT.search(str(path)):
+            raise UserError(
+                f"ANNEAL_HOME is {shown(str(path))}, which contains {shown(odd.group())}",
+                allowed="no question mark and no control character: a database's address cannot carry them",
+                fix="Set ANNEAL_HOME to another folder.")
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            return closed(path)
         except OSError as error:
             raise UserError(
                 f"ANNEAL_HOME is {shown(str(path))}, which cannot be made ({error.strerror})",
                 allowed="a folder that can be written", fix="Set ANNEAL_HOME to one.") from error
-        return path
 
     @property
     def store_root(self) -> str:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -45,6 +46,8 @@ RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?((?!.*ChildFailedError)[\w.]+(?:Error|
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
 """Bars are for terminals, and what libraries will rename is not the user's business; who sets them decides."""
 CONTRACT_FILES = (JOB, ROOM, EVENTS, RESULT, ERROR, LOG)
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+"""Code that compiled layers run is kept there: by itself torch takes a folder in /tmp, whoever made it."""
 
 
 def run_child(
@@ -96,6 +99,7 @@ def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
     threads = str(settings.threads_for(ranks))
     quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
     return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", GPUS_SEEN: str(len(gpus())), **quiet,
+            COMPILED: os.environ.get(COMPILED, str(settings.home_path / "compiled" / socket.gethostname())),
             **environment()}
 
 

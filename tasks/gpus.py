@@ -18,7 +18,7 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
-from infra.files import locked
+from tasks.gpu_locks import LockFolder
 
 LOCK_POLL_S = 1.0
 BF16_CAPABILITY = 8.0
@@ -64,14 +64,16 @@ def devices() -> tuple[str, ...] | None:
 def held(count: int, folder: Path, look: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Lock that many devices, all or none, waiting as long as it takes; `environment` then names them.
 
-    `folder`: where the locks lie, ANNEAL_GPU_LOCKS. What `look` raises ends the wait.
+    `folder`: where the locks lie, `lock_folder` of ANNEAL_GPU_LOCKS. What `look` raises ends the wait. Raises UserError
+    for a folder or a lock that other users could turn against us.
     """
     candidates = devices() or tuple(map(str, range(len(gpus()))))
-    while True:
-        with ExitStack() as stack:
+    while count > 0:
+        with LockFolder(folder) as locks, ExitStack() as stack:
             mine: list[str] = []
             for device in candidates:
-                if len(mine) < count and locked(stack.enter_context(lock_of(device, folder).open("r+"))):
+                if len(mine) < count and (lock := locks.take(device)):
+                    stack.enter_context(lock)
                     mine.append(device)
             if len(mine) == count:
                 token = _held.set(tuple(mine))
@@ -83,24 +85,9 @@ def held(count: int, folder: Path, look: Callable[[], None] = lambda: None) -> I
         log.info("waiting for %d GPUs, %d are free", count, len(mine))
         look()
         time.sleep(LOCK_POLL_S)
+    yield
 
 
 def environment() -> dict[str, str]:
     """Shows a child only the devices that are held for it."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(_held.get())} if _held.get() else {}
-
-
-def lock_of(device: str, folder: Path) -> Path:
-    """The lock file of a device, for all users of this machine.
-
-    In a folder of its own: in /tmp itself Linux lets nobody open another user's file for writing
-    (fs.protected_regular).
-    """
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o777)
-    path = folder / f"{device}.lock"
-    if not path.exists():
-        path.touch()
-        path.chmod(0o666)
-    return path

@@ -9,14 +9,16 @@ Dies half-way: there is no <folder>; the same command removes what was left behi
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError, from_os_error
-from infra.files import flushed, locked, sync_folder
+from infra.files import flushed, lock_file, locked, sync_folder
 from infra.records import Base, Merged, Split, Version
 from infra.settings import Settings
 from infra.spec import Precision
@@ -101,13 +103,17 @@ def part_of(folder: Path) -> Iterator[Path]:
     """The folder that becomes `folder`; what a merge that was killed left there is removed first.
 
     The kernel drops the lock beside it when this process dies. Raises UserError if a merge that runs writes there,
-    or something that is not ours stands there.
+    something that is not ours stands there, or others could put a link in its place.
     """
     part, lock = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".part.lock")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if everybody_writes(folder.parent):
+        for path in filter(os.path.lexists, (part, lock)):
+            if path.lstat().st_uid != os.getuid():
+                raise UserError("it belongs to another user", where=str(path), fix="Name another folder.")
     if part.exists() and not lock.exists():
         raise UserError("it is there and was not left by a merge", where=str(part), fix="Move it away.")
-    with lock.open("w") as held:
+    with lock_file(lock) as held:
         if not locked(held):
             raise UserError("another merge writes there", where=str(part), fix="Wait for it, or name another folder.")
         shutil.rmtree(part, ignore_errors=True)
@@ -117,6 +123,15 @@ def part_of(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(part, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def everybody_writes(parent: Path) -> bool:
+    """Whether all users may put files there, as in /tmp. Raises UserError where they may also take ours away."""
+    mode = parent.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise UserError("all users may write there, and put links in place of what is written", where=str(parent),
+                        fix="Name a folder somewhere else, or take that right away: chmod o-w.")
+    return bool(mode & stat.S_IWOTH)
 
 
 def finish(part: Path, folder: Path) -> int:

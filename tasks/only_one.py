@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from infra.errors import Transient, UserError
-from infra.files import locked
+from infra.files import lock_file, locked
 
 LOCK_POLL_S = 2.0
 KILL_WAIT_S = 5.0
@@ -33,7 +33,7 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
     lock is not to be had.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+") as file:
+    with lock_file(lock) as file:
         began = time.monotonic()
         while not locked(file):
             waited = time.monotonic() - began

@@ -64,18 +64,18 @@ def quick(line: bytes) -> tuple[dict[str, Any], RowKind] | None:
     return None
 
 
-def json_value(line: bytes, where: str) -> tuple[Any, list[str]]:
-    """One line as JSON (RFC 8259), and the keys that stand twice in an object. Raises DataError for anything else."""
+def json_value(line: bytes, where: str) -> tuple[Any, list[tuple[dict[str, Any], str]]]:
+    """One line as JSON (RFC 8259), and the objects with a key that stands twice. Raises DataError for anything else."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"byte {error.start + 1} is not UTF-8", where=where, fix="Save the file as UTF-8.") from error
-    repeated: list[str] = []
+    repeated: list[tuple[dict[str, Any], str]] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
-            repeated.append(_first_repeated(name for name, _ in pairs))
+            repeated.append((value, _first_repeated(name for name, _ in pairs)))
         return value
 
     try:
@@ -88,10 +88,15 @@ def json_value(line: bytes, where: str) -> tuple[Any, list[str]]:
 
 
 def parse(line: bytes, where: str) -> dict[str, Any]:
-    """One line as a JSON object whose keys stand once. Raises DataError for anything else."""
+    """One line as a JSON object whose keys stand once, those of its messages too. What lies below keys that `clean`
+    leaves out may be anything. Raises DataError for anything else."""
     row, repeated = json_value(line, where)
     if repeated:
-        raise DataError(f"the key {shown(repeated[0])} stands twice", where=where, fix="Keep one of the two.")
+        messages = row.get("messages") if isinstance(row, dict) else None
+        in_use = {id(value) for value in (row, *(messages if isinstance(messages, list) else ()))}
+        for value, name in repeated:
+            if id(value) in in_use:
+                raise DataError(f"the key {shown(name)} stands twice", where=where, fix="Keep one of the two.")
     if not isinstance(row, dict):
         fix = WRAP_MESSAGES if isinstance(row, list) and row and _is_message(row[0]) else ""
         raise DataError(f"the line is {kind_name(row)}", where=where, allowed=f"an object: {SHAPES}", fix=fix)

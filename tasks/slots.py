@@ -24,6 +24,7 @@ from prefect.settings import PREFECT_API_URL
 
 from infra.errors import Transient, UserError
 from infra.settings import Settings
+from tasks.gpu_locks import lock_folder
 from tasks.gpus import gpus, held
 from tasks.lease import give_back_of_the_dead, hasty_client, held_lease, leases_of, make, take
 
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 def hold(settings: Settings, ranks: int, look: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Wait for a GPU for each rank and keep others off them. Raises Transient when Prefect does not answer, and what
     `look` raises while it waits."""
-    with leased(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, settings.gpu_locks, look):
+    folder = lock_folder(settings.gpu_locks)
+    with leased(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, folder, look):
         yield
 
 

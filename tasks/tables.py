@@ -2,7 +2,7 @@
 
 In:   the bytes of a table     Out: JSONL, an object a record, with the columns that rows are made of and no others
 Nothing is guessed of values: an empty field, a null or a number is judged later like that of any row, and what JSON has
-no word for is refused. Streams; Parquet is read from its end, so it is first copied to a file.
+no word for is refused. Streams; Parquet is read from its end, so it is first copied to a file, and by tasks/parquet.py.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from infra.files import READ_BYTES
 from infra.forms import Form
 from infra.records import RowKind
 from tasks.lines import LINE_BYTES
+from tasks.parquet import ERROR, rows_of
 from tasks.rows import KEYS, respelled
 from tasks.unpack import DELIMITERS, Readable, bounded, unpacked
 
-RECORDS = 32
-"""Unfolded from Parquet at a time: a few bytes of it may stand for a value of LINE_BYTES in each of them."""
+RECORD_CHARACTERS = 2 * LINE_BYTES
+"""Of CSV, those of columns that are left out included."""
 SHOWN_COLUMNS = 500
 RECORDS_OF_CSV = "CSV with a first line of column names"
 QUOTE = "Put fields with commas, quotes or line breaks into double quotes."
@@ -43,15 +44,15 @@ def jsonl_of(form: Form, raw: Readable, name: str, folder: Path, limit_bytes: in
 def _of_csv(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     text = io.TextIOWrapper(io.BufferedReader(_Stream(chunks)), encoding="utf-8-sig", newline="")
     csv.field_size_limit(LINE_BYTES)
-    lines = _lines(text, name)
+    lines = Lines(text, name)
     line = 1
     try:
         first = next(lines, "")
         delimiter = next((sign for sign in DELIMITERS if _columns(_record(first, sign))), ",")
         header = _record(first, delimiter)
-        wanted = _named(header, ("prompt", "text"), name)
+        wanted = named(header, ("prompt", "text"), name)
         records = csv.reader(lines, delimiter=delimiter, strict=True)
-        line = 2
+        line, lines.characters = 2, 0
         for record in records:
             if len(record) not in (0, len(header)):
                 raise DataError(f"the record has {len(record)} fields", where=f"{name} line {line}",
@@ -59,6 +60,7 @@ def _of_csv(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
             row = dict(zip(header, record, strict=False))
             yield orjson.dumps({key: row[key] for key in wanted}) + b"\n" if record else b"\n"
             line = records.line_num + 2
+            lines.characters = 0
     except csv.Error as error:
         raise DataError(f"not CSV: {error}, in the record that begins there", where=f"{name} line {line}",
                         fix=QUOTE) from error
@@ -67,9 +69,6 @@ def _of_csv(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 
 def _of_parquet(raw: Readable, name: str, folder: Path, limit_bytes: int) -> Iterator[bytes]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
     path = folder / "table.parquet"
     with path.open("wb") as copy:
         while chunk := raw.read(READ_BYTES):
@@ -79,37 +78,13 @@ def _of_parquet(raw: Readable, name: str, folder: Path, limit_bytes: int) -> Ite
                                 fix="Raise ANNEAL_MAX_DATA_BYTES if that is meant.")
         size = copy.tell()
     try:
-        with ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as table:
-            wanted = _named(table.schema_arrow.names, ("prompt", "text", "messages"), name)
-            for key in wanted:
-                _check_type(table.schema_arrow.field(key).type, key, name)
-            rows = (row for batch in table.iter_batches(RECORDS, columns=list(wanted)) for row in batch.to_pylist())
-            yield from bounded((orjson.dumps(row) + b"\n" for row in rows), lambda: size, name)
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the Parquet file cannot be read ({error})", where=name,
-                        fix="Check that it was written and copied whole.") from error
+        yield from bounded(rows_of(path, name), lambda: size, name)
     finally:
         path.unlink(missing_ok=True)
+        path.with_suffix(ERROR).unlink(missing_ok=True)
 
 
-def _check_type(kind: Any, column: str, name: str) -> None:
-    """Raise DataError for a type that JSON has no word for; whether a number may stand there is judged later."""
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_list(kind) or types.is_large_list(kind):
-        _check_type(kind.value_type, column, name)
-    elif types.is_struct(kind):
-        for field in kind:
-            _check_type(field.type, column, name)
-    elif not any(fits(kind) for fits in (types.is_string, types.is_large_string, types.is_string_view, types.is_null,
-                                         types.is_integer, types.is_floating, types.is_boolean)):
-        raise DataError(f'the column "{column}" is of the type {kind}', where=name, allowed="strings",
-                        fix="Write it as UTF-8 strings.")
-
-
-def _named(names: list[str], kinds: tuple[RowKind, ...], name: str) -> tuple[str, ...]:
+def named(names: list[str], kinds: tuple[RowKind, ...], name: str) -> tuple[str, ...]:
     """The columns of a row. Raises DataError if there are none, or those of several kinds of row."""
     if found := _columns(names, kinds):
         return found
@@ -131,11 +106,28 @@ def _record(line: str, delimiter: str) -> list[str]:
     return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
 
 
-def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
-    while line := text.readline(LINE_BYTES + 1):
+class Lines:
+    """Those of a CSV file; `characters` counts those of a record. Raises csv.Error for one that would fill memory: the
+    library takes any number of fields, and lines within quotes."""
+
+    def __init__(self, text: io.TextIOWrapper, name: str) -> None:
+        self._text, self._name = text, name
+        self.characters = 0
+
+    def __iter__(self) -> Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(LINE_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self.characters += len(line)
         if len(line) > LINE_BYTES:
-            raise DataError(f"a line is longer than {LINE_BYTES} characters", where=name, fix="Check that it is CSV.")
-        yield line
+            raise DataError(f"a line is longer than {LINE_BYTES} characters", where=self._name,
+                            fix="Check that it is CSV.")
+        if self.characters > RECORD_CHARACTERS:
+            raise csv.Error(f"more than {RECORD_CHARACTERS} characters")
+        return line
 
 
 class _Stream(io.RawIOBase):

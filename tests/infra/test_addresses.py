@@ -86,3 +86,24 @@ def test_a_resolver_that_is_away_is_not_a_wrong_name(
 def test_a_name_that_cannot_exist_is_refused(settings: Settings, host: str) -> None:
     with pytest.raises(DataError, match="too long or has an empty part"):
         reachable(parsed(f"https://{host}/d", ""), settings, "")
+
+
+@pytest.mark.parametrize("ip", [
+    "192.0.0.8", "192.0.0.9", "192.0.0.170", "192.88.99.1", "192.88.99.2", "192.31.196.1", "192.52.193.1",
+    "192.175.48.6", "198.18.0.1", "198.51.100.1", "203.0.113.1", "0.1.2.3", "240.0.0.1", "255.255.255.255",
+    "64:ff9b::c058:6301", "64:ff9b:1::1", "100:0:0:1::1", "2001:1::1", "2001:2::1", "2001:3::1", "2001:4:112::1",
+    "2001:20::1", "2001:30::1", "2001:1ff::1", "2620:4f:8000::1", "3fff::1", "5f00::1", "fc00::1", "ff0e::1"])
+def test_special_addresses_are_not_public(ip: str) -> None:
+    """IANA's registries of special-purpose addresses for IPv4 and IPv6."""
+    assert not is_public(Endpoint(0, (ip, 443)).ip)
+
+
+@pytest.mark.parametrize(("ip", "public"), [
+    ("2a00:64::5efe:5db8:d822", False), ("2a00:64::200:5efe:5db8:d822", False), ("2a00:64::100:5efe:5db8:d822", True),
+    ("2a00:64::a00:1", False), ("2a00:64::a9fe:a9fe", False), ("2a00:64::7f00:1", False), ("2a00:64::5db8:d822", True),
+    ("2a00:64:a00:1::", False), ("2a00:64:a:0:1::", False), ("2a00:64:7:a00:0:100::", False),
+    ("2a00:64:7:a:0:1::", False), ("2a00:64:7:8:a:0:100::", False), ("2a00:64:5db8:d822::", True),
+    ("2a00:64::1", True), ("2a00:64::face:b00c", True), ("2a00:64:7:8:a:0:1ff:1", True), ("2600::", True)])
+def test_what_may_carry_a_private_ipv4_address_is_not_public(ip: str, public: bool) -> None:
+    """ISATAP, and the six lengths of a NAT64 prefix of an operator's own (RFC 6052)."""
+    assert is_public(Endpoint(0, (ip, 443)).ip) is public

@@ -48,3 +48,18 @@ def test_common_rows_are_judged_quickly() -> None:
     turns = [{"role": "user", "content": "x"}, TURNS[1]]
     rows = [*LINES[:3], {"messages": [*turns, *turns]}]
     assert [quick(json.dumps(row).encode()) is None for row in rows] == [False] * 4
+
+
+@pytest.mark.parametrize("line", [
+    b'{"text": "a", "meta": {"a": 1, "a": 2}}', b'{"text": "a", "meta": [[{"a": {"b": 1, "b": 2}}]]}',
+    b'{"messages": [{"role": "user", "content": "x", "n": {"a": 1, "a": 2}}, {"role": "assistant", "content": "y"}]}'])
+def test_repeated_keys_below_a_key_that_is_left_out_are_nobodys_business(line: bytes) -> None:
+    assert closely(line) is not None
+
+
+@pytest.mark.parametrize("line", [
+    b'{"text": "a", "text": "b"}', b'{"text": "a", "id": 1, "id": 2}', b'{"prompt": "a", "prompt": "b", "text": {}}',
+    b'{"messages": [{"role": "user", "content": "x", "content": "z"}, {"role": "assistant", "content": "y"}]}'])
+def test_a_repeated_key_of_a_row_or_a_message_is_named(line: bytes) -> None:
+    with pytest.raises(DataError, match="stands twice"):
+        parse(line, "")
