@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.store import filesystem, move_into_place, scratch_folder
 from infra.store_errors import told
 from tasks.distributed.foreign import CONFIG, check_objects
-from tasks.distributed.headers import check_names, tensors_of
+from tasks.distributed.headers import tensors_of
 from tasks.policy import HOUR_S, step
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -148,7 +148,7 @@ def _check(folder: Path, name: str) -> dict[str, Any]:
     if "adapter_config.json" in {p.name for p in folder.iterdir()}:
         raise BaseModelError("it is an adapter, not a whole model", where=where, fix="Merge it into its base first.")
     config = check_objects(folder, where)[CONFIG]
-    check_names(tensors_of(folder, where), config, where)
+    tensors_of(folder, where)
     return config
 
 

@@ -47,13 +47,14 @@ NAMES_A_FILE = re.compile(r"(_file|_path|_spm|_dir)$")
 
 # Numbers.
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "decoder")
-SIZES = frozenset({
-    "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "n_layers", "num_layers",
-    "num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads", "head_dim", "vocab_size",
-    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"})
-SIZES_OR_NONE = frozenset({"intermediate_size", "n_inner", "ffn_dim", "num_experts", "num_local_experts",
-                           "n_routed_experts", "num_experts_per_tok", "num_nextn_predict_layers"})
-"""Those that are 0 in models without such a part."""
+SIZES = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
+"""Whole numbers in every family that has them."""
+SIZES_OR_NONE = frozenset({"n_embd", "d_model", "n_layer", "n_layers", "num_layers", "n_head", "n_heads", "num_heads",
+                           "head_dim", "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"})
+SIZES_OF_LAYERS = frozenset({"num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim", "num_experts",
+                             "num_local_experts", "n_routed_experts", "num_experts_per_tok",
+                             "num_nextn_predict_layers"})
+"""Some families have one for each layer, and 0 where there is no such part."""
 MOST = 1 << 30
 MADE_ONE_BY_ONE = re.compile(r"(^|_)(layers?|depth|blocks|experts|heads?|labels)$")
 MOST_PARTS = 4096
@@ -87,7 +88,7 @@ def check_objects(folder: Path, where: str) -> dict[str, dict[str, Any]]:
 
 def check_config(config: dict[str, Any], where: str) -> None:
     """Raises BaseModelError for a configuration that names code, or has sizes that no model has."""
-    for name, value in _walk(config, where):
+    for name, value in fields(config, where):
         if OF_THE_HUB.search(name) and "/" in str(value):
             raise BaseModelError(
                 f'{CONFIG} names a kernel: "{name}" is {shown(value)}', where=where,
@@ -105,10 +106,11 @@ def check_config(config: dict[str, Any], where: str) -> None:
 
 
 def _check_sizes(part: dict[str, Any], where: str) -> None:
-    for name in (SIZES | SIZES_OR_NONE) & part.keys():
-        least, value = (0 if name in SIZES_OR_NONE else 1), part[name]
-        for size in value if isinstance(value, list) else [value]:  # some families have one for each layer
-            if size is not None and (type(size) is not int or not least <= size <= MOST):
+    for name in (SIZES | SIZES_OR_NONE | SIZES_OF_LAYERS) & part.keys():
+        value, least = part[name], 0 if name in SIZES_OF_LAYERS else 1
+        values = value if isinstance(value, list) and name in SIZES_OF_LAYERS else [value]
+        for size in values:
+            if (size is not None or name in SIZES) and (type(size) is not int or not least <= size <= MOST):
                 raise _number(name, value, f"a whole number from {least} to {MOST}", where)
 
 
@@ -116,7 +118,7 @@ def _number(name: str, value: object, allowed: str, where: str) -> BaseModelErro
     return BaseModelError(f'"{name}" in {CONFIG} is {shown(value)}', where=where, allowed=allowed, fix=FIX)
 
 
-def _walk(config: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+def fields(config: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
     """Every field at any depth, without recursion. Raises BaseModelError where that is too deep."""
     left: list[tuple[int, Any]] = [(1, config)]
     while left:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import BaseModelError, shown
-from tasks.distributed.foreign import FIX, read_object
+from tasks.distributed.foreign import CONFIG, FIX, fields, read_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LENGTH_BYTES, MOST_HEADER_BYTES = 8, 1 << 25
@@ -31,6 +31,12 @@ WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of a model's tensors."""
 EMBEDDING = re.compile(r"(?:model|model\.language_model|language_model\.model)\.embed_tokens\.weight")
 
+LENGTH = re.compile(r"(size|dim|dims|embd|hidden|inner|channels|rank|width|height)$")
+"""In the name of a field that says how long a side of a weight is. Tables are computed from some, at once."""
+SMALL, PACKED_IN_ONE = 1 << 16, 8
+HEAD = re.compile(r"head|output|embed_out")
+"""In the name of a head's weights, whatever the family calls it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -41,7 +47,13 @@ class Stored:
 
 
 def tensors_of(folder: Path, where: str) -> dict[str, Stored]:
-    """The tensors of the files that transformers takes. Raises BaseModelError."""
+    """The tensors of the files that transformers takes. Raises BaseModelError, also if they are another model's."""
+    tensors = _stored(folder, where)
+    _check_names(tensors, read_object(folder / CONFIG, where), where)
+    return tensors
+
+
+def _stored(folder: Path, where: str) -> dict[str, Stored]:
     if (folder / SINGLE).exists():
         return _header(folder / SINGLE, where)
     if not (folder / INDEX).exists():
@@ -62,13 +74,15 @@ def tensors_of(folder: Path, where: str) -> dict[str, Stored]:
     return found
 
 
-def check_names(tensors: dict[str, Stored], config: dict[str, Any], where: str) -> None:
-    """Refuse what is surely not the model that the configuration describes; loading tells the rest.
-
-    Raises BaseModelError.
-    """
+def _check_names(tensors: dict[str, Stored], config: dict[str, Any], where: str) -> None:
+    """Refuse what is surely not the model that the configuration describes; loading tells the rest."""
     if tensors and all(name.startswith(WRAPPED) for name in tensors):
         raise wrapped(WRAPPED, len(tensors), where)
+    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    for name, value in fields(config, where):
+        if LENGTH.search(name) and isinstance(value, int) and value > max(SMALL, PACKED_IN_ONE * longest):
+            raise BaseModelError(f'"{name}" in config.json is {value}', where=where,
+                                 allowed=f"no more than its weights have, at most {longest} in a row", fix=FIX)
     inner = config.get("text_config")
     config = {**config, **inner} if isinstance(inner, dict) else config
     layers = {int(found[1]) for name in tensors if (found := LAYER.match(name))}
@@ -77,9 +91,14 @@ def check_names(tensors: dict[str, Stored], config: dict[str, Any], where: str) 
         raise BaseModelError(
             f"its files hold {len(layers)} layers, and {len(lost)} are missing (the first is layer {lost[0]})",
             where=where, allowed=f"{wanted}, as config.json says", fix=FIX)
+    embeddings = [name for name in tensors if EMBEDDING.fullmatch(name)]
+    if embeddings and config.get("tie_word_embeddings") is False and not any(map(HEAD.search, tensors)):
+        raise BaseModelError("its files hold no weights of the head (lm_head.weight)", where=where,
+                             allowed='them, as "tie_word_embeddings" in config.json is false', fix=FIX)
     shape = config.get("vocab_size"), config.get("hidden_size")
-    for name, tensor in tensors.items():
-        if EMBEDDING.fullmatch(name) and None not in shape and tensor.shape != shape:
+    for name in embeddings:
+        tensor = tensors[name]
+        if None not in shape and tensor.shape != shape:
             raise BaseModelError(f"{name} has the shape {list(tensor.shape)}", where=where,
                                  allowed=f"{list(shape)}, as config.json says", fix=FIX)
 

@@ -121,6 +121,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             raise BaseModelError(
                 "the names of the tokenizer's special tokens are empty", where=where,
                 fix='Set "bos_token", "eos_token" and "unk_token" in tokenizer_config.json.') from error
+        tokenizer.decode(tokenizer("Is it whole?")["input_ids"])
         for names in (vars(tokenizer), tokenizer.init_kwargs):  # some read their file again when they are pickled
             names.update({name: value.replace(str(folder), str(path)) for name, value in names.items()
                           if isinstance(value, str) and value.startswith(str(folder))})

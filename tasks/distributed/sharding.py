@@ -61,6 +61,9 @@ def empty_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     where = f"base model {path}"
     with view(path, where) as folder, told(where, "transformers cannot build it"):
         config = config_of(folder)
+        if getattr(config, "quantization_config", None) is not None:
+            raise BaseModelError("its weights are quantized, and cannot be cut into shards", where=where,
+                                 allowed="fp32, bf16 or fp16", fix="Train it with parallelism ddp.")
         check_headers(config, tensors_of(folder, where), where)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
