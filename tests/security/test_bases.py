@@ -190,7 +190,7 @@ def test_an_adapter_that_asks_for_more_than_lora_is_refused(tmp_path: Path, valu
     path.write_text(json.dumps(ADAPTER))
     check_adapter(tmp_path, "version x")
     path.write_text(json.dumps({**ADAPTER, **values}))
-    with pytest.raises(UserError, match="version x: .*(peft_type|adapter_config)"):
+    with pytest.raises(UserError, match=r"version x: .*(peft_type|adapter_config)"):
         check_adapter(tmp_path, "version x")
 
 

@@ -138,7 +138,7 @@ def test_weights_that_are_no_numbers_are_named(base: Path, load: Callable[[Path]
         return weights
 
     rewrite(base, spoil)
-    with pytest.raises(UserError, match="1 of its weights hold NaN or infinity: model.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"1 of its weights hold NaN or infinity: model\.embed_tokens"):
         load(base)
 
 
@@ -171,7 +171,7 @@ def test_no_kernel_of_the_hub_is_fetched(base: Path, monkeypatch: pytest.MonkeyP
     {"auto_map": {"AutoTokenizer": ["code.T", None]}, "tokenizer_class": "T"}, {"auto_map": 7}, {"tokenizer_class": 7}])
 def test_a_tokenizer_that_cannot_be_loaded_is_told(base: Path, values: dict[str, Any]) -> None:
     configure(base, "tokenizer_config.json", **values)
-    with pytest.raises(BaseModelError, match="base model .*(token|auto_map)"):
+    with pytest.raises(BaseModelError, match=r"base model .*(token|auto_map)"):
         load_tokenizer(base)
 
 
