@@ -88,6 +88,8 @@ def check_objects(folder: Path, where: str) -> dict[str, dict[str, Any]]:
 
 def check_config(config: dict[str, Any], where: str) -> None:
     """Raises BaseModelError for a configuration that names code, or has sizes that no model has."""
+    for part in (config, *(config[name] for name in TEXT_CONFIGS if isinstance(config.get(name), dict))):
+        _check_sizes(part, where)
     for name, value in fields(config, where):
         if OF_THE_HUB.search(name) and "/" in str(value):
             raise BaseModelError(
@@ -101,8 +103,6 @@ def check_config(config: dict[str, Any], where: str) -> None:
         most = MOST_PARTS if MADE_ONE_BY_ONE.search(name) else (1 << 63) - 1
         if isinstance(value, int) and abs(value) > most:
             raise _number(name, value, f"at most {most}", where)
-    for part in (config, *(config[name] for name in TEXT_CONFIGS if isinstance(config.get(name), dict))):
-        _check_sizes(part, where)
 
 
 def _check_sizes(part: dict[str, Any], where: str) -> None:

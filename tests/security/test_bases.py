@@ -62,13 +62,13 @@ def test_a_file_that_is_no_object_is_told(settings: Settings, base: Path, file: 
 @pytest.mark.parametrize("name", [
     "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings", "head_dim"])
 def test_a_size_that_no_model_has_is_told(settings: Settings, base: Path, name: str, value: object) -> None:
-    change(base, **{name: value})
+    change(base, "config.json", **{name: value})
     assert f'"{name}" in config.json is' in refused(settings, base)
 
 
 @pytest.mark.parametrize("name", ["head_dim", "hidden_size", "intermediate_size", "num_labels", "vocab_size"])
 def test_a_size_beyond_the_weights_is_told_before_it_is_made(settings: Settings, base: Path, name: str) -> None:
-    change(base, **{name: 10**9})
+    change(base, "config.json", **{name: 10**9})
     assert f'"{name}" in config.json is 1000000000' in refused(settings, base)
 
 
