@@ -8,7 +8,6 @@ their base without saying where this machine keeps it.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,10 +22,11 @@ from infra.records import Base
 from infra.settings import Settings
 from infra.store import filesystem, move_into_place, scratch_folder
 from infra.store_errors import told
+from tasks.distributed.foreign import CONFIG, check_objects
+from tasks.distributed.headers import tensors_of
 from tasks.policy import HOUR_S, step
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-CONFIG = "config.json"
 DEFAULT_CONTEXT_TOKENS = 2048
 HUB_TIMEOUT_S = 10.0
 PREFIX = "s3://"
@@ -136,12 +136,10 @@ def _place(settings: Settings, digest: str) -> Path:
 
 
 def _check(folder: Path, name: str) -> dict[str, Any]:
+    """What config.json says, once everything has been judged that takes no weights and no library."""
     where = f"base model {shown_path(name)}"
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{CONFIG} is missing or not JSON", where=where,
-                             allowed="a folder in Hugging Face format") from error
+    if not (folder / CONFIG).exists():
+        raise BaseModelError(f"{CONFIG} is missing", where=where, allowed="a folder in Hugging Face format")
     if not list(folder.glob("*.safetensors")):
         raise BaseModelError("there are no safetensors weights", where=where,
                              fix="Convert them: model.save_pretrained(folder, safe_serialization=True).")
@@ -149,7 +147,9 @@ def _check(folder: Path, name: str) -> dict[str, Any]:
         raise BaseModelError("there is no tokenizer", where=where, fix="Copy the tokenizer's files into the folder.")
     if "adapter_config.json" in {p.name for p in folder.iterdir()}:
         raise BaseModelError("it is an adapter, not a whole model", where=where, fix="Merge it into its base first.")
-    return dict(config)
+    config = check_objects(folder, where)[CONFIG]
+    tensors_of(folder, where)
+    return config
 
 
 def _from_hub(settings: Settings, name: str) -> Path:

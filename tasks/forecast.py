@@ -124,7 +124,7 @@ class Forecast(Record):
 def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> Forecast:
     """Estimate from the base model's configuration alone; loads no weights."""
     config = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
+    config = {**config, **(config.get("text_config") or {})}
     parameters, trainable = count_parameters(config, spec, Path(base.path))
     name, device = device_of(settings)
     ranks = ranks_of(spec.num_ranks) * settings.nodes
@@ -185,7 +185,8 @@ def devices(path: Path = TABLE) -> dict[str, Device]:
 def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -> tuple[int, int]:
     """(all, trained) parameters. A Llama-like decoder is counted from its configuration alone, any
     other from the headers of its weight files; what LoRA adds to those is not known (0)."""
-    if not all(name in config for name in SHAPE_NAMES):
+    per_layer = isinstance(config.get("num_key_value_heads"), list)
+    if per_layer or not all(isinstance(config.get(name), int) for name in SHAPE_NAMES):
         total = sum(_weights_in(path) for path in folder.glob("*.safetensors"))
         return total, total if spec.peft_method == "full" else 0
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]

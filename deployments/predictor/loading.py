@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from deployments.predictor.encoder import Encoder
@@ -27,6 +27,7 @@ from infra.errors import AnnealError, UserError, shown
 from infra.files import MANIFEST, Manifest
 from infra.settings import Settings
 from infra.spec import Precision
+from tasks.distributed.adapters import check_adapter
 from tasks.distributed.model import device_of, dtype_of, load_base, load_tokenizer
 from tasks.distributed.text import Codec
 
@@ -36,8 +37,6 @@ CODE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".py", ".pyc", ".so"})
 PRECISIONS: dict[str, Precision] = {
     "fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "auto": "auto"}
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
-"""What torch, transformers, peft and safetensors raise for weights that do not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +169,7 @@ def load_codecs(folder: Path) -> tuple[Encoder, Codec]:
 
 
 def _first_adapter(base: PreTrainedModel, folder: Path, version: str, device: torch.device) -> PeftModel:
-    _check_adapter(folder, version)
+    check_adapter(folder, f"version {version[:12]}")
     model = PeftModel.from_pretrained(
         base, str(folder), adapter_name=version, local_files_only=True, torch_device=str(device))
     _check_complete(model, folder, version)
@@ -180,7 +179,7 @@ def _first_adapter(base: PreTrainedModel, folder: Path, version: str, device: to
 def _next_adapter(engine: Engine, folder: Path, version: str) -> None:
     model = engine.model
     assert isinstance(model, PeftModel), "an adapter goes onto a base with adapters"
-    _check_adapter(folder, version)
+    check_adapter(folder, f"version {version[:12]}")
     try:
         model.load_adapter(str(folder), version, local_files_only=True, torch_device=str(model.device))
         _check_complete(model, folder, version)
@@ -197,13 +196,6 @@ def _delete(model: PreTrainedModel | PeftModel, version: str) -> None:
         # Rows name their adapters, so the active one answers nobody; PEFT only needs one that exists.
         model.set_adapter(others[0], inference_mode=True)
     model.delete_adapter(version)
-
-
-def _check_adapter(folder: Path, version: str) -> None:
-    config = _read(folder / "adapter_config.json", f"version {version[:12]}")
-    if config.get("peft_type") != "LORA" or config.get("auto_mapping"):
-        raise UserError(f"peft_type is {shown(config.get('peft_type'))}", where=f"version {version[:12]}",
-                        allowed="LORA", fix="Train the version with peft_method lora or full.")
 
 
 def _check_complete(model: PeftModel, folder: Path, version: str) -> None:
@@ -223,7 +215,7 @@ def _guarded(version: str, load: Callable[[], T]) -> T:
         return load()
     except AnnealError:
         raise
-    except LOAD_ERRORS as error:
+    except Exception as error:  # the files came from elsewhere: there is no list of what they make fail
         text = " ".join(str(error).split())
         raise UserError(f"its weights cannot be loaded ({type(error).__name__}: {text[:200]})",
                         where=f"version {version[:12]}", fix="Check that it belongs to this base model.") from error

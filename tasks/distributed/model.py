@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from infra.errors import BaseModelError, UserError, shown
 from infra.spec import Precision, TrainingSpec
+from tasks.distributed.adapters import ADAPTER_CONFIG, check_adapter
+from tasks.distributed.foreign import view
+from tasks.distributed.headers import tensors_of
 from tasks.distributed.job import GPUS_SEEN
+from tasks.distributed.whole import check_finite, check_headers, check_loaded, told
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -66,14 +72,18 @@ def load_base(
     Raises BaseModelError for a folder that is not one, UserError where 4 bits are not to be had.
     """
     options = {"quantization_config": _four_bits(dtype), "device_map": {"": device}} if quantized else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            attn_implementation="sdpa", **options)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise BaseModelError(
-            f"transformers cannot load it ({error})", where=f"base model {path}",
-            allowed="a causal language model with config.json and safetensors weights") from error
+    where = f"base model {path}"
+    with view(path, where) as folder, told(where, "transformers cannot load it"):
+        config, tensors = config_of(folder), tensors_of(folder, where)
+        packed = getattr(config, "quantization_config", None) is not None
+        if not packed:
+            check_headers(config, tensors, where)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            attn_implementation="sdpa", output_loading_info=True, **options)
+        check_loaded(model, info, where, set(tensors), packed=packed)
+        check_finite(model, where)
+    model.name_or_path = model.config.name_or_path = str(path)
     model.config.use_cache = False
     if not quantized:
         return model.eval().to(device)
@@ -87,6 +97,11 @@ def load_base(
     return model.eval()
 
 
+def config_of(folder: Path) -> PreTrainedConfig:
+    """The configuration in a folder that `view` has made."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with doubly quantized constants (arXiv 2305.14314, section 3). Raises UserError without bitsandbytes."""
     if find_spec("bitsandbytes") is None:
@@ -98,17 +113,21 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder. Raises BaseModelError if there is none or it has no end token."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise BaseModelError(f"no tokenizer can be loaded ({error})", where=f"base model {path}",
-                             fix="Copy the tokenizer's files into the folder.") from error
-    except RecursionError as error:  # transformers 5.17 looks for the unknown token's id by the unknown token
-        raise BaseModelError("the names of the tokenizer's special tokens are empty", where=f"base model {path}",
-                             fix='Set "bos_token", "eos_token" and "unk_token" in tokenizer_config.json.') from error
+    where = f"base model {path}"
+    with view(path, where) as folder, told(where, "no tokenizer can be loaded", "Copy the tokenizer's files anew."):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except RecursionError as error:  # transformers 5.17 looks for the unknown token's id by the unknown token
+            raise BaseModelError(
+                "the names of the tokenizer's special tokens are empty", where=where,
+                fix='Set "bos_token", "eos_token" and "unk_token" in tokenizer_config.json.') from error
+        tokenizer.decode(tokenizer("Is it whole?")["input_ids"])
+        for names in (vars(tokenizer), tokenizer.init_kwargs):  # some read their file again when they are pickled
+            names.update({name: value.replace(str(folder), str(path)) for name, value in names.items()
+                          if isinstance(value, str) and value.startswith(str(folder))})
     if tokenizer.eos_token_id is None:
         raise BaseModelError(
-            "the tokenizer has no end-of-sequence token", where=f"base model {path}",
+            "the tokenizer has no end-of-sequence token", where=where,
             fix='Set "eos_token" in tokenizer_config.json; without it a trained model never stops.')
     return tokenizer
 
@@ -148,10 +167,11 @@ def adapter_config(spec: TrainingSpec) -> LoraConfig:
 
 def load_tuned(base: Path, tuned: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | PeftModel:
     """A trained model from its folder: an adapter on its base, or full weights."""
-    if not (tuned / "adapter_config.json").exists():
+    if not (tuned / ADAPTER_CONFIG).exists():
         return load_base(tuned, dtype=dtype, device=device)
     from peft import PeftModel
 
+    check_adapter(tuned, "the trained adapter")
     model = load_base(base, dtype=dtype, device=device)
     return PeftModel.from_pretrained(model, str(tuned), local_files_only=True).eval()
 

@@ -13,6 +13,7 @@ from infra.errors import BaseModelError
 from tasks.distributed.build import Built
 from tasks.distributed.data import Batch
 from tasks.distributed.parallel import repeatable
+from tasks.distributed.whole import told
 
 SEGMENT_TOKENS = 8
 
@@ -24,7 +25,11 @@ def check_isolation(built: Built) -> None:
     other_T = ids_T.clone()
     other_T[:SEGMENT_TOKENS] = (other_T[:SEGMENT_TOKENS] + vocabulary // 2) % vocabulary
     read, learned = slice(0, SEGMENT_TOKENS), slice(SEGMENT_TOKENS, None)
-    if torch.equal(_loss(built, ids_T, read), _loss(built, other_T, read)):
+    value = _loss(built, ids_T, read)
+    if not torch.isfinite(value):
+        raise BaseModelError(f"its loss is {value.item()} before the first step", where="base model",
+                             allowed="a number", fix="Check config.json and the weights.")
+    if torch.equal(value, _loss(built, other_T, read)):
         raise BaseModelError("its answers do not depend on what it reads", where="base model",
                              fix="Check that its weights are complete.")
     if not torch.equal(_loss(built, ids_T, learned), _loss(built, other_T, learned)):
@@ -60,7 +65,8 @@ def _loss(built: Built, ids_T: torch.Tensor, segment: slice, *, gradient: bool =
     batch = Batch(ids_T, places % SEGMENT_TOKENS, bounds, SEGMENT_TOKENS, places[segment],
                   torch.zeros_like(places[segment]))
     built.loss.eval()
-    with torch.set_grad_enabled(gradient), built.precision():
+    fix = "Choose a base of another family, or check its config.json."
+    with told("base model", "it cannot be run", fix), torch.set_grad_enabled(gradient), built.precision():
         value: torch.Tensor = built.loss(batch.to(built.device))
     built.loss.train()
     return value

@@ -9,7 +9,6 @@ tensor, so no rank ever holds the whole base. Several nodes: shards within a nod
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from infra.errors import BaseModelError
+from tasks.distributed.foreign import FIX, view
+from tasks.distributed.headers import tensors_of
+from tasks.distributed.model import config_of
 from tasks.distributed.parallel import Group
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from tasks.distributed.whole import check_headers, is_finite, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,17 @@ def replicate(loss: nn.Module, ranks: Group) -> Spread:
 
 def empty_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The base model without memory for its weights. Raises BaseModelError."""
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    where = f"base model {path}"
+    with view(path, where) as folder, told(where, "transformers cannot build it"):
+        config = config_of(folder)
+        if getattr(config, "quantization_config", None) is not None:
+            raise BaseModelError("its weights are quantized, and cannot be cut into shards", where=where,
+                                 allowed="fp32, bf16 or fp16", fix="Train it with parallelism ddp.")
+        check_headers(config, tensors_of(folder, where), where)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise BaseModelError(f"transformers cannot build it ({error})", where=f"base model {path}") from error
+    model.name_or_path = model.config.name_or_path = str(path)
     model.tie_weights()
     model.config.use_cache = False
     return model.eval()
@@ -113,7 +118,8 @@ def load_shards(model: nn.Module, path: Path, tied: bool) -> None:
 
     Raises BaseModelError for files whose names are not the model's own.
     """
-    files = _files_of(path)
+    where = f"base model {path}"
+    files = {name: tensor.file for name, tensor in tensors_of(path, where).items()}
     with contextlib.ExitStack() as stack:
         opened = {name: stack.enter_context(safe_open(path / name, "pt")) for name in sorted(set(files.values()))}
         for name, parameter in model.named_parameters():
@@ -123,15 +129,8 @@ def load_shards(model: nn.Module, path: Path, tied: bool) -> None:
             key = own if own in files or not tied else "lm_head.weight"
             if key not in files:
                 raise BaseModelError(
-                    f"there is no tensor {own} in its files", where=f"base model {path}",
+                    f"there is no tensor {own} in its files", where=where,
                     fix="Save it once more with transformers 5, or train with parallelism ddp.")
             fill(parameter, opened[files[key]].get_slice(key))
-
-
-def _files_of(path: Path) -> dict[str, str]:
-    """{name of a tensor: file that holds it}."""
-    index = path / INDEX
-    if index.exists():
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    with safe_open(path / SINGLE, "pt") as file:
-        return dict.fromkeys(file.keys(), SINGLE)
+            if not is_finite(parameter.to_local() if isinstance(parameter, DTensor) else parameter):
+                raise BaseModelError(f"its weight {key} holds NaN or infinity", where=where, fix=FIX)

@@ -41,11 +41,10 @@ from tasks.distributed.parallel import Group, Later, StopFlag, group, repeatable
 from tasks.distributed.preflight import check_isolation, unrepeatable
 from tasks.distributed.schedule import learning_rate, seed_of
 from tasks.distributed.validation import held_out_loss
+from tasks.distributed.whole import NO_MEMORY
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""torch has no error of its own for that."""
 
 
 def train(job: TrainJob) -> int:

@@ -1,0 +1,160 @@
+"""What the JSON files of a model that came from elsewhere may say, and the folder that transformers sees of it.
+
+In:   a folder in Hugging Face format     Out: BaseModelError, or a folder of links that lives as long as a `with`
+A configuration can name code: a kernel of the hub in place of attention, a class in a file beside it, a folder with
+another file of weights. transformers follows some of that without asking. So it is given a folder in which nothing
+names code, and no file can hold code. Sizes are judged too: what they say is made before weights are looked at.
+Leaves nothing on disk. Standard library only: the flow imports this file too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra.errors import BaseModelError, shown
+
+CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
+OBJECTS = (CONFIG, "generation_config.json", TOKENIZER_CONFIG, "tokenizer.json", SPECIAL_TOKENS, "added_tokens.json",
+           "vocab.json")
+"""The JSON files that transformers reads of a language model; each is an object."""
+MOST_BYTES, MOST_TOKENIZER_BYTES = 1 << 24, 1 << 27
+"""Known ones have up to 0.1 MB, and a tokenizer.json 35 MB."""
+MOST_LEVELS = 64
+SEEN_SUFFIXES = frozenset({"", ".json", ".jinja", ".model", ".safetensors", ".spm", ".tiktoken", ".txt", ".vocab"})
+"""No file with another ending is shown to transformers."""
+FIX = "Take the model's files from where they were published once more."
+
+# What names code, an implementation, or a file, in config.json at any depth.
+DROPPED = frozenset({
+    "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal", "auto_map",
+    "custom_pipelines", "custom_generate", "trust_remote_code", "code_revision", "_commit_hash", "use_kernels",
+    "kernel_config", "allow_all_kernels", "fusion_config", "distributed_config", "device_map", "device_mesh", "tp_plan",
+    "tp_size", "gguf_file", "adapter_kwargs", "_adapter_model_path"})
+OF_THE_HUB = re.compile(r"implementation|kernel", re.IGNORECASE)
+"""In the names of fields whose value may name a kernel owner/name."""
+OTHER_WEIGHTS = "transformers_weights"
+"""The field by which a config says that its weights are in another file."""
+TOKENIZER_DROPPED = frozenset({"init_inputs", "gguf_file", "tokenizer_object", "backend_tokenizer", "_commit_hash"})
+"""`auto_map` stays: without trust_remote_code, transformers refuses a tokenizer that is only there as code."""
+NAMES_A_FILE = re.compile(r"(_file|_path|_spm|_dir)$")
+
+# Numbers.
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "decoder")
+SIZES = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
+"""Whole numbers in every family that has them."""
+SIZES_OR_NONE = frozenset({"n_embd", "d_model", "n_layer", "n_layers", "num_layers", "n_head", "n_heads", "num_heads",
+                           "head_dim", "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"})
+SIZES_OF_LAYERS = frozenset({"num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim", "num_experts",
+                             "num_local_experts", "n_routed_experts", "num_experts_per_tok",
+                             "num_nextn_predict_layers"})
+"""Some families have one for each layer, and 0 where there is no such part."""
+MOST = 1 << 30
+MADE_ONE_BY_ONE = re.compile(r"(^|_)(layers?|depth|blocks|experts|heads?|labels)$")
+MOST_PARTS = 4096
+"""Of parts that Python makes one after the other: a million take hours. Known ones have up to 512 experts."""
+
+
+def read_object(path: Path, where: str) -> dict[str, Any]:
+    """A JSON file that is an object. Raises BaseModelError."""
+    most = MOST_TOKENIZER_BYTES if path.name in ("tokenizer.json", "vocab.json") else MOST_BYTES
+    try:
+        if not path.is_file():  # a pipe would keep us waiting
+            raise BaseModelError(f"{path.name} is missing", where=where, allowed="a folder in Hugging Face format")
+        if (size := path.stat().st_size) > most:
+            raise BaseModelError(f"{path.name} has {size} bytes", where=where, allowed=f"at most {most}", fix=FIX)
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{path.name} is not JSON ({error})", where=where, fix=FIX) from error
+    except RecursionError as error:
+        raise BaseModelError(f"{path.name} is nested too deeply", where=where, fix=FIX) from error
+    if not isinstance(value, dict):
+        raise BaseModelError(f"{path.name} is {shown(value)}", where=where, allowed="a JSON object", fix=FIX)
+    return value
+
+
+def check_objects(folder: Path, where: str) -> dict[str, dict[str, Any]]:
+    """Judge the JSON files of a model's folder or a tokenizer's, and return them. Raises BaseModelError."""
+    read = {name: read_object(folder / name, where) for name in OBJECTS if (folder / name).exists()}
+    check_config(read.get(CONFIG, {}), where)
+    return read
+
+
+def check_config(config: dict[str, Any], where: str) -> None:
+    """Raises BaseModelError for a configuration that names code, or has sizes that no model has."""
+    for part in (config, *(config[name] for name in TEXT_CONFIGS if isinstance(config.get(name), dict))):
+        _check_sizes(part, where)
+    for name, value in fields(config, where):
+        if OF_THE_HUB.search(name) and "/" in str(value):
+            raise BaseModelError(
+                f'{CONFIG} names a kernel: "{name}" is {shown(value)}', where=where,
+                allowed="no code from the hub", fix=f'Delete "{name}" from {CONFIG} if you trust the rest.')
+        if name == OTHER_WEIGHTS and value is not None:
+            raise BaseModelError(f'"{name}" in {CONFIG} is {shown(value)}', where=where,
+                                 allowed="weights in model.safetensors or by its index", fix="Rename the file.")
+        if name.endswith("_config") and value is not None and not isinstance(value, dict):
+            raise _number(name, value, "an object", where)
+        most = MOST_PARTS if MADE_ONE_BY_ONE.search(name) else (1 << 63) - 1
+        if isinstance(value, int) and abs(value) > most:
+            raise _number(name, value, f"at most {most}", where)
+
+
+def _check_sizes(part: dict[str, Any], where: str) -> None:
+    for name in (SIZES | SIZES_OR_NONE | SIZES_OF_LAYERS) & part.keys():
+        value, least = part[name], 0 if name in SIZES_OF_LAYERS else 1
+        values = value if isinstance(value, list) and name in SIZES_OF_LAYERS else [value]
+        for size in values:
+            if (size is not None or name in SIZES) and (type(size) is not int or not least <= size <= MOST):
+                raise _number(name, value, f"a whole number from {least} to {MOST}", where)
+
+
+def _number(name: str, value: object, allowed: str, where: str) -> BaseModelError:
+    return BaseModelError(f'"{name}" in {CONFIG} is {shown(value)}', where=where, allowed=allowed, fix=FIX)
+
+
+def fields(config: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Every field at any depth, without recursion. Raises BaseModelError where that is too deep."""
+    left: list[tuple[int, Any]] = [(1, config)]
+    while left:
+        level, value = left.pop()
+        if level > MOST_LEVELS:
+            raise BaseModelError(f"{CONFIG} is nested too deeply", where=where, allowed=f"{MOST_LEVELS} levels",
+                                 fix=FIX)
+        if isinstance(value, dict):
+            yield from value.items()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left += [(level + 1, item) for item in inner if isinstance(item, (dict, list))]
+
+
+def cleaned(value: Any) -> Any:
+    """A configuration without what names code or an implementation."""
+    if isinstance(value, dict):
+        return {name: cleaned(item) for name, item in value.items() if name not in DROPPED}
+    return [cleaned(item) for item in value] if isinstance(value, list) else value
+
+
+def cleaned_tokenizer(values: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer's fields without those by which it would read a file of its own choice."""
+    return {name: value for name, value in values.items() if name not in TOKENIZER_DROPPED
+            and not (NAMES_A_FILE.search(name) and isinstance(value, str) and re.search(r"[/\\]", value))}
+
+
+@contextmanager
+def view(folder: Path, where: str) -> Iterator[Path]:
+    """The folder as transformers may see it. Raises BaseModelError for JSON files that are none of a model."""
+    read = check_objects(folder, where)
+    clean = {CONFIG: cleaned, TOKENIZER_CONFIG: cleaned_tokenizer, SPECIAL_TOKENS: cleaned_tokenizer}
+    with tempfile.TemporaryDirectory(prefix="anneal-model-") as made:
+        seen = Path(made)
+        for path in folder.iterdir():
+            if path.name in clean:
+                (seen / path.name).write_text(json.dumps(clean[path.name](read[path.name])), encoding="utf-8")
+            elif path.is_file() and path.suffix in SEEN_SUFFIXES and not path.name.startswith(("adapter_", ".")):
+                (seen / path.name).symlink_to(path.resolve())
+        yield seen
