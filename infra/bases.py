@@ -9,7 +9,6 @@ needs. Both are written whole or not at all, and only by processes that may writ
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -17,12 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.errors import BaseModelError, Transient, UserError, from_os_error, shown_path
+from infra.errors import Transient, UserError, from_os_error, shown_path
 from infra.files import MANIFEST, digest_of, sha256_of, write_atomic
 from infra.settings import Settings
 
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "vocab*")
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 CHANGED = "its files changed while they were read"
 SETTLED_S = 2.0
 """A file that is younger may change again without another time: the clock of a file system ticks, the slowest ones
@@ -47,11 +45,9 @@ class Checked:
 
 
 def digest_of_base(settings: Settings, folder: Path) -> str:
-    """sha256 over the files that make the model what it is.
+    """sha256 over the files that make the model what it is: transformers sees no others (tasks/distributed/foreign.py).
 
-    Raises:
-        BaseModelError: its weights are not among these files.
-        Transient: it is being changed.
+    Raises Transient when it is being changed.
     """
     return _digested(settings, folder)[0]
 
@@ -123,7 +119,6 @@ def _digested(settings: Settings, folder: Path) -> tuple[str, str]:
     remembered = settings.home_path / "cache" / "digests" / stamp
     with suppress(FileNotFoundError):
         return remembered.read_text(encoding="utf-8"), stamp
-    _check_weights(folder, {path.name for path in files})
     digest = digest_of({path.name: sha256_of(path) for path in files})
     if stamp_of(folder, files_of(folder)) != stamp:
         raise Transient(CHANGED, where=f"base model {shown_path(str(folder))}",
@@ -132,22 +127,6 @@ def _digested(settings: Settings, folder: Path) -> tuple[str, str]:
         with suppress(PermissionError):  # a predictor under another user hashes at every start
             write_atomic(remembered, digest)
     return digest, stamp
-
-
-def _check_weights(folder: Path, names: set[str]) -> None:
-    """Raise BaseModelError if transformers would load weights from files that the digest does not cover."""
-    start, wanted = WEIGHTS if WEIGHTS in names else INDEX, set[str]()
-    with suppress(OSError, ValueError, AttributeError):  # whoever loads the model tells what is wrong with it
-        if named := json.loads((folder / CONFIG).read_bytes()).get("transformers_weights"):
-            start = str(named)
-            wanted = {start}
-    with suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        if start.endswith(".index.json"):
-            wanted |= {str(name) for name in json.loads((folder / start).read_bytes())["weight_map"].values()}
-    if beside := sorted(wanted - names):
-        raise BaseModelError(
-            f"its weights lie in {shown_path(beside[0])}", where=f"base model {shown_path(str(folder))}",
-            allowed="safetensors files in the folder itself", fix="Save it again with model.save_pretrained(folder).")
 
 
 def _real(path: str) -> Path | None:
