@@ -22,6 +22,7 @@ from deployments.console import links_of, signed_in
 from tests import prefect_api
 from tests.conftest import wait_for
 from tests.e2e.conftest import TUNNEL, Stack
+from tests.pages import see
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -146,7 +147,7 @@ def test_the_links_sign_in_under_the_tunnels_name_too(stack: Stack, browser: Chr
     shown = {"prefect": "Flow Runs", "mlflow": "Experiments", "predictor": "Anneal playground"}
     for service, text in shown.items():
         browser.get(links[service].replace("127.0.0.1", TUNNEL))
-        wait_for(lambda text=text: text in browser.find_element("tag name", "body").text, f"{service} shows no {text}")
+        see(browser, f"//*[contains(text(), '{text}')]")
         assert stack.settings.secret not in browser.current_url
         browser.save_screenshot(str(tmp_path / f"{service}.png"))
 

@@ -86,7 +86,8 @@ def test_where_others_may_come_any_address_will_do_but_no_name() -> None:
 
 
 def test_two_host_headers_are_refused(address: str) -> None:
-    with socket.create_connection(address.split(":")) as raw:
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port))) as raw:
         raw.sendall(f"GET /health HTTP/1.1\r\nHost: {address}\r\nHost: attack.example\r\n\r\n".encode())
         assert raw.recv(100).split()[1] in (b"400", b"403")
 
