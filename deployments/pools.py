@@ -4,9 +4,8 @@ In:   a kind of pool       Out: the pool in Prefect, with its queues: control be
 A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
 ours holds only what trainings need: GPUs, shared memory, secrets by reference (for containers:
 deployments/credentials.py); on Kubernetes also a grace period for the checkpoint. For a pool without GPUs
-<kind>-cpu.json is merged on top. What a run may say of its job is what the template lists, and the command is not in
-it: whoever may start a training may not start another program. Dies half-way: run it again. Limits and defaults of job
-variables that were set in the UI stay.
+<kind>-cpu.json is merged on top. No run may name its command: whoever may start a training may not start another
+program. Dies half-way: run it again. Limits and defaults of job variables that were set in the UI stay.
 """
 
 from __future__ import annotations

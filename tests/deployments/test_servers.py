@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,12 @@ def test_mlflows_server_is_told_all_that_its_own_command_tells_it(
     from mlflow import server
 
     told: dict[str, Any] = {}
-    monkeypatch.setattr(server, "_exec_cmd", lambda command, extra_env, **_: told.update(extra_env))
+
+    def started(command: list[str], extra_env: dict[str, str], **_: Any) -> SimpleNamespace:
+        told.update(extra_env)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(server, "_exec_cmd", started)
     database = services.mlflow_database(settings)
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     server._run_server(
