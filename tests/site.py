@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from infra.settings import Settings
 
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 BODY = random.Random(7).randbytes(300_000)
 ETAG = {"ETag": '"one"'}
 
@@ -93,15 +95,24 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with Site() as server:
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """Run it in a thread for as long as the block lasts."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving(Site()) as server:
         yield server
         server.closing.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ another name, from the tunnel's own name on another port, and (DNS rebinding) fr
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests import prefect_api
 from tests.conftest import wait_for
 from tests.e2e.conftest import TUNNEL, Stack
 from tests.pages import see
+from tests.site import serving
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -66,13 +66,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def foreign() -> Iterator[Foreign]:
     """On a port of its own."""
-    server = Foreign()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Foreign()) as server:
+        yield server
 
 
 @pytest.fixture

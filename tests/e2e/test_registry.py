@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,6 +20,7 @@ from infra.store import Store
 from tasks.policy import DELAYS_S
 from tests.conftest import ROOT
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack, options
+from tests.site import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -80,13 +80,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def gate(stack: Stack) -> Iterator[Gate]:
     """In front of the stack's MLflow."""
-    server = Gate(stack.settings.tracking_uri)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Gate(stack.settings.tracking_uri)) as server:
+        yield server
 
 
 def train(stack: Stack, parameters: dict[str, Any], gate: Gate) -> subprocess.CompletedProcess[str]:
