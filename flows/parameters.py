@@ -66,14 +66,18 @@ Parameters: type[_Parameters] = create_model("Parameters", __base__=_Parameters,
 
 def guarded(flow: Flow[P, R]) -> Flow[P, R]:
     """The flow, which refuses a call with secrets in an address before Prefect stores its parameters."""
-    stored = flow.serialize_parameters
+    stored, varied = flow.serialize_parameters, flow.with_options
 
     def refusing(parameters: dict[str, Any]) -> dict[str, Any]:
         for name, text in _texts(parameters):
             refuse_secrets(name, text)
         return stored(parameters)
 
+    def guarded_too(**options: Any) -> Flow[P, R]:
+        return guarded(varied(**options))
+
     flow.serialize_parameters = refusing  # type: ignore[method-assign]
+    flow.with_options = guarded_too  # type: ignore[method-assign]
     return flow
 
 

@@ -65,6 +65,7 @@ def refused(call, *arguments):
         print("refused:", error)
 for parameters in json.loads(sys.argv[1]):
     refused(finetune, parameters)
+    refused(finetune.with_options(name="another"), parameters)
     refused(predict, "acme/canary", parameters["train_data"])
 """
 
@@ -226,7 +227,7 @@ def test_so_it_is_when_a_program_calls_the_flow(trained: World) -> None:
     wrong.append({**trained.parameters, "train": wrong[0]["train_data"], "train_data": wrong[0]["train_data"]})
     done = trained.run("finetune()", "-c", FINETUNE, json.dumps(wrong))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("refused: ") == done.stdout.count(": the address has ") == 2 * len(wrong)
+    assert done.stdout.count("refused: ") == done.stdout.count(": the address has ") == 3 * len(wrong)
     assert trained.runs() == before
 
 
