@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+import traceback
 
 import pytest
 
-from infra.errors import Transient
+from infra.addresses import parsed
+from infra.errors import DataError, Transient, UserError
+from infra.fetch import without_secrets
 from infra.redaction import NO_SECRETS, is_secret, redacted, secret_in
+from infra.settings import Settings
+from infra.store import filesystem
 
 WORD = "k7Qw9ZrT2mXc5vBn"
 
@@ -89,3 +95,27 @@ def test_the_secrets_of_the_environment_are_in_no_error_and_no_log(
     record = _redacted_record(logging.LogRecord("a", logging.ERROR, "f", 1, "it is %s", (WORD,), info))
     shown = logging.Formatter().format(record)
     assert WORD not in shown and "it is ***" in shown and "ValueError: ***" in shown
+
+
+@pytest.mark.parametrize("address", [
+    f"https://me:{WORD}/x@host/d", f"https://me:{WORD}\uff20host/d", f"https://me:{WORD}@[bad/d", f"https://{WORD}:x/d"])
+def test_an_address_that_cannot_be_read_is_refused_without_its_parts(address: str) -> None:
+    for read in (without_secrets, lambda one: str(parsed(one, "data"))):
+        with pytest.raises(DataError) as refused:
+            read(address)
+        assert WORD.lower() not in "".join(traceback.format_exception(refused.value)).lower()
+
+
+def test_an_endpoint_of_s3_with_a_password_is_refused_without_it(settings: Settings) -> None:
+    there = settings.model_copy(update={"s3_endpoint_url": f"http://key:{WORD}@127.0.0.1:9"})
+    with pytest.raises(UserError, match="ANNEAL_S3_ENDPOINT_URL: the address has a user name") as refused:
+        filesystem("s3://bucket/d", there)
+    assert WORD not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["a:" * 50_000, "?token" * 50_000, "https://h/?" + "token" * 50_000, "a" * 300_000])
+def test_a_long_text_takes_no_time(text: str) -> None:
+    began = time.monotonic()
+    secret_in(text)
+    redacted(text)
+    assert time.monotonic() - began < 5
