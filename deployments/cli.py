@@ -30,6 +30,7 @@ from deployments.options import (
     spec_from,
 )
 from infra.errors import AnnealError, UserError
+from infra.redaction import redact_logs, redacted
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     umask = os.umask(0o077)  # which commands change for themselves: see settings_here
     os.umask(umask)
+    redact_logs()
     try:
         options = parser().parse_args(arguments)
         # Whatever a library prints is a log; the answer alone goes to stdout.
@@ -215,7 +217,7 @@ def _logits(found: dict[str, float], beside: str) -> str:
 
 def _print_error(error: Exception, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"error": str(error), "type": type(error).__name__}))
+        print(json.dumps({"error": redacted(str(error)), "type": type(error).__name__}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
 from infra.private import umask_for
+from infra.redaction import redacted
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -77,7 +78,7 @@ def links_of(settings: Settings) -> dict[str, str]:
     """Addresses for people: user interfaces and the predictor."""
     mlflow = settings.tracking_uri if settings.tracking_uri.startswith("http") else ""
     links = {"prefect": settings.prefect_api.removesuffix("/api"), "mlflow": mlflow, "predictor": settings.predictor}
-    return {name: link for name, link in links.items() if link}
+    return {name: redacted(link) for name, link in links.items() if link}
 
 
 def signed_in(settings: Settings, links: dict[str, str]) -> dict[str, str]:

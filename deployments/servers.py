@@ -20,6 +20,7 @@ from infra import services
 from infra.doors import Door, Names
 from infra.errors import UserError
 from infra.listen import bind, serve
+from infra.redaction import redact_logs
 from infra.settings import Settings
 from infra.sign_in import page_of
 
@@ -53,6 +54,7 @@ SERVERS: dict[str, Callable[[Settings], ASGIApp]] = {"prefect": prefect, "mlflow
 
 def main(name: str) -> int:
     """Listen until told to stop. Returns the exit code."""
+    redact_logs()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = Settings()

@@ -4,7 +4,9 @@ Importing this package points Prefect at the running stack, so that `finetune(..
 seen there; prefect itself reads its settings when it is imported.
 """
 
+from infra.redaction import redact_logs
 from infra.services import adopt
 from infra.settings import Settings
 
+redact_logs()
 adopt(Settings())

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from prefect import flow
 
-from flows.parameters import Parameters
+from flows.parameters import Parameters, guarded
 from infra.records import Split, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -35,6 +35,7 @@ from tasks.train import train_task
 from tasks.validate import tell, validate, validate_task
 
 
+@guarded
 @flow(name="finetune", flow_run_name="finetune {training.destination}", persist_result=False)
 def finetune(training: Parameters, hand_over_to: str = "") -> Version:
     """Ingest, validate, pack, train, evaluate, register, deploy.

@@ -1,18 +1,36 @@
 """The parameters of a training as a pydantic model: Prefect's form and the HTTP API's schema.
 
 Built from the fields of `TrainingSpec`, so that a knob, its range and its description stand in
-one place. Titles, descriptions, lengths and the pattern are the form's and the server's: there a run with
-a wrong value is refused when it is submitted. Calls from Python meet the same rules in `spec()`, as a sentence.
+one place. Titles, descriptions, lengths and the patterns are the form's and the server's: there a run with
+a wrong value is refused when it is submitted. Calls from Python meet the same rules in `spec()`, as a sentence; those
+about secrets in addresses before Prefect stores the parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
 
+from prefect import Flow
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from infra.spec import DESTINATION, DESTINATION_CHARACTERS, FIELD_TYPES, FIELDS, TrainingSpec, range_of
+from infra.redaction import NO_SECRETS
+from infra.spec import (
+    ADDRESSES,
+    DESTINATION,
+    DESTINATION_CHARACTERS,
+    FIELD_TYPES,
+    FIELDS,
+    TrainingSpec,
+    range_of,
+    refuse_secrets,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+PROSE = ("validation_prompt",)
+"""May speak of any address."""
 
 
 class _Parameters(BaseModel):
@@ -35,6 +53,8 @@ def _fields() -> dict[str, Any]:
             hints["minLength"] = 1
         if field.name == "destination":
             hints |= {"pattern": f"^{DESTINATION.pattern}$", "maxLength": DESTINATION_CHARACTERS}
+        if field.name in ADDRESSES:
+            hints["pattern"] = NO_SECRETS
         fields[field.name] = (FIELD_TYPES[field.name], Field(
             ... if is_required else field.default, title=f"{limits['group']}: {field.name}", description=about,
             ge=limits["ge"], le=limits["le"], json_schema_extra=hints))
@@ -42,3 +62,31 @@ def _fields() -> dict[str, Any]:
 
 
 Parameters: type[_Parameters] = create_model("Parameters", __base__=_Parameters, **_fields())
+
+
+def guarded(flow: Flow[P, R]) -> Flow[P, R]:
+    """The flow, which refuses a call with secrets in an address before Prefect stores its parameters."""
+    stored, varied = flow.serialize_parameters, flow.with_options
+
+    def refusing(parameters: dict[str, Any]) -> dict[str, Any]:
+        for name, text in _texts(parameters):
+            refuse_secrets(name, text)
+        return stored(parameters)
+
+    def guarded_too(**options: Any) -> Flow[P, R]:
+        return guarded(varied(**options))
+
+    flow.serialize_parameters = refusing  # type: ignore[method-assign]
+    flow.with_options = guarded_too  # type: ignore[method-assign]
+    return flow
+
+
+def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every parameter that is a text, also those of models and those that are spelled wrong."""
+    for name, value in values.items():
+        if isinstance(value, BaseModel):
+            yield from _texts(value.model_dump())
+        elif isinstance(value, Mapping):
+            yield from _texts(value)
+        elif isinstance(value, str) and name not in PROSE:
+            yield name, value

@@ -14,21 +14,26 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from flows.parameters import guarded
 from infra.records import Answers
+from infra.redaction import NO_SECRETS
 from infra.settings import Settings
+from infra.spec import refuse_secrets
 from infra.store import Store
 from tasks import report
 from tasks.answer import answer_task, version_task
 from tasks.attempt import attempt, cancelled
 from tasks.ingest import ingest_task
 
+Address = Annotated[str, Field(json_schema_extra={"pattern": NO_SECRETS})]
 Tokens = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=5)]
 
 
+@guarded
 @flow(name="predict", flow_run_name="predict {model}", persist_result=False)
 def predict(
-    model: str, prompts: str, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0,
+    model: str, prompts: Address, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0,
 ) -> Answers:
     """Answer every prompt of a file with a deployed model.
 
@@ -38,6 +43,7 @@ def predict(
         max_new_tokens: Longest answer, in tokens. Range: 1 or more.
         temperature: 0: always the likeliest token. Range: 0 to 5.
     """
+    refuse_secrets("prompts", prompts)
     settings = Settings()
     store = Store(settings)
     inputs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}

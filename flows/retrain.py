@@ -23,7 +23,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.finetune import data_of, pipeline
-from flows.parameters import Parameters
+from flows.parameters import Parameters, guarded
 from infra.records import Version
 from infra.settings import Settings
 from infra.store import Store
@@ -32,6 +32,7 @@ from tasks.attempt import attempt, cancelled
 from tasks.news import newest_task, shard_news
 
 
+@guarded
 @flow(name="retrain", flow_run_name="retrain {training.destination}", persist_result=False)
 def retrain(training: Parameters, hand_over_to: str = "") -> Version | State[Any]:
     """Train again if the data changed since the destination's newest version.

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import Event
 from prefect.states import Completed
 
-from flows.parameters import Parameters
+from flows.parameters import Parameters, guarded
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.store import Store
@@ -30,6 +30,7 @@ from tasks.watch import look, look_until_settled, note, noted, retraining, sourc
 UPDATED = "dataset.updated"
 
 
+@guarded
 @flow(name="watch", flow_run_name="watch {training.destination}", persist_result=False)
 def watch(training: Parameters) -> State[Any]:
     """Look whether the data changed, and tell it.

@@ -67,8 +67,8 @@ class Address:
         _refuse_odd_characters(location, where)  # before urljoin, which drops some of them
         try:
             text = str(httpx.URL(f"{self.scheme}://{self.netloc}{self.target}").join(location))
-        except (httpx.InvalidURL, ValueError) as error:
-            raise DataError(f"it redirects to what is not an address ({error})", where=where) from error
+        except (httpx.InvalidURL, ValueError):
+            raise DataError("it redirects to what is not an address", where=where) from None
         return parsed(text, where)
 
 
@@ -133,8 +133,8 @@ def parsed(text: str, where: str) -> Address:
     _refuse_odd_characters(text, where)
     try:
         url = httpx.URL(text)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise DataError(f"it is not an address ({error})", where=where, fix="Check its spelling.") from error
+    except (httpx.InvalidURL, ValueError):  # their texts quote parts of it, and a password may be among them
+        raise DataError("it is not an address", where=where, fix="Check its spelling.") from None
     if url.scheme not in PORTS:
         raise DataError(
             f"the address begins with {shown(url.scheme + ':')}", where=where,

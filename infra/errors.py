@@ -28,6 +28,8 @@ import json
 import os
 from pathlib import Path
 
+from infra.redaction import redacted
+
 EXIT_DONE = 0
 EXIT_USER_ERROR = 3
 EXIT_PREEMPTED = 4
@@ -39,9 +41,11 @@ PATH_CHARACTERS = 4096
 
 
 class AnnealError(Exception):
-    """Root of the tree. `fix` is a full sentence; the other parts are clauses."""
+    """Root of the tree. `fix` is a full sentence; the other parts are clauses. None of them keeps a secret: errors are
+    logged, stored and shown."""
 
     def __init__(self, found: str, *, where: str = "", allowed: str = "", fix: str = "") -> None:
+        found, where, allowed, fix = map(redacted, (found, where, allowed, fix))
         self.found, self.where, self.allowed, self.fix = found, where, allowed, fix
         head = f"{where}: {found}" if where else found
         body = f"{head}; expected {allowed}" if allowed else head

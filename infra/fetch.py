@@ -51,9 +51,9 @@ def _without_secrets(address: str) -> str:
     try:
         parts = urlsplit(address)
         port = f":{parts.port}" if parts.port else ""
-    except ValueError as error:
-        raise DataError(f"it is not an address ({error})", where=f"{address.partition('://')[0]}:// address",
-                        fix="Check its spelling.") from error
+    except ValueError:  # its text quotes the address, and a password with it
+        raise DataError("it is not an address", where=f"{address.partition('://')[0]}:// address",
+                        fix="Check its spelling.") from None
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     return f"{parts.scheme}://{host}{port}{parts.path}"
 

@@ -10,7 +10,6 @@ Run alone: python -m infra.launch PARENT_PID COMMAND...   (the wrapper the child
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,13 +24,11 @@ import psutil
 
 from infra.errors import Transient
 from infra.orphan import die_with_parent
+from infra.redaction import is_secret
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.25
 LOG_TAIL_BYTES = 16_000
-SECRET_NAME = re.compile(
-    r"SECRET|PASSW|PASSPHRASE|CREDENTIAL|AUTH_STRING|CONNECTION_(STRING|URL)|(^|_)(KEY|APIKEY|TOKEN|SAS)S?(_|$)", re.I)
-SECRET_IN_ADDRESS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 class Child(Protocol):
@@ -117,11 +114,6 @@ def environment_with(env: Mapping[str, str] | None, *, secrets: bool = False) ->
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     ours = os.environ if secrets else {name: value for name, value in os.environ.items() if not is_secret(name, value)}
     return {**ours, "PYTHONPATH": path, **(env or {})}
-
-
-def is_secret(name: str, value: str) -> bool:
-    """Whether a variable holds a password, a key, or an address with one in it."""
-    return bool(SECRET_NAME.search(name) or SECRET_IN_ADDRESS.search(value))
 
 
 @contextmanager

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from infra.errors import UserError, shown
+from infra.redaction import secret_in
 
 DESTINATION = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9]+)*")
 DESTINATION_CHARACTERS = 120
+ADDRESSES = ("train_data", "validation_data", "base_model")
 Method = Literal["lora", "qlora", "full"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
@@ -138,6 +140,8 @@ class TrainingSpec:
         for field in dataclasses.fields(self):
             _check(field, FIELD_TYPES[field.name], getattr(self, field.name))
         check_destination(self.destination)
+        for name in ADDRESSES:
+            refuse_secrets(name, getattr(self, name))
         if self.peft_method == "qlora" and self.parallelism in ("fsdp", "hsdp"):
             raise UserError(f"parallelism is {self.parallelism} and peft_method is qlora",
                             allowed="auto or ddp with qlora",
@@ -200,6 +204,16 @@ def check_destination(destination: str) -> None:
             allowed=f"owner/name of lower-case letters, digits and single . _ - between them, "
                     f"at most {DESTINATION_CHARACTERS} characters",
             fix="Choose a name such as acme/summarizer.")
+
+
+def refuse_secrets(name: str, address: str) -> None:
+    """Raise UserError for an address with a password or a signature in it: Prefect stores and shows parameters."""
+    if found := secret_in(address):
+        raise UserError(
+            f"the address has {found}", where=name,
+            allowed="an address without secrets, because Prefect stores and shows parameters in clear",
+            fix="Leave it out: keys come from the environment. `anneal upload` takes a signed https:// address, and "
+                "prints one without a signature.")
 
 
 def _check(field: dataclasses.Field[Any], kind: Any, value: Any) -> None:

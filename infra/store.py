@@ -28,6 +28,7 @@ from infra.clouds import cloud, cloud_of
 from infra.crash import crashpoint
 from infra.errors import Transient, UserError, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
+from infra.redaction import secret_in
 from infra.s3 import AHEAD_BYTES, Parts, s3
 from infra.settings import Settings
 from infra.store_errors import existing, told
@@ -208,7 +209,11 @@ def filesystem(address: str, settings: Settings) -> Any:
         raise UserError(f"the bucket's name is {shown(bucket.rpartition('@')[2])}", where="s3:// address",
                         allowed="letters, digits, dots and hyphens",
                         fix="The endpoint is set by ANNEAL_S3_ENDPOINT_URL, never in an address.")
-    return s3(settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", ""))
+    endpoint = settings.s3_endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "")
+    if found := secret_in(endpoint):
+        raise UserError(f"the address has {found}", where="ANNEAL_S3_ENDPOINT_URL",
+                        allowed="the server's address alone", fix="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    return s3(endpoint)
 
 
 def open_remote(address: str, settings: Settings) -> BinaryIO:

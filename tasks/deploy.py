@@ -17,6 +17,7 @@ from infra import bases
 from infra.crash import crashpoint
 from infra.errors import BaseModelError, Broken, GateError, Transient, UserError
 from infra.records import Base, Deployment, Evaluation, Version
+from infra.redaction import redacted
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.policy import HOUR_S, step
@@ -55,7 +56,7 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
     registry.tag(version.destination, version.number, {SMOKE_TAG: "passed"})
     crashpoint("deploy.before_champion")
     registry.point("champion", version.destination, version.number)
-    return Deployment(version=version.id, status="serving", url=url, smoke=smoke)
+    return Deployment(version=version.id, status="serving", url=redacted(url), smoke=smoke)
 
 
 def switch(settings: Settings, url: str, version: Version, base: Base) -> str:

@@ -19,8 +19,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from infra.errors import RanksLost, Transient, from_os_error
+from infra.errors import AnnealError, Broken, RanksLost, Transient, from_os_error
 from infra.records import Record
+from infra.redaction import redacted
 from tasks.attempt import reached
 
 P = ParamSpec("P")
@@ -54,6 +55,13 @@ def step(
                 return function(*args, **kwargs)
             except OSError as error:
                 raise from_os_error(error, name) from error
+            except AnnealError:
+                raise
+            except Exception as error:
+                if redacted(str(error)) == str(error):
+                    raise
+                # Prefect stores what an error says, and this one says a secret.
+                raise Broken(f"{type(error).__name__}: {error}", where=name) from None
 
         prefect_task = options(work)
 

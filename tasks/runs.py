@@ -19,6 +19,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from infra.errors import Transient, UserError
+from infra.redaction import redacted
 from infra.settings import Settings
 
 
@@ -56,4 +57,4 @@ def start_run(
 def page_of(run: FlowRun) -> str:
     """The address of a run's page in the UI that Prefect's start page leads to. The older one, without `v2`, shows some
     signs of a report as they are written (`&#91;` for a bracket)."""
-    return f"{str(PREFECT_API_URL.value()).removesuffix('/').removesuffix('/api')}/v2/runs/flow-run/{run.id}"
+    return f"{redacted(str(PREFECT_API_URL.value())).removesuffix('/').removesuffix('/api')}/v2/runs/flow-run/{run.id}"

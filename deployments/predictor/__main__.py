@@ -18,6 +18,7 @@ from deployments.predictor.app import DRAIN_S, create_app
 from infra.doors import is_loopback
 from infra.errors import UserError, shown
 from infra.listen import bind, serve
+from infra.redaction import redact_logs
 from infra.settings import Settings
 
 PROCESSES = 2
@@ -26,6 +27,7 @@ PROCESSES = 2
 
 def main() -> int:
     """Listen until told to stop. Returns the exit code."""
+    redact_logs()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     disable_progress_bar()
     try:
