@@ -5,9 +5,9 @@
     whoever does not know the secret           ->  401                      (Authorization: Basic or Bearer)
 
 In:   an ASGI app          Out: the same app behind the three checks, also for websockets
-A page may read what its own origin answers, so a name of an attacker's that leads to our address would be our origin:
-Host must be one of our names. A page of another origin may send POSTs, forms, beacons and websockets without asking
-first, and the browser adds what it remembers of us: Origin must be the name that was called. Programs send no Origin.
+If an attacker's name resolves to our address, his page is of our origin and may read our answers. So Host must be one
+of our names. A page of another origin may send POSTs, forms, beacons and websockets without asking first, and the
+browser adds the password that it remembers for us. So Origin must be the name that was called. Programs send no Origin.
 Leaves nothing on disk.
 """
 
@@ -32,7 +32,7 @@ from infra.settings import Settings
 SIGN_IN, SIGNED_IN = "/sign-in", "/signed-in"
 """Both at the root: what a browser remembers of a path counts for all beside it."""
 HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
-NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 PROTECTED = ((b"x-frame-options", b"SAMEORIGIN"), (b"cross-origin-resource-policy", b"same-origin"),
              (b"cross-origin-opener-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"))
 """No page of another origin may frame, embed or hold on to an answer."""
@@ -44,9 +44,9 @@ class Names:
     """The names that a service answers to."""
 
     def __init__(self, host: str, more: Collection[str] = ()) -> None:
-        """`host`: the address it listens on, or a name of it; `more`: names of tunnels and proxies."""
+        """`host`: the address it listens on, or a name of it; `more`: names of tunnels and proxies, perhaps with port."""
         self._proxied = {name.lower() for name in more}
-        self._names = {"localhost", host.lower(), *self._proxied}
+        self._names = {"localhost", host.lower(), *(name.partition(":")[0] for name in self._proxied)}
         self._is_public = not is_loopback(host)
         if self._is_public:
             self._names.add(socket.gethostname().lower())
@@ -57,8 +57,8 @@ class Names:
         more = [name.strip() for name in settings.host_names.split(",") if name.strip()]
         for name in more:
             if not NAME.fullmatch(name):
-                raise UserError(f"ANNEAL_HOST_NAMES holds {shown(name)}", allowed="names such as gpu.example.com, "
-                                "without https:// and port", fix="Correct this environment variable.")
+                raise UserError(f"ANNEAL_HOST_NAMES holds {shown(name)}", allowed="names such as gpu.example.com or "
+                                "gpu.example.com:8443, without https://", fix="Correct this environment variable.")
         return cls(settings.host, more)
 
     def include(self, host: str) -> bool:
@@ -90,7 +90,7 @@ class Names:
         if same_name and called is not None:
             return int(called["port"] or usual) == (port or usual)
         # A proxy may call us by another name than the browser called it.
-        return parts.hostname.lower() in self._proxied and port is None
+        return parts.hostname.lower() + (f":{port}" if port else "") in self._proxied
 
 
 class Door:

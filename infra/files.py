@@ -124,21 +124,22 @@ def lock_file(path: Path) -> IO[str]:
         if error.errno not in NOT_PLAIN and not path.is_symlink():  # where all may write, Linux follows none of others
             raise
         raise not_plain(path) from error
-    if not is_plain(file.fileno()):
+    if not is_plain(file.fileno(), os.stat(path.parent)):
         file.close()
         raise not_plain(path)
     return file
 
 
-def is_plain(descriptor: int) -> bool:
-    """Whether it is a file that has no other name; a hard link is another user's way to name a file of ours."""
+def is_plain(descriptor: int, folder: os.stat_result) -> bool:
+    """Whether it is a file, and where others may write to its folder, one that has no other name: a hard link is
+    another user's way to name a file of ours."""
     status = os.fstat(descriptor)
-    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
+    return stat.S_ISREG(status.st_mode) and (status.st_nlink <= 1 or not folder.st_mode & 0o022)
 
 
 def not_plain(path: Path) -> UserError:
     """What to do about a lock file that is none."""
-    return UserError("it is a link or something else", where=str(path), allowed="a lock file or a folder of them",
+    return UserError("it is a link, a pipe or has a second name", where=str(path), allowed="a plain file or folder",
                      fix="Find out who put it there, and remove it.")
 
 

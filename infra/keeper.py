@@ -17,6 +17,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import psutil
+
 from infra import stack
 from infra.errors import AnnealError
 from infra.health import asked
@@ -106,11 +108,14 @@ def keep(settings: Settings) -> None:
 
 def works(service: Service) -> bool:
     """False for one that hangs; whether it died is seen elsewhere."""
-    process = process_of(service)
-    if process is None:
+    try:
+        process = process_of(service)
+        if process is None or (not service.health and not is_stopped(process)):
+            return True
+    except psutil.Error:  # it may not be looked at
         return True
     if not service.health:
-        return not is_stopped(process)
+        return False
     status = asked(service.health, ANSWER_TIMEOUT_S).status
     return 0 < status < 500 or status == 503  # 503: it is alive, but its database is busy
 

@@ -2,13 +2,16 @@
 
 In:   an app, a bound socket          Out: answers, until SIGTERM
 Uvicorn waits for ever for the rest of a request's head. Here a head is complete within HEAD_S seconds, counted from
-the connection or from the last answer's end, and a body goes on at least every BODY_S seconds.
+the connection or from the last answer's end, and a body goes on at least every BODY_S seconds. Answers and websockets
+may take as long as they like.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
+from typing import Literal
 
 import h11
 import uvicorn
@@ -19,44 +22,56 @@ from infra.errors import UserError
 
 HEAD_S = 10.0
 BODY_S = 60.0
+Phase = Literal["head", "body", "rest"]
+"""What a client is sending. The rest of a body is what still comes of it after the answer: nobody reads that."""
+LIMITS_S: dict[Phase, Callable[[], float]] = {"head": lambda: HEAD_S, "body": lambda: BODY_S, "rest": lambda: HEAD_S}
 
 
 class Patient(H11Protocol):
     """A connection that is closed when the client does not finish what it has begun."""
 
-    _waiting: asyncio.TimerHandle | None = None
+    _phase: Phase | None = "head"
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait(HEAD_S)
 
     def data_received(self, data: bytes) -> None:
-        began_before = self._is_in_head()
         super().data_received(data)
-        if not self._is_in_head():
-            self._wait(BODY_S if self.conn.their_state is h11.SEND_BODY else None)
-        elif not began_before or self._waiting is None:
-            self._wait(HEAD_S)
+        self._look()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._is_in_head():
-            self._wait(HEAD_S)
+        self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait(None)
         super().connection_lost(exc)
 
-    def _is_in_head(self) -> bool:
-        return self.conn.their_state is h11.IDLE
+    def _look(self) -> None:
+        """Start the clock of a phase when it begins; that of a body whenever something of it comes."""
+        phase = self._phase_now()
+        if phase == "body" or phase != self._phase:
+            self._phase = phase
+            self._wait(LIMITS_S[phase]() if phase else None)
+
+    def _phase_now(self) -> Phase | None:
+        if self.transport.get_protocol() is not self:  # a websocket has it now
+            return None
+        if self.conn.their_state is h11.IDLE:
+            return "head"
+        if self.conn.their_state is h11.SEND_BODY:
+            return "rest" if self.conn.our_state is h11.DONE else "body"
+        return None
 
     def _wait(self, seconds: float | None) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-        self._waiting = None if seconds is None else self.loop.call_later(seconds, self._give_up)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
-        self._waiting = None
+        self._timer = None
         if self.flow.read_paused:  # it is us who do not read
             self._wait(BODY_S)
         elif not self.transport.is_closing():

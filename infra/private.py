@@ -1,8 +1,8 @@
 """Whom the home is for: other users of the machine must not read data, logs and databases in it.
 
 A home that Anneal makes is its user's alone (0700). One that is there and open to all is closed: to 0770 if its group
-may write there, else to 0700. One that all others are kept out of already stays as it is: whoever wants to share a home
-with a group says so by its mode, 0770 or 0750. What a command makes, and all that it starts, is for the same users.
+may write there, else to 0700. A home that others cannot enter keeps its mode, so 0770 or 0750 shares it with a group.
+What a command makes, and all that it starts, is for the same users.
 A folder that is somebody else's, a mount point or sticky is never changed.
 """
 
@@ -33,5 +33,5 @@ def umask_for(home: Path, current: int) -> int:
 
 
 def _of_group(mode: int) -> int:
-    """What the group may do there on purpose: more than look at what all may look at."""
+    """The group's rights, unless they are only what everybody has."""
     return mode & GROUP if mode & stat.S_IWGRP or not mode & OTHERS else 0

@@ -97,7 +97,7 @@ def credentials(settings: Settings) -> dict[str, str]:
         found = {**_closed(settings, "http://127.0.0.1"), "PREFECT_API_AUTH_STRING": settings.own_prefect_auth}
     elif settings.prefect_auth:
         found["PREFECT_API_AUTH_STRING"] = settings.prefect_auth
-    if settings.secret and settings.is_own("mlflow", settings.tracking_uri):
+    if settings.is_own("mlflow", settings.tracking_uri) and settings.secret:
         found |= {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": settings.secret}
     return {name: value for name, value in found.items() if value}
 

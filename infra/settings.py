@@ -42,8 +42,8 @@ class Settings(BaseSettings):
     prefect_url: str = Field("", description="Prefect API; empty: PREFECT_API_URL, else the running stack's.")
     host: str = Field("127.0.0.1", description="Address on which the services of `anneal up` listen.")
     host_names: str = Field(
-        "", description="Names under which browsers reach these services beside localhost and this machine's own, such "
-        "as that of a tunnel or proxy: gpu.example.com, separated by commas. Others are refused.")
+        "", description="Names under which these services are called beside localhost and this machine's own, such "
+        "as that of a tunnel or proxy: gpu.example.com, gpu.example.com:8443, separated by commas. Others are refused.")
     require_secret: bool = Field(
         True, description="Prefect, MLflow and the predictor of `anneal up` ask for the secret in <home>/secret; "
         "false: everybody who reaches their ports may use them.")

@@ -16,7 +16,12 @@ from infra.doors import SIGN_IN, SIGNED_IN
 from infra.secret import USER
 
 STORES = {
-    "prefect": 'localStorage.setItem("prefect-password", btoa(secret)); location.replace("/");',
+    "prefect": """const password = btoa(secret);
+  fetch("/api/admin/version", { headers: { Authorization: `Basic ${password}` } }).then((answer) => {
+    if (!answer.ok) return complain();
+    localStorage.setItem("prefect-password", password);
+    location.replace("/");
+  }).catch(complain);""",
     "mlflow": f"""const request = new XMLHttpRequest();
   request.open("GET", "{SIGNED_IN}", true, "{USER}", secret);
   request.onloadend = () => request.status === 204 ? location.replace("/") : complain();
@@ -31,7 +36,8 @@ PAGE = """\
 <body><p id="state" role="status">Signing in ...</p>
 <script>
 "use strict";
-const secret = decodeURIComponent(location.hash.slice(1));
+let secret = "";
+try { secret = decodeURIComponent(location.hash.slice(1)); } catch { /* a link that was cut */ }
 history.replaceState(null, "", location.pathname);
 function complain() {
   document.getElementById("state").textContent =

@@ -15,7 +15,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from infra import services
@@ -47,7 +47,7 @@ def up(
         UserError: a port is taken by another program.
         Broken: a service died or did not answer. What this call started is stopped again.
     """
-    with _locked(settings):
+    with locked(settings):
         before = _alive(settings)
         for name, service in read(settings).items():
             if name in only and name not in before and name != "worker":  # its runs go on
@@ -79,7 +79,7 @@ def down(settings: Settings) -> list[str]:
     """Stop what `up` started, and nothing else. Returns the names of the services that were stopped."""
     keeper = {name: service for name, service in _alive(settings).items() if name == "keeper"}
     stopped = stop_all(keeper, 0)  # before the lock, which it may hold, and before it starts the others again
-    with _locked(settings):
+    with locked(settings):
         stopped += stop_all(_alive(settings), settings.stop_grace_s)
         if left := left_over(settings.home_path):
             kill(left)
@@ -133,11 +133,6 @@ def answers(url: str) -> bool:
 def beat_of(settings: Settings) -> Path:
     """The file that the keeper touches at every look."""
     return settings.home_path / "logs" / "keeper.beat"
-
-
-def locked(settings: Settings) -> AbstractContextManager[None]:
-    """While nobody else starts or stops services of this home."""
-    return _locked(settings)
 
 
 def log_of(settings: Settings, name: str) -> Path:
@@ -245,8 +240,8 @@ def _file(settings: Settings) -> Path:
 
 
 @contextmanager
-def _locked(settings: Settings) -> Iterator[None]:
-    """One `up` or `down` at a time; the lock goes with the process."""
+def locked(settings: Settings) -> Iterator[None]:
+    """While nobody else starts or stops services of this home; the lock goes with the process."""
     with (settings.home_path / "stack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

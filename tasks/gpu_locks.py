@@ -95,7 +95,7 @@ class LockFolder:
                 return made
 
     def _check_file(self, descriptor: int, path: Path) -> None:
-        if not is_plain(descriptor):
+        if not is_plain(descriptor, self._status):
             raise not_plain(path)
         owner = os.fstat(descriptor).st_uid
         if self._status.st_uid != ROOT and owner not in (ROOT, os.getuid()):

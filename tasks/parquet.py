@@ -44,7 +44,8 @@ def rows_of(path: Path, name: str) -> Iterator[bytes]:
         finally:
             child.kill()
     if code == KILLED:
-        raise Transient("the process that read the Parquet file was killed", where=name, fix="Short of memory?")
+        raise Transient("the process that read the Parquet file was killed", where=name,
+                        fix="Free memory on this machine, and start again.")
     if code:
         raise read_error(path.with_suffix(ERROR), code) or DataError(
             f"the Parquet file takes more than {MEMORY_BYTES >> 30} GiB of memory, or is damaged", where=name,

@@ -22,7 +22,8 @@ T = TypeVar("T")
 SHORT_BYTES = 1 << 16
 """A request or a text that is longer is a long one. So much is parsed or tokenised in less than 0.1 s."""
 ROOM_BYTES = {"short": 64 << 20, "long": 32 << 20}
-"""Of requests that are being read, wait, or are being answered; in memory they are up to five times as large."""
+"""Of requests whose body is there, from its parsing to the last of the answer. In memory they are up to five times as
+large."""
 OVERHEAD_BYTES = 1 << 14
 """What the smallest request takes."""
 

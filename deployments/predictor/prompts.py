@@ -19,8 +19,8 @@ RENDERED_BYTES, TOKEN_BYTES = 2 << 20, 16
 """The longest rendered prompt: whatever a body of 1 MiB holds once, or so much for each token of the context. Text of
 natural languages has 3 to 5 bytes a token."""
 BEGINNING_CHARACTERS, BEGINNING_TOKENS = 64, 4
-"""For each token of the context. A beginning of so many characters that has so many tokens decides for the whole: the
-rest would have to melt it down to a quarter."""
+"""For each token of the context. A beginning of so many characters that has so many tokens decides for the whole, which
+could only be short enough if what follows merged these tokens to a quarter."""
 
 
 def render(template: str, prompt: str, system_prompt: str) -> str:

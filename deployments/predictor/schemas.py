@@ -129,7 +129,7 @@ def read(kind: type[Body], body: bytes, content_type: str) -> Body:
         raise UserError(f"the request's Content-Type is {shown(essence)}", allowed="application/json",
                         fix="Send JSON with Content-Type: application/json.")
     try:
-        return kind.model_validate(json.loads(body), from_attributes=True)
+        return kind.model_validate(json.loads(body), from_attributes=True)  # of a list it says then what FastAPI says
     except ValidationError as error:
         raise _sentence_of(error) from None
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -5,6 +5,7 @@ A browser's side is in tests/e2e/test_doors.py.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import socket
@@ -20,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -39,16 +40,23 @@ async def reached(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"reached with {len(await request.body())}")
 
 
+async def slow(_: Request) -> PlainTextResponse:
+    await asyncio.sleep(1.5)
+    return PlainTextResponse("done")
+
+
 async def talk(websocket: WebSocket) -> None:
     await websocket.accept()
     await websocket.send_text("reached")
-    await websocket.close()
+    with contextlib.suppress(WebSocketDisconnect):
+        await websocket.send_text(await websocket.receive_text())
+        await websocket.close()
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """host:port of an app behind the door."""
-    routes = [Route("/{path:path}", reached, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+    routes = [Route("/slow", slow), Route("/{path:path}", reached, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
               WebSocketRoute("/talk", talk)]
     door = Door(Starlette(routes=routes), names=Names("127.0.0.1", ["gpu.example.com"]), secret=SECRET,
                 open_paths=("/health",), sign_in=page_of("mlflow"))
@@ -83,6 +91,13 @@ def test_where_others_may_come_any_address_will_do_but_no_name() -> None:
     names = Names("0.0.0.0")
     assert names.include("10.0.0.5:4200") and names.include(f"{socket.gethostname()}:4200")
     assert not names.include("attack.example:4200")
+
+
+def test_a_proxy_on_a_port_of_its_own_is_named_with_it() -> None:
+    names = Names("127.0.0.1", ["gpu.example.com:8443"])
+    assert names.include("gpu.example.com") and names.match("https://gpu.example.com:8443", "127.0.0.1:4200")
+    assert not names.match("https://gpu.example.com", "127.0.0.1:4200")
+    assert not names.match("https://gpu.example.com:9443", "127.0.0.1:4200")
 
 
 def test_two_host_headers_are_refused(address: str) -> None:
@@ -155,7 +170,7 @@ def test_the_secret_is_what_follows_the_first_colon() -> None:
 
 
 def test_a_name_that_is_none_is_named(tmp_path: Path) -> None:
-    for wrong in ("https://gpu.example.com", "gpu.example.com:443", "*.example.com", "a b"):
+    for wrong in ("https://gpu.example.com", "gpu.example.com:443:1", "*.example.com", "a b"):
         with pytest.raises(UserError, match="ANNEAL_HOST_NAMES holds"):
             Names.of(Settings(home=tmp_path, host_names=f"fine.example, {wrong}"))
 
@@ -173,7 +188,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("begun", [
     b"", b"G", b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: ",
     b"POST /x HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: %s\r\nContent-Length: 9\r\n\r\n12345" % BASIC.encode(),
-    b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /hea"])
+    b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /hea",
+    b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    b"POST /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n1"])
 def test_what_a_client_does_not_finish_is_closed(begun: bytes, address: str) -> None:
     host, port = address.split(":")
     many = [socket.create_connection((host, int(port)), timeout=20) for _ in range(50)]
@@ -196,3 +213,24 @@ def test_a_head_that_trickles_is_closed_all_the_same(address: str) -> None:
             while time.monotonic() - began < 15:
                 raw.sendall(b"X-More: 1\r\n")
                 time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_still_comes_after_a_refusal_may_not_trickle_for_ever(address: str) -> None:
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(b"POST /x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n")
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 15:
+                raw.sendall(b"x")
+                time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_websocket_and_a_long_answer_are_left_alone(address: str) -> None:
+    with connect(f"ws://{address}/talk", additional_headers={"Authorization": BASIC}, proxy=None) as open_one:
+        assert open_one.recv() == "reached"
+        assert httpx.get(f"http://{address}/slow", headers={"Authorization": BASIC}, trust_env=False).text == "done"
+        open_one.send("still there")
+        assert open_one.recv() == "still there"

@@ -63,9 +63,10 @@ def test_a_link_in_place_of_a_gpu_lock_makes_no_file(common: Path, tmp_path: Pat
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.link(Path(path).with_name("file"), path)],
                          ids=["pipe", "folder", "hard link"])
 def test_what_is_no_lock_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    tmp_path.chmod(0o1777)
     (tmp_path / "file").write_text("mine")
     make(tmp_path / "0.lock")
-    with pytest.raises(UserError, match="it is a link or something else"), held(1, tmp_path):
+    with pytest.raises(UserError, match="it is a link, a pipe or has a second name"), held(1, tmp_path):
         pass
 
 
@@ -140,6 +141,7 @@ def test_compiled_layers_are_kept_in_the_home(settings: Settings) -> None:
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_lock_leaves_what_a_link_names_as_it_is(tmp_path: Path, hard: bool) -> None:
+    tmp_path.chmod(0o1777)
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "lock").hardlink_to(victim) if hard else (tmp_path / "lock").symlink_to(victim)
@@ -148,6 +150,13 @@ def test_a_lock_leaves_what_a_link_names_as_it_is(tmp_path: Path, hard: bool) ->
     assert victim.read_text() == "mine"
     with pytest.raises(UserError, match="it is a link"):
         lock_file(tmp_path / "lock")
+
+
+def test_a_copy_of_a_home_by_hard_links_can_be_used(tmp_path: Path) -> None:
+    with only_one(tmp_path / "lock", "a run"):
+        (tmp_path / "of-the-copy").hardlink_to(tmp_path / "lock")
+    with only_one(tmp_path / "of-the-copy", "a run"):
+        pass
 
 
 def test_a_file_is_not_written_through_a_link_in_place_of_its_temporary_name(tmp_path: Path) -> None:
