@@ -44,7 +44,7 @@ class Names:
     """The names that a service answers to."""
 
     def __init__(self, host: str, more: Collection[str] = ()) -> None:
-        """`host`: the address it listens on, or a name of it; `more`: names of tunnels and proxies, perhaps with port."""
+        """`host`: the address it listens on, or a name of it; `more`: names of tunnels and proxies, or name:port."""
         self._proxied = {name.lower() for name in more}
         self._names = {"localhost", host.lower(), *(name.partition(":")[0] for name in self._proxied)}
         self._is_public = not is_loopback(host)
