@@ -70,6 +70,13 @@ def foreign() -> Iterator[Foreign]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def nothing_goes_on(browser: Chrome) -> Iterator[None]:
+    """A page that stays open costs the tests after it a processor."""
+    yield
+    browser.get("about:blank")
+
+
 @pytest.fixture
 def targets(stack: Stack, tmp_path: Path) -> list[dict[str, str]]:
     """What would do harm: a command, a variable, an experiment, a model that is served no more."""
