@@ -198,7 +198,9 @@ async def _refuse(
         await send({"type": "websocket.close", "code": 1008, "reason": sentence[:120]})
         return
     more = {"WWW-Authenticate": challenge + ' realm="Anneal"'} if challenge else {}
-    await JSONResponse({"detail": sentence}, status, more)(scope, receive, _protecting(send))
+    # Without a word of its own MLflow's client takes it for a fault that may pass, and asks for a quarter of an hour.
+    words = {"error_code": "UNAUTHENTICATED", "message": sentence} if status == 401 else {}
+    await JSONResponse({"detail": sentence, **words}, status, more)(scope, receive, _protecting(send))
 
 
 def _protecting(send: Send) -> Send:

@@ -286,9 +286,8 @@ def test_no_canary_is_left_in_what_was_kept_or_shown(trained: World) -> None:
              if where not in ("up", "env") and (names := canaries_in(text.encode(), trained.canaries))}
     secret = trained.home / "secret"
     assert secret.stat().st_mode & 0o777 == 0o600
-    files = [path for path in trained.home.rglob("*") if path.is_file() and not path.is_symlink()]
-    for path in files:
-        content = path.read_bytes()
+    files = {path: path.read_bytes() for path in trained.home.rglob("*") if path.is_file() and not path.is_symlink()}
+    for path, content in files.items():
         if content.startswith(b"SQLite format 3"):  # a long value is scattered over pages
             with closing(sqlite3.connect(path)) as database:
                 content += "\n".join(database.iterdump()).encode()
