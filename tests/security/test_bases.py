@@ -85,9 +85,9 @@ def test_a_base_without_a_longest_text_has_the_usual_one(
 
 @pytest.mark.parametrize("name", ["num_attention_heads", "num_key_value_heads", "num_query_heads", "num_kv_heads"])
 def test_layers_may_differ_in_their_heads(settings: Settings, base: Path, name: str) -> None:
-    change(base, **{name: [4, 4, 0, 2]})
+    change(base, "config.json", **{name: [4, 4, 0, 2]})
     find_base(settings, str(base))
-    change(base, **{name: [4, 10**30]})
+    change(base, "config.json", **{name: [4, 10**30]})
     assert f'"{name}" in config.json is [4, 1000' in refused(settings, base)
 
 

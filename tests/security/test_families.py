@@ -1,4 +1,4 @@
-"""Models of many families load as the hub has them: pytest tests/security/test_families.py --run-slow
+"""Models of many families load as the hub has them: pytest tests/security/test_families.py
 
 Tiny random ones, made by transformers' own classes, with names and fields that published files have. What is said of a
 family that cannot be trained here is about the family, not about its files.
@@ -32,9 +32,11 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, 
 MLLAMA = {**VISION, "attention_heads": 2, "num_hidden_layers": 2, "num_global_layers": 1, "vision_output_dim": 64,
           "intermediate_layers_indices": [0], "max_num_tiles": 1, "supported_aspect_ratios": [[1, 1]]}
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-LABELS = {"id2label": {str(n): f"L{n}" for n in range(5000)}, "label2id": {f"L{n}": n for n in range(5000)}}
-LINEAR = {"rope_parameters": None, "dtype": None, "torch_dtype": "bfloat16", "rope_theta": 500000.0,
-          "rope_scaling": {"type": "linear", "factor": 2.0}, "auto_map": {"AutoModelForCausalLM": "code.Model"}}
+LABELS: dict[str, Any] = {
+    "id2label": {str(n): f"L{n}" for n in range(5000)}, "label2id": {f"L{n}": n for n in range(5000)}}
+LINEAR: dict[str, Any] = {
+    "rope_parameters": None, "dtype": None, "torch_dtype": "bfloat16", "rope_theta": 500000.0,
+    "rope_scaling": {"type": "linear", "factor": 2.0}, "auto_map": {"AutoModelForCausalLM": "code.Model"}}
 MASK, NUMBER, WIDE = torch.ones(1, 1, 64, 64), torch.tensor(1.0), torch.ones(2, 2)
 NO_SDPA, NO_CLASS = "supports sdpa attention.", "loads as a causal language model."
 

@@ -234,7 +234,12 @@ def test_the_tokenizers_of_a_version_share_nothing_and_its_files_are_judged_once
 ) -> None:
     judged: list[str] = []
     read = foreign.read_object
-    monkeypatch.setattr(foreign, "read_object", lambda path, where: (judged.append(path.name), read(path, where))[1])
+
+    def noted(path: Path, where: str) -> dict[str, Any]:
+        judged.append(path.name)
+        return read(path, where)
+
+    monkeypatch.setattr(foreign, "read_object", noted)
     encoder, decoder = load_codecs(DEMO)
     assert judged.count("tokenizer.json") == 1
     parts = [codec.tokenizer for codec in (encoder._short[1], encoder._long[1], decoder)]
