@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import Transient, UserError, from_os_error, shown_path
-from infra.files import MANIFEST, digest_of, sha256_of, write_atomic
+from infra.files import digest_of, model_files, sha256_of, write_atomic
 from infra.settings import Settings
 
-PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "vocab*")
 CHANGED = "its files changed while they were read"
 SETTLED_S = 2.0
 """A file that is younger may change again without another time: the clock of a file system ticks, the slowest ones
@@ -39,7 +38,7 @@ class Checked:
     def is_unchanged(self) -> bool:
         """Whether its files are still those that were compared."""
         try:
-            return (stamp_of(self.folder, files_of(self.folder)), _place_of(self.folder)) == (self.stamp, self.place)
+            return (stamp_of(self.folder, model_files(self.folder)), _place_of(self.folder)) == (self.stamp, self.place)
         except OSError:
             return False
 
@@ -98,12 +97,6 @@ def is_trusted(settings: Settings, folder: Path) -> bool:
         return False
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The files that make the model what it is, by name."""
-    found = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    return sorted(path for path in found if path.name != MANIFEST)
-
-
 def stamp_of(folder: Path, files: Iterable[Path]) -> str:
     """What is another one when any of the files has changed: their sizes, times and inodes. Raises OSError."""
     # Not the device: network disks and containers get another number at every start.
@@ -114,13 +107,13 @@ def stamp_of(folder: Path, files: Iterable[Path]) -> str:
 
 def _digested(settings: Settings, folder: Path) -> tuple[str, str]:
     """The digest, and the stamp of what it was made of."""
-    files, now = files_of(folder), time.time()
+    files, now = model_files(folder), time.time()
     stamp = stamp_of(folder, files)
     remembered = settings.home_path / "cache" / "digests" / stamp
     with suppress(FileNotFoundError):
         return remembered.read_text(encoding="utf-8"), stamp
     digest = digest_of({path.name: sha256_of(path) for path in files})
-    if stamp_of(folder, files_of(folder)) != stamp:
+    if stamp_of(folder, model_files(folder)) != stamp:
         raise Transient(CHANGED, where=f"base model {shown_path(str(folder))}",
                         fix="Try again when all of them are written.")
     if all(path.stat().st_ctime < now - SETTLED_S for path in files):

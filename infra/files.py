@@ -30,6 +30,8 @@ NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK
 """For opening: not what a link names, and without waiting for the other end of a pipe."""
 NOT_PLAIN = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 """What opening says of a link, of a folder and of a socket."""
+MODEL_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "vocab*")
+"""The files that make a model what it is: fetched, hashed, and shown to transformers; no others are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,12 @@ def digest_of(value: object) -> str:
     """sha256 (64 hex) of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files in a folder that make the model what it is, by name."""
+    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name != MANIFEST)
 
 
 def sha256_of(path: Path) -> str:

@@ -15,14 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from infra.bases import PATTERNS, digest_of_base
+from infra.bases import digest_of_base
 from infra.errors import BaseModelError, Transient, shown_path
-from infra.files import digest_of, seal, verify, write_atomic
+from infra.files import MODEL_FILES, digest_of, seal, verify, write_atomic
 from infra.records import Base
 from infra.settings import Settings
 from infra.store import filesystem, move_into_place, scratch_folder
 from infra.store_errors import told
-from tasks.distributed.foreign import CONFIG, check_objects
+from tasks.distributed.foreign import CONFIG, check_objects, context_tokens_of
 from tasks.distributed.headers import tensors_of
 from tasks.policy import HOUR_S, step
 
@@ -47,7 +47,7 @@ def find_base(settings: Settings, name: str) -> Base:
         case "hub":
             folder = _from_hub(settings, name)
     config = _check(folder, name)
-    context = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
+    context = context_tokens_of(config) or DEFAULT_CONTEXT_TOKENS
     digest = digest_of_base(settings, folder)
     place = _place(settings, digest)
     if not place.exists() or place.read_text(encoding="utf-8") != str(folder):
@@ -161,7 +161,7 @@ def _from_hub(settings: Settings, name: str) -> Path:
     where = f"base model {shown_path(name)}"
     try:
         with _refused_by_hub(name):
-            return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(PATTERNS)))
+            return Path(snapshot_download(name, cache_dir=cache, allow_patterns=list(MODEL_FILES)))
     except HFValidationError as error:
         raise BaseModelError("there is no such folder, and it is no name of the hub", where=where,
                              fix="Check the path.") from error
@@ -177,7 +177,7 @@ def _listed(settings: Settings, address: str) -> dict[str, dict[str, Any]]:
     """The model files under an s3:// prefix. Raises BaseModelError if there are none, Transient."""
     with told(address):
         listing = filesystem(address, settings).find(address.rstrip("/"), detail=True)
-    found = {k: v for k, v in listing.items() if any(Path(k).match(p) for p in PATTERNS)}
+    found = {k: v for k, v in listing.items() if any(Path(k).match(p) for p in MODEL_FILES)}
     if not found:
         raise BaseModelError("there are no model files", where=f"base model {shown_path(address)}",
                              fix="Check bucket, prefix and ANNEAL_S3_ENDPOINT_URL.")

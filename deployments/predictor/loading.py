@@ -28,7 +28,7 @@ from infra.files import MANIFEST, Manifest
 from infra.settings import Settings
 from infra.spec import Precision
 from tasks.distributed.adapters import check_adapter
-from tasks.distributed.model import device_of, dtype_of, load_base, load_tokenizer
+from tasks.distributed.model import device_of, dtype_of, load_base, load_tokenizers
 from tasks.distributed.text import Codec
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ def drop_adapter(engine: Engine, version: str) -> None:
 
 def load_codecs(folder: Path) -> tuple[Encoder, Codec]:
     """Tokenizers for requests and one for the engine's thread."""
-    short, long, decoder = (Codec(load_tokenizer(folder)) for _ in range(3))
+    short, long, decoder = map(Codec, load_tokenizers(folder, 3))
     return Encoder(short, long), decoder
 
 

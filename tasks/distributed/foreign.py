@@ -4,31 +4,37 @@ In:   a folder in Hugging Face format     Out: BaseModelError, or a folder of li
 A configuration can name code: a kernel of the hub in place of attention, a class in a file beside it, a folder with
 another file of weights. transformers follows some of that without asking. So it is given a folder in which nothing
 names code, and no file can hold code. Sizes are judged too: what they say is made before weights are looked at.
-Leaves nothing on disk. Standard library only: the flow imports this file too.
+A process that is killed leaves a folder of links, anneal-model-*, where temporary files are.
+Standard library only: the flow imports this file too.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.errors import BaseModelError, shown
+from infra.errors import AnnealError, BaseModelError, from_os_error, shown
+from infra.files import model_files
 
-CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
-OBJECTS = (CONFIG, "generation_config.json", TOKENIZER_CONFIG, "tokenizer.json", SPECIAL_TOKENS, "added_tokens.json",
-           "vocab.json")
+CONFIG, GENERATION = "config.json", "generation_config.json"
+TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+OBJECTS = (CONFIG, GENERATION, TOKENIZER_CONFIG, "tokenizer.json", SPECIAL_TOKENS, "added_tokens.json", "vocab.json")
 """The JSON files that transformers reads of a language model; each is an object."""
 MOST_BYTES, MOST_TOKENIZER_BYTES = 1 << 24, 1 << 27
-"""Known ones have up to 0.1 MB, and a tokenizer.json 35 MB."""
+"""Known ones have up to 9 MB (the index of DeepSeek-V3), and a tokenizer.json 35 MB."""
 MOST_LEVELS = 64
 SEEN_SUFFIXES = frozenset({"", ".json", ".jinja", ".model", ".safetensors", ".spm", ".tiktoken", ".txt", ".vocab"})
-"""No file with another ending is shown to transformers."""
+"""Of the model's files, none with another ending is shown to transformers: tokenizer.py is code."""
 FIX = "Take the model's files from where they were published once more."
+OF_THE_MACHINE = frozenset({
+    errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE})
+"""Errors of reading and writing that no file of a model is the cause of."""
 
 # What names code, an implementation, or a file, in config.json at any depth.
 DROPPED = frozenset({
@@ -48,17 +54,24 @@ NAMES_A_FILE = re.compile(r"(_file|_path|_spm|_dir)$")
 # Numbers.
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "decoder")
 SIZES = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
-"""Whole numbers in every family that has them."""
-SIZES_OR_NONE = frozenset({"n_embd", "d_model", "n_layer", "n_layers", "num_layers", "n_head", "n_heads", "num_heads",
-                           "head_dim", "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"})
-SIZES_OF_LAYERS = frozenset({"num_key_value_heads", "intermediate_size", "n_inner", "ffn_dim", "num_experts",
-                             "num_local_experts", "n_routed_experts", "num_experts_per_tok",
+"""Numbers in every family that has them."""
+SIZES_OR_NONE = frozenset({
+    "n_embd", "d_model", "n_layer", "n_layers", "num_layers", "head_dim", "n_positions", "n_ctx"})
+HEADS = frozenset({"num_attention_heads", "n_head", "n_heads", "num_heads"})
+"""Some families have a list with one for each layer."""
+SIZES_OF_LAYERS = frozenset({"num_key_value_heads", "num_kv_heads", "num_query_heads", "intermediate_size", "n_inner",
+                             "ffn_dim", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
                              "num_nextn_predict_layers"})
-"""Some families have one for each layer, and 0 where there is no such part."""
+"""Such a list too, and 0 where there is no such part."""
+POSITIONS = "max_position_embeddings"
+CONTEXTS = frozenset({POSITIONS, "max_seq_len"})
+"""Families without a table of positions have -1, false or null there."""
 MOST = 1 << 30
 MADE_ONE_BY_ONE = re.compile(r"(^|_)(layers?|depth|blocks|experts|heads?|labels)$")
-MOST_PARTS = 4096
-"""Of parts that Python makes one after the other: a million take hours. Known ones have up to 512 experts."""
+EXPERTS = re.compile(r"(^|_)experts$")
+MOST_PARTS, MOST_EXPERTS = 4096, 1 << 16
+"""Of parts that Python makes one after the other: a million take hours. Known ones have up to 512 experts, and
+16384 where these are rows of a table (Doge); headers.py compares many with the weights."""
 
 
 def read_object(path: Path, where: str) -> dict[str, Any]:
@@ -70,13 +83,22 @@ def read_object(path: Path, where: str) -> dict[str, Any]:
         if (size := path.stat().st_size) > most:
             raise BaseModelError(f"{path.name} has {size} bytes", where=where, allowed=f"at most {most}", fix=FIX)
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unread(error, path, where) from error
+    except ValueError as error:
         raise BaseModelError(f"{path.name} is not JSON ({error})", where=where, fix=FIX) from error
     except RecursionError as error:
         raise BaseModelError(f"{path.name} is nested too deeply", where=where, fix=FIX) from error
     if not isinstance(value, dict):
         raise BaseModelError(f"{path.name} is {shown(value)}", where=where, allowed="a JSON object", fix=FIX)
     return value
+
+
+def unread(error: OSError, path: Path, where: str) -> AnnealError:
+    """What a failed read of a model's file means to the user."""
+    if error.errno in OF_THE_MACHINE:
+        return from_os_error(error, where)
+    return BaseModelError(f"{path.name} cannot be read ({error.strerror})", where=where, fix=FIX)
 
 
 def check_objects(folder: Path, where: str) -> dict[str, dict[str, Any]]:
@@ -99,22 +121,32 @@ def check_config(config: dict[str, Any], where: str) -> None:
             raise BaseModelError(f'"{name}" in {CONFIG} is {shown(value)}', where=where,
                                  allowed="weights in model.safetensors or by its index", fix="Rename the file.")
         if name.endswith("_config") and value is not None and not isinstance(value, dict):
-            raise _number(name, value, "an object", where)
-        most = MOST_PARTS if MADE_ONE_BY_ONE.search(name) else (1 << 63) - 1
-        if isinstance(value, int) and abs(value) > most:
-            raise _number(name, value, f"at most {most}", where)
+            raise _refused(name, value, "an object", where)
+        most = MOST_EXPERTS if EXPERTS.search(name) else MOST_PARTS if MADE_ONE_BY_ONE.search(name) else (1 << 63) - 1
+        if any(isinstance(size, int) and abs(size) > most for size in (value if isinstance(value, list) else [value])):
+            raise _refused(name, value, f"at most {most}", where)
 
 
 def _check_sizes(part: dict[str, Any], where: str) -> None:
-    for name in (SIZES | SIZES_OR_NONE | SIZES_OF_LAYERS) & part.keys():
-        value, least = part[name], 0 if name in SIZES_OF_LAYERS else 1
-        values = value if isinstance(value, list) and name in SIZES_OF_LAYERS else [value]
-        for size in values:
+    for name in (SIZES | SIZES_OR_NONE | HEADS | SIZES_OF_LAYERS) & part.keys():
+        value, in_layers = part[name], isinstance(part[name], list) and name in HEADS | SIZES_OF_LAYERS
+        least = 0 if in_layers or name in SIZES_OF_LAYERS else 1
+        for size in value if in_layers else [value]:
             if (size is not None or name in SIZES) and (type(size) is not int or not least <= size <= MOST):
-                raise _number(name, value, f"a whole number from {least} to {MOST}", where)
+                raise _refused(name, value, f"a whole number from {least} to {MOST}", where)
+    for name in CONTEXTS & part.keys():
+        value = part[name]
+        if value is not None and not (isinstance(value, (int, float)) and value == value // 1 and abs(value) <= MOST):
+            raise _refused(name, value, f"a whole number up to {MOST}", where)
 
 
-def _number(name: str, value: object, allowed: str, where: str) -> BaseModelError:
+def context_tokens_of(config: dict[str, Any]) -> int | None:
+    """The longest text of a model whose configuration was judged; None where it does not say."""
+    value = config.get(POSITIONS)
+    return int(value) if value is not None and not isinstance(value, bool) and value >= 1 else None
+
+
+def _refused(name: str, value: object, allowed: str, where: str) -> BaseModelError:
     return BaseModelError(f'"{name}" in {CONFIG} is {shown(value)}', where=where, allowed=allowed, fix=FIX)
 
 
@@ -135,7 +167,8 @@ def fields(config: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
 def cleaned(value: Any) -> Any:
     """A configuration without what names code or an implementation."""
     if isinstance(value, dict):
-        return {name: cleaned(item) for name, item in value.items() if name not in DROPPED}
+        return {name: int(item) if name in CONTEXTS and isinstance(item, float) else cleaned(item)
+                for name, item in value.items() if name not in DROPPED}
     return [cleaned(item) for item in value] if isinstance(value, list) else value
 
 
@@ -147,14 +180,24 @@ def cleaned_tokenizer(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def view(folder: Path, where: str) -> Iterator[Path]:
-    """The folder as transformers may see it. Raises BaseModelError for JSON files that are none of a model."""
+    """The folder as transformers may see it. Raises BaseModelError for JSON files that are none of a model,
+    and what `from_os_error` says of a temporary folder that cannot be written."""
     read = check_objects(folder, where)
-    clean = {CONFIG: cleaned, TOKENIZER_CONFIG: cleaned_tokenizer, SPECIAL_TOKENS: cleaned_tokenizer}
-    with tempfile.TemporaryDirectory(prefix="anneal-model-") as made:
-        seen = Path(made)
-        for path in folder.iterdir():
-            if path.name in clean:
-                (seen / path.name).write_text(json.dumps(clean[path.name](read[path.name])), encoding="utf-8")
-            elif path.is_file() and path.suffix in SEEN_SUFFIXES and not path.name.startswith(("adapter_", ".")):
-                (seen / path.name).symlink_to(path.resolve())
+    with ExitStack() as stack:
+        try:
+            seen = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="anneal-model-")))
+            _show(folder, read, seen)
+        except OSError as error:
+            raise from_os_error(error, where) from error
         yield seen
+
+
+def _show(folder: Path, read: dict[str, dict[str, Any]], seen: Path) -> None:
+    """Put into `seen` what was read, cleaned, and links to the other files that are hashed. Raises OSError."""
+    clean = {CONFIG: cleaned, GENERATION: cleaned, TOKENIZER_CONFIG: cleaned_tokenizer,
+             SPECIAL_TOKENS: cleaned_tokenizer}
+    for name in clean.keys() & read.keys():
+        (seen / name).write_text(json.dumps(clean[name](read[name])), encoding="utf-8")
+    for path in model_files(folder):
+        if path.name not in clean and path.suffix in SEEN_SUFFIXES and not path.name.startswith(("adapter_", ".")):
+            (seen / path.name).symlink_to(path.resolve())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import BaseModelError, shown
-from tasks.distributed.foreign import CONFIG, FIX, fields, read_object
+from tasks.distributed.foreign import CONFIG, EXPERTS, FIX, MOST_PARTS, fields, read_object, unread
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LENGTH_BYTES, MOST_HEADER_BYTES = 8, 1 << 25
@@ -24,13 +24,14 @@ LENGTH_BYTES, MOST_HEADER_BYTES = 8, 1 << 25
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
         "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64}
 """Of a number of each kind; what is not known is left to safetensors."""
+MOST_SIDES, MOST_LONG = 16, 1 << 48
+"""Sides of a tensor, and the length of one: they are multiplied."""
 LAYER = re.compile(r"(?:model|transformer|model\.language_model|language_model\.model)\.(?:layers|h)\.(\d+)\.")
 """Where decoders have their layers, in a tensor's name."""
 LAYERS = ("num_hidden_layers", "n_layer")
 WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of a model's tensors."""
-EMBEDDING = re.compile(r"(?:model|model\.language_model|language_model\.model)\.embed_tokens\.weight")
-
+EMBEDDING = "model.embed_tokens.weight"
 LENGTH = re.compile(r"(size|dim|dims|embd|hidden|inner|channels|rank|width|height)$")
 """In the name of a field that says how long a side of a weight is. Tables are computed from some, at once."""
 SMALL, PACKED_IN_ONE = 1 << 16, 8
@@ -49,7 +50,9 @@ class Stored:
 def tensors_of(folder: Path, where: str) -> dict[str, Stored]:
     """The tensors of the files that transformers takes. Raises BaseModelError, also if they are another model's."""
     tensors = _stored(folder, where)
-    _check_names(tensors, read_object(folder / CONFIG, where), where)
+    config = read_object(folder / CONFIG, where)
+    _check_sizes(tensors, config, where)
+    _check_names(tensors, config, where)
     return tensors
 
 
@@ -74,15 +77,25 @@ def _stored(folder: Path, where: str) -> dict[str, Stored]:
     return found
 
 
+def _check_sizes(tensors: dict[str, Stored], config: dict[str, Any], where: str) -> None:
+    """Refuse sizes far beyond those of the weights: what they say is made before the weights are looked at."""
+    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    in_layers = max((size for name, tensor in tensors.items() if LAYER.match(name) for size in tensor.shape), default=0)
+    for name, value in fields(config, where):
+        if not isinstance(value, int):
+            continue
+        if LENGTH.search(name) and value > max(SMALL, PACKED_IN_ONE * longest):
+            raise BaseModelError(f'"{name}" in {CONFIG} is {value}', where=where,
+                                 allowed=f"no more than its weights have, at most {longest} in a row", fix=FIX)
+        if EXPERTS.search(name) and value > max(MOST_PARTS, in_layers):  # each has a row in a table of its layer
+            raise BaseModelError(f'"{name}" in {CONFIG} is {value}', where=where,
+                                 allowed="no more than there are weights for", fix=FIX)
+
+
 def _check_names(tensors: dict[str, Stored], config: dict[str, Any], where: str) -> None:
-    """Refuse what is surely not the model that the configuration describes; loading tells the rest."""
+    """Refuse early what is surely not the model that the configuration describes; loading tells the rest."""
     if tensors and all(name.startswith(WRAPPED) for name in tensors):
         raise wrapped(WRAPPED, len(tensors), where)
-    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
-    for name, value in fields(config, where):
-        if LENGTH.search(name) and isinstance(value, int) and value > max(SMALL, PACKED_IN_ONE * longest):
-            raise BaseModelError(f'"{name}" in config.json is {value}', where=where,
-                                 allowed=f"no more than its weights have, at most {longest} in a row", fix=FIX)
     inner = config.get("text_config")
     config = {**config, **inner} if isinstance(inner, dict) else config
     layers = {int(found[1]) for name in tensors if (found := LAYER.match(name))}
@@ -91,16 +104,10 @@ def _check_names(tensors: dict[str, Stored], config: dict[str, Any], where: str)
         raise BaseModelError(
             f"its files hold {len(layers)} layers, and {len(lost)} are missing (the first is layer {lost[0]})",
             where=where, allowed=f"{wanted}, as config.json says", fix=FIX)
-    embeddings = [name for name in tensors if EMBEDDING.fullmatch(name)]
-    if embeddings and config.get("tie_word_embeddings") is False and not any(map(HEAD.search, tensors)):
+    untied = inner is None and EMBEDDING in tensors and config.get("tie_word_embeddings") is False
+    if untied and not any(map(HEAD.search, tensors)):
         raise BaseModelError("its files hold no weights of the head (lm_head.weight)", where=where,
                              allowed='them, as "tie_word_embeddings" in config.json is false', fix=FIX)
-    shape = config.get("vocab_size"), config.get("hidden_size")
-    for name in embeddings:
-        tensor = tensors[name]
-        if None not in shape and tensor.shape != shape:
-            raise BaseModelError(f"{name} has the shape {list(tensor.shape)}", where=where,
-                                 allowed=f"{list(shape)}, as config.json says", fix=FIX)
 
 
 def wrapped(prefix: str, count: int, where: str) -> BaseModelError:
@@ -131,13 +138,13 @@ def _header(path: Path, where: str) -> dict[str, Stored]:
         found = sorted((begin, end, name, str(entry["dtype"]), tuple(entry["shape"]))
                        for name, entry in entries.items() for begin, end in [entry["data_offsets"]])
     except OSError as error:
-        raise BaseModelError(f"{path.name} cannot be read ({error.strerror})", where=where, fix=FIX) from error
+        raise unread(error, path, where) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _broken(path, "its header cannot be read", where) from error
     at = 0
     for begin, end, name, kind, shape in found:
-        whole = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
-        if not whole or begin != at or end < begin or (
+        whole = all(type(number) is int and 0 <= number <= MOST_LONG for number in (begin, end, *shape))
+        if not whole or len(shape) > MOST_SIDES or begin != at or end < begin or (
                 kind in BITS and (end - begin) * 8 != math.prod(shape) * BITS[kind]):
             raise _broken(path, f"tensor {shown(name)} has {shown([kind, shape, begin, end])}", where)
         at = end

@@ -113,23 +113,31 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder. Raises BaseModelError if there is none or it has no end token."""
+    return load_tokenizers(path, 1)[0]
+
+
+def load_tokenizers(path: Path, count: int) -> list[PreTrainedTokenizerBase]:
+    """Several equal tokenizers that share nothing: one cannot be used by two threads at once."""
     where = f"base model {path}"
     with view(path, where) as folder, told(where, "no tokenizer can be loaded", "Copy the tokenizer's files anew."):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizers: list[PreTrainedTokenizerBase] = [
+                AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                for _ in range(count)]
         except RecursionError as error:  # transformers 5.17 looks for the unknown token's id by the unknown token
             raise BaseModelError(
                 "the names of the tokenizer's special tokens are empty", where=where,
                 fix='Set "bos_token", "eos_token" and "unk_token" in tokenizer_config.json.') from error
-        tokenizer.decode(tokenizer("Is it whole?")["input_ids"])
-        for names in (vars(tokenizer), tokenizer.init_kwargs):  # some read their file again when they are pickled
+        tokenizers[0].decode(tokenizers[0]("Is it whole?")["input_ids"])
+        for names in [part for one in tokenizers for part in (vars(one), one.init_kwargs)]:
+            # Some read their file again when they are pickled.
             names.update({name: value.replace(str(folder), str(path)) for name, value in names.items()
                           if isinstance(value, str) and value.startswith(str(folder))})
-    if tokenizer.eos_token_id is None:
+    if tokenizers[0].eos_token_id is None:
         raise BaseModelError(
             "the tokenizer has no end-of-sequence token", where=where,
             fix='Set "eos_token" in tokenizer_config.json; without it a trained model never stops.')
-    return tokenizer
+    return tokenizers
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:

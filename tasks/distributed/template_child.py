@@ -71,11 +71,11 @@ def render(asked: dict[str, Any]) -> dict[str, str]:
             return {"failed": f"its text is {len(rendered[0])} characters long, its messages left out; expected "
                               f"at most {most}"}
         return {"text": rendered[0]}
-    except TemplateError as error:
-        return {"refused": _brief(error)}
     except MemoryError:
         return {"failed": f"it takes more than {MEMORY_BYTES >> 20} MiB of memory"}
     except Exception as error:  # noqa: BLE001  (whatever a template raises is its own fault, and one sentence)
+        if type(error) is TemplateError:  # the template's own raise_exception; mistakes in it are of kinds below
+            return {"refused": _brief(error)}
         return {"failed": f"{type(error).__name__}: {_brief(error)}"}
 
 

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from signal import SIGHUP, SIGKILL, SIGPROF, SIGTERM
 from typing import Any, cast
 
@@ -46,6 +48,7 @@ class Templates:
         self._kept: dict[str, Answer] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._end: Callable[[], object] = lambda: None
 
     def render(self, template: object, messages: list[dict[str, str]], tokens: dict[str, Any]) -> str:
         """The conversation as the template shows it. Raises DataError when it refuses or fails."""
@@ -87,6 +90,7 @@ class Templates:
     def _running(self) -> subprocess.Popen[bytes]:
         """The child, started if there is none yet or no more."""
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
+            self._end()
             self._owner = os.getpid()
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self._child = subprocess.Popen(
@@ -94,7 +98,7 @@ class Templates:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env={**{name: os.environ[name] for name in INHERITED if name in os.environ}, "PYTHONPATH": paths,
                      "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
-            weakref.finalize(self, _end, self._child, self._owner)
+            self._end = weakref.finalize(self, _end, self._child, self._owner)
             if _exchange(self._child, b"", START_S) is None:
                 raise Broken(f"the process that renders chat templates did not start, exit code {self._child.wait()}",
                              fix="Run python -m tasks.distributed.template_child 1 and see what it says.")
@@ -132,10 +136,11 @@ def _exchange(child: subprocess.Popen[bytes], line: bytes, limit_s: float) -> An
 
 
 def _end(child: subprocess.Popen[bytes], owner: int) -> None:
-    """What remains of a child when nobody needs it."""
+    """End a child that nobody needs any more; a forked process has only the ends of its pipes to close."""
     if owner == os.getpid():
         child.kill()
         child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # there may be a line that it did not read
                 pipe.close()

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from infra.errors import AnnealError, BaseModelError
-from tasks.distributed.foreign import FIX
+from infra.errors import AnnealError, BaseModelError, from_os_error
+from tasks.distributed.foreign import FIX, OF_THE_MACHINE
 from tasks.distributed.headers import Stored, some, wrapped
 
 META = torch.device("meta")
@@ -30,7 +30,17 @@ NOT_REPEATABLE = "does not have a deterministic implementation"
 """What tasks/distributed/preflight.py waits for."""
 NOT_OF_THE_MODEL = (AnnealError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError,
                     torch.distributed.DistError, KeyboardInterrupt, SystemExit, GeneratorExit)
-OLD_TABLES = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias|(^|\.)position_ids)$")
+COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
+"""Modules whose errors are of the machine's compiler."""
+OTHER_FAMILY = {
+    "scaled_dot_product_attention yet": "Choose a base of a family that supports sdpa attention.",
+    "for this kind of AutoModel": "Choose a base of a family that transformers loads as a causal language model."}
+"""What transformers says of families that cannot be trained here, and what to do."""
+NO_REASON = re.compile(r" *(Please request|If you believe|Model type should be one of|[Pp]lease (open|file|report) ).*")
+"""From here on a text is no reason, but what a library asks of its own users, or a list of all that it knows."""
+OLD_TABLES = re.compile(
+    r"(rotary_emb\.(inv_freq|(cos|sin)_cached)|\.masked_bias|\.(attn|attention)\.bias|\.attn\.causal_mask"
+    r"|(^|\.)position_ids)$")
 """Tables that checkpoints of older releases hold, and that models compute by now."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WORDS = 300
@@ -38,9 +48,9 @@ WORDS = 300
 
 @contextmanager
 def told(where: str, found: str, fix: str = FIX) -> Iterator[None]:
-    """Whatever a library raises for a model that came from elsewhere, as one sentence; what is the machine's passes.
+    """Whatever a library raises for a model that came from elsewhere, as one sentence.
 
-    Raises BaseModelError.
+    Errors of the machine (memory, devices, compilers) are raised unchanged; those of its disk by `from_os_error`.
     """
     try:
         yield
@@ -48,10 +58,18 @@ def told(where: str, found: str, fix: str = FIX) -> Iterator[None]:
         raise
     except BaseException as error:  # a panic in Rust (tokenizers) is no Exception
         text = " ".join(str(error).split())
-        if NO_MEMORY in text or NOT_REPEATABLE in text:
+        if NO_MEMORY in text or NOT_REPEATABLE in text or _of_a_compiler(error):
             raise
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise from_os_error(error, where) from error
+        fix = next((other for said, other in OTHER_FAMILY.items() if said in text), fix)
+        text = NO_REASON.sub("", text)
         text = text if len(text) <= WORDS else text[: WORDS - 3] + "..."
         raise BaseModelError(f"{found} ({type(error).__name__}: {text})", where=where, fix=fix) from error
+
+
+def _of_a_compiler(error: BaseException) -> bool:
+    return any(kind.__module__.startswith(COMPILERS) for kind in type(error).__mro__)
 
 
 def check_headers(config: PreTrainedConfig, tensors: dict[str, Stored], where: str) -> None:
@@ -111,7 +129,8 @@ def check_loaded(
             where=where, allowed=str(wanted), fix=FIX)
     if info["error_msgs"]:
         raise BaseModelError(f"its weights do not fit ({info['error_msgs'][0]})", where=where, fix=FIX)
-    if not packed and (left := {name for name in info["unexpected_keys"] if _belongs(model, name)}):
+    modules = dict(model.named_modules())
+    if not packed and (left := {name for name in info["unexpected_keys"] if _belongs(model, modules, name)}):
         raise BaseModelError(
             f"its files hold {len(left)} weights for which config.json leaves no place: {some(left)}", where=where,
             allowed="the layers and biases that config.json describes", fix=FIX)
@@ -125,14 +144,14 @@ def _common_prefix(stored: set[str], missing: set[str]) -> str:
                  and any(name.removeprefix(prefix) in missing for name in stored)), "")
 
 
-def _belongs(model: PreTrainedModel, name: str) -> bool:
+def _belongs(model: PreTrainedModel, modules: dict[str, torch.nn.Module], name: str) -> bool:
     """Whether a weight without a place is of the decoder: of one more layer, or of a part of a layer.
 
     A tower for pictures, a second head or layers that foretell more than one token are parts of their own.
     """
     if OLD_TABLES.search(name):
         return False
-    parts, modules = name.split("."), dict(model.named_modules())
+    parts = name.split(".")
     inner = max((count for count in range(1, len(parts)) if ".".join(parts[:count]) in modules), default=0)
     holder = modules[".".join(parts[:inner])]
     if isinstance(holder, torch.nn.ModuleList):  # one more layer; it may foretell tokens

@@ -19,8 +19,7 @@ import uvicorn
 from peft import LoraConfig, get_peft_model
 
 from deployments.predictor.app import create_app
-from infra.bases import files_of
-from infra.files import digest_of, sha256_of
+from infra.files import digest_of, model_files, sha256_of
 from infra.settings import Settings
 from infra.store import Store
 from tasks.distributed.decode import Sampling, answers
@@ -32,7 +31,7 @@ STORIES = SHARED / "models" / "stories260K" / "hf"
 CPU = torch.device("cpu")
 PROMPT = "Once upon a time"
 GREEDY = {"prompt": PROMPT, "temperature": 0, "max_new_tokens": 16}
-BASE_DIGEST = digest_of({path.name: sha256_of(path) for path in files_of(STORIES)})
+BASE_DIGEST = digest_of({path.name: sha256_of(path) for path in model_files(STORIES)})
 SSE = {"Accept": "text/event-stream"}
 
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"the base model {STORIES} is missing")

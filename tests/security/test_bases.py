@@ -5,9 +5,11 @@ Each input made a library raise, hang or take all memory, or was followed to cod
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from infra.errors import BaseModelError, UserError
+from infra.errors import BaseModelError, Transient, UserError
+from infra.files import model_files
 from infra.settings import Settings
 from tasks.base import find_base, look_for_base
 from tasks.distributed.adapters import check_adapter
@@ -58,12 +61,44 @@ def test_a_file_that_is_no_object_is_told(settings: Settings, base: Path, file: 
     assert file in refused(settings, base)
 
 
-@pytest.mark.parametrize("value", [0, -1, 10**30, "lots", 4.5, float("nan"), float("inf"), [4], {"a": 1}])
-@pytest.mark.parametrize("name", [
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings", "head_dim"])
+HARMLESS = [("max_position_embeddings", 0), ("max_position_embeddings", -1), ("num_attention_heads", [4])]
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    (name, value) for value in (0, -1, 10**30, "lots", 4.5, float("nan"), float("inf"), [4], {"a": 1})
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings",
+                 "head_dim", "max_seq_len") if (name.replace("max_seq_len", "max_position_embeddings"), value)
+    not in HARMLESS])
 def test_a_size_that_no_model_has_is_told(settings: Settings, base: Path, name: str, value: object) -> None:
     change(base, "config.json", **{name: value})
     assert f'"{name}" in config.json is' in refused(settings, base)
+
+
+@pytest.mark.parametrize(("value", "tokens"), [
+    (-1, 2048), (0, 2048), (False, 2048), (True, 2048), (None, 2048), (64.0, 64), (64, 64)])
+def test_a_base_without_a_longest_text_has_the_usual_one(
+    settings: Settings, base: Path, value: object, tokens: int,
+) -> None:
+    change(base, max_position_embeddings=value, max_seq_len=value)
+    assert find_base(settings, str(base)).context_tokens == tokens
+
+
+@pytest.mark.parametrize("name", ["num_attention_heads", "num_key_value_heads", "num_query_heads", "num_kv_heads"])
+def test_layers_may_differ_in_their_heads(settings: Settings, base: Path, name: str) -> None:
+    change(base, "config.json", **{name: [4, 4, 0, 2]})
+    find_base(settings, str(base))
+    change(base, "config.json", **{name: [4, 10**30]})
+    assert f'"{name}" in config.json is [4, 1000' in refused(settings, base)
+
+
+def test_as_many_experts_as_the_weights_have_rows_are_no_fault(settings: Settings, base: Path) -> None:
+    change(base, num_experts=16384)
+    assert '"num_experts" in config.json is 16384; expected no more than' in refused(settings, base)
+    table = {"model.layers.0.mlp.down_embed.weight": np.zeros((16384, 1), np.float32)}
+    save_file({**load_file(base / WEIGHTS), **table}, base / WEIGHTS)
+    find_base(settings, str(base))
+    change(base, num_experts=1 << 20)
+    assert '"num_experts" in config.json is 1048576; expected at most 65536' in refused(settings, base)
 
 
 @pytest.mark.parametrize("name", ["head_dim", "hidden_size", "intermediate_size", "num_labels", "vocab_size"])
@@ -92,6 +127,10 @@ def header(path: Path, entries: object, data: bytes = bytes(8), length: int | No
     {"w": {"dtype": "F32", "shape": [1 << 62], "data_offsets": [0, 8]}},
     {"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
     {"w": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}},
+    {"w": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}},
+    {"w": {"dtype": "F32", "shape": [1] * 17 + [2], "data_offsets": [0, 8]}},
+    {"w": {"dtype": "F32", "shape": [10**4000] * 1000, "data_offsets": [0, 8]}},
+    {"w": {"dtype": "F32", "shape": [1 << 60] * 100_000, "data_offsets": [0, 8]}},
     {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1 << 62]}},
     {"w": {"dtype": ["F32"], "shape": 2, "data_offsets": 0}}, {"w": 7}, [], 7, {"w": {}}, DEEP.encode(), b"\xff{"])
 def test_a_header_that_is_none_is_told(settings: Settings, base: Path, entries: object) -> None:
@@ -137,12 +176,22 @@ def test_weights_in_several_files_are_found(settings: Settings, base: Path) -> N
 
 @pytest.mark.parametrize(("values", "said"), [
     ({"num_hidden_layers": 6}, "hold 4 layers, and 2 are missing"),
-    ({"vocab_size": 2049}, "has the shape [2048, 128]"), ({"tie_word_embeddings": False}, "no weights of the head")])
+    ({"tie_word_embeddings": False}, "no weights of the head")])
 def test_a_config_of_another_model_is_told(
     settings: Settings, base: Path, values: dict[str, Any], said: str,
 ) -> None:
     change(base, **values)
     assert said in refused(settings, base)
+
+
+@pytest.mark.parametrize("values", [
+    {"text_config": {"tie_word_embeddings": False}}, {"text_config": {}, "tie_word_embeddings": False},
+    {"text_config": {"vocab_size": 2040, "hidden_size": 128}}])
+def test_what_only_the_class_of_the_model_knows_is_left_to_loading(
+    settings: Settings, base: Path, values: dict[str, Any],
+) -> None:
+    change(base, **values)
+    find_base(settings, str(base))
 
 
 def test_weights_of_a_wrapped_model_are_told(settings: Settings, base: Path) -> None:
@@ -173,11 +222,47 @@ def test_what_names_code_is_not_shown_to_transformers(base: Path) -> None:
     names = {"vocab_file": "/etc/passwd", "tokenizer_file": "../x", "init_inputs": ["/etc/passwd"], "gguf_file": "x"}
     assert cleaned_tokenizer({**names, "unk_token": "a/b", "model_max_length": 5}) == {
         "unk_token": "a/b", "model_max_length": 5}
-    for name in ("code.py", "adapter_config.json", "pytorch_model.bin", ".metadata", "x.gguf"):
+    for name in ("code.py", "adapter_config.json", "pytorch_model.bin", ".metadata", "x.gguf", "tokenizer.py",
+                 "qwen.tiktoken", "source.spm", "notes.txt", "LICENSE", "manifest.json"):
         (base / name).write_text("{}")
     with view(base, "base") as seen:
         assert {path.name for path in seen.iterdir()} == {path.name for path in DEMO.iterdir()}
+        assert {path.name for path in seen.iterdir()} <= {path.name for path in model_files(base)}
     assert not seen.exists()
+
+
+def test_code_that_a_generation_config_names_is_not_shown(base: Path) -> None:
+    change(base, "generation_config.json", custom_generate="owner/code", trust_remote_code=True, top_k=5)
+    with view(base, "base") as seen:
+        shown = json.loads((seen / "generation_config.json").read_text())
+    assert shown["top_k"] == 5 and not shown.keys() & {"custom_generate", "trust_remote_code"}
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "generation_config.json", "chat_template.jinja"])
+def test_a_link_to_a_file_that_is_gone_is_no_file(settings: Settings, base: Path, name: str) -> None:
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to(base / "gone")
+    find_base(settings, str(base))
+    with view(base, "base") as seen:
+        assert not (seen / name).is_symlink()
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_told(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(Transient, match="base b: No such file"), view(base, "base b"):
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match="of the caller"), view(base, "base b"):
+        raise OSError(errno.EIO, "of the caller")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(UserError, match="base b: the disk is full"), view(base, "base b"):
+        pass
 
 
 @pytest.mark.parametrize("values", [

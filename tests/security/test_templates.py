@@ -117,6 +117,33 @@ def test_a_killed_child_is_started_again(templates: Templates) -> None:
         os.kill(templates._child.pid, (signal.SIGKILL, signal.SIGTERM, signal.SIGALRM)[number])
 
 
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_child_that_is_started_again_leaves_no_open_file(templates: Templates) -> None:
+    templates.render(PLAIN, TURNS, TOKENS)
+    before = open_files()
+    for number in range(5):
+        assert templates._child is not None
+        templates._child.kill()
+        templates.render(f"{PLAIN}again {number}", TURNS, TOKENS)
+    assert open_files() == before
+    forked = os.fork()
+    if forked == 0:
+        templates.render(PLAIN + "forked once more", TURNS, TOKENS)
+        os._exit(open_files() != before)
+    assert os.waitpid(forked, 0)[1] == 0 and templates.render(PLAIN + "here too", TURNS, TOKENS)
+
+
+@pytest.mark.parametrize("template", ["{% for x in", "{{ x.y.z }}", "{{ ''.__class__.__mro__ }}", "{{ x | y }}"])
+def test_a_mistake_in_a_template_is_no_refusal_of_roles(templates: Templates, template: str) -> None:
+    with pytest.raises(DataError, match=r"cannot be rendered for 2 messages \([A-Za-z]+Error: .*completion rows"):
+        templates.render(template, TURNS, TOKENS)
+    with pytest.raises(DataError, match=r"refuses the roles user, assistant \(no system\)\. Change the order"):
+        templates.render("{{ raise_exception('no system') }}", TURNS, TOKENS)
+
+
 def test_many_different_conversations_cost_little(templates: Templates) -> None:
     templates.render(PLAIN, TURNS, TOKENS)
     began = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -12,14 +13,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._dynamo.exc import InternalTorchDynamoError
+from torch._inductor.exc import CppCompileError
 from transformers.integrations import hub_kernels
 
-from deployments.predictor.loading import Card, open_engine
-from infra.errors import BaseModelError, UserError
+from deployments.predictor.loading import Card, load_codecs, open_engine
+from infra.errors import AnnealError, BaseModelError, Transient, UserError
+from tasks.distributed import foreign
 from tasks.distributed import train as trainer
 from tasks.distributed.merge import CPU, check_reloaded
 from tasks.distributed.model import load_base, load_tokenizer
 from tasks.distributed.sharding import empty_base
+from tasks.distributed.whole import told
 from tests.distributed.conftest import MakeJob, make_job, one_rank  # noqa: F401  (fixtures)
 
 DEMO = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "base"
@@ -114,6 +119,10 @@ def narrow(folder: Path) -> None:
     configure(folder, intermediate_size=383)
 
 
+def more_words(folder: Path) -> None:
+    configure(folder, vocab_size=2049)
+
+
 @pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize(("change", "said"), [
     (more_layers, "hold 4 layers, and 2 are missing"),
@@ -121,6 +130,7 @@ def narrow(folder: Path) -> None:
     (wrapped, 'begin with "base_model.model."'), (wrapped_otherwise, 'begin with "module."'),
     (biased, "leaves no place: model.layers.0.self_attn.q_proj.bias"),
     (wants_biases, "16 of its weights are in no file"), (untied, "no weights of the head"),
+    (more_words, r"another shape .*embed_tokens.weight has \[2048, 128\]; expected \[2049, 128\]"),
     (narrow, r"12 of its weights have another shape .* has \[128, 384\]; expected \[128, 383\]")])
 def test_weights_of_another_model_are_told(
     base: Path, load: Callable[[Path], None], change: Callable[[Path], None], said: str,
@@ -143,7 +153,9 @@ def test_weights_that_are_no_numbers_are_named(base: Path, load: Callable[[Path]
 
 
 @pytest.mark.parametrize("extra", [
-    "model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.blocks.0.weight", "v_head.weight", "mtp.0.weight",
+    "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.cos_cached",
+    "model.layers.0.attn.causal_mask",
+    "vision_tower.blocks.0.weight", "v_head.weight", "mtp.0.weight",
     "lm_head.weight"])
 @pytest.mark.parametrize("load", [plain, sharded])
 def test_weights_beside_the_decoder_are_no_fault(base: Path, load: Callable[[Path], None], extra: str) -> None:
@@ -195,3 +207,41 @@ def test_a_model_that_cannot_be_run_is_told(
     configure(base, **values)
     with pytest.raises(BaseModelError, match=said):
         trainer.train(dataclasses.replace(make_job("cannot"), base=str(base)))
+
+
+@pytest.mark.parametrize(("error", "kind", "said"), [
+    (OSError(errno.ENOSPC, "No space left on device"), UserError, "base b: the disk is full"),
+    (OSError(errno.EIO, "Input/output error"), Transient, "base b: Input/output error"),
+    (OSError(errno.EMFILE, "Too many open files", "x"), Transient, "base b: Too many open files"),
+    (OSError("no file named x"), BaseModelError, r"base b: it fails \(OSError: no file named x\)"),
+    (FileNotFoundError(errno.ENOENT, "No such file"), BaseModelError, "base b: it fails"),
+    (ValueError("It is so. Please open an issue at x."), BaseModelError, r"\(ValueError: It is so\.\)\. Take")])
+def test_an_error_of_the_disk_is_not_the_models(error: Exception, kind: type[AnnealError], said: str) -> None:
+    with pytest.raises(kind, match=said) as caught, told("base b", "it fails"):
+        raise error
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("error", [InternalTorchDynamoError("x"), CppCompileError(["g++"], "x")])
+def test_an_error_of_the_compiler_is_not_the_models(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, told("base b", "it fails"):
+        raise error
+    assert caught.value is error
+
+
+def test_the_tokenizers_of_a_version_share_nothing_and_its_files_are_judged_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[str] = []
+    read = foreign.read_object
+
+    def noted(path: Path, where: str) -> dict[str, Any]:
+        judged.append(path.name)
+        return read(path, where)
+
+    monkeypatch.setattr(foreign, "read_object", noted)
+    encoder, decoder = load_codecs(DEMO)
+    assert judged.count("tokenizer.json") == 1
+    parts = [codec.tokenizer for codec in (encoder._short[1], encoder._long[1], decoder)]
+    assert len({id(part) for part in parts}) == len({id(part.backend_tokenizer) for part in parts}) == 3
+    assert {part("Once upon a time")["input_ids"][0] for part in parts} == {parts[0]("Once")["input_ids"][0]}
