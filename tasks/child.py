@@ -99,8 +99,16 @@ def rank_environment(settings: Settings, ranks: int) -> dict[str, str]:
     threads = str(settings.threads_for(ranks))
     quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
     return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", GPUS_SEEN: str(len(gpus())), **quiet,
-            COMPILED: os.environ.get(COMPILED, str(settings.home_path / "compiled" / socket.gethostname())),
-            **environment()}
+            COMPILED: compiled_in(settings), **environment()}
+
+
+def compiled_in(settings: Settings) -> str:
+    """Where this machine's ranks keep the code of compiled layers. A value that torch has put into our own environment,
+    its default for all programs, is not a user's."""
+    given = os.environ.get(COMPILED, "")
+    if given and not Path(given).name.startswith("torchinductor_"):
+        return given
+    return str(settings.home_path / "compiled" / socket.gethostname())
 
 
 def warm(settings: Settings, run: Path, base: str, ranks: int, node: int = 0) -> Warm:

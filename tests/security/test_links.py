@@ -130,10 +130,15 @@ def test_the_folder_is_the_users_own_unless_root_made_one(tmp_path: Path, monkey
     assert (mode_of(tmp_path / "own" / "gpus"), mode_of(tmp_path / "own" / "gpus" / "0.lock")) == (0o700, 0o600)
 
 
-def test_compiled_layers_are_kept_in_the_home(settings: Settings) -> None:
-    """torch takes /tmp/torchinductor_<user> by itself, whoever made that, and runs the code in it."""
+@pytest.mark.parametrize("given", ["", "/tmp/torchinductor_me"])
+def test_compiled_layers_are_kept_in_the_home(settings: Settings, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """torch takes /tmp/torchinductor_<user> by itself, whoever made that, and runs the code in it. It also puts that
+    into the environment of a process that compiles."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
     folder = Path(rank_environment(settings, 1)["TORCHINDUCTOR_CACHE_DIR"])
     assert folder.is_relative_to(settings.home_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/scratch/compiled")
+    assert rank_environment(settings, 1)["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/compiled"
 
 
 # Other locks and temporary names.
