@@ -2,7 +2,7 @@
 
 In:   nothing     Out: the page, and headers under which a browser runs the page's own script and style and no others
 The page asks GET /models and POST /predictions as any client does, with the key that the person types, or that the
-link of `anneal up` brings behind its #, which a browser sends nobody. It keeps the key for this address and port.
+link of `anneal up` brings behind its #, which a browser sends nobody.
 """
 
 from __future__ import annotations

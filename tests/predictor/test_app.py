@@ -257,5 +257,6 @@ def test_nobody_listens_to_the_network_without_a_key(
         check_exposure(host, "")
     monkeypatch.setenv("ANNEAL_HOST", "0.0.0.0")
     monkeypatch.setenv("ANNEAL_HOME", str(tmp_path))
+    monkeypatch.setenv("ANNEAL_REQUIRE_SECRET", "false")  # else it asks for the home's secret
     monkeypatch.delenv("ANNEAL_API_KEY", raising=False)
     assert main() == 2 and "ANNEAL_API_KEY" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def test_page_runs_nothing_but_its_own_script(served: Predictor) -> None:
     assert policy["connect-src"] == "'self'"
     assert policy["script-src"].startswith("'sha256-") and policy["style-src"].startswith("'sha256-")
     assert response.headers["x-content-type-options"] == "nosniff"
-    assert not [word for word in ("http://", "https://", "innerHTML", "cookie") if word in PAGE]
+    assert not [word for word in ("http://", "https://", "innerHTML", "Storage", "cookie") if word in PAGE]
 
 
 def test_page_streams_the_answer_to_what_is_typed(
@@ -71,6 +71,16 @@ def test_page_asks_for_the_key_where_there_is_one(
         assert at(browser, "answer") == expected[predictor.put("a")]
         browser.refresh()
         assert see(browser, "//input[@id='key']").get_property("value") == ""
+
+
+def test_a_link_brings_the_key_and_the_address_forgets_it(tmp_path: Path, versions: Path, browser: Chrome) -> None:
+    with running(tmp_path, versions, api_key="secret-key") as predictor:
+        predictor.http.headers["Authorization"] = "Bearer secret-key"
+        assert predictor.deploy(predictor.put("a")).status_code == 200
+        browser.get(f"{predictor.url}/?model=acme/tales#key=secret-key")
+        see(browser, "//option[starts-with(., 'acme/tales')]")
+        assert browser.current_url == f"{predictor.url}/?model=acme/tales"
+        browser.get("about:blank")
 
 
 def fill(browser: Chrome, **values: str) -> None:
