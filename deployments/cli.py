@@ -29,7 +29,7 @@ from deployments.options import (
     add_watch_options,
     spec_from,
 )
-from infra.errors import AnnealError, UserError
+from infra.errors import AnnealError, UserError, from_os_error
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -52,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted. Run the same command again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except AnnealError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _print_error(error, as_json)
-        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT
+        return _failed(error, as_json)
     except Exception as error:
+        told = from_os_error(error, f"anneal {arguments[0]}") if isinstance(error, OSError) else None
+        if isinstance(told, UserError):  # a full or read-only disk, wherever it was met
+            return _failed(told, as_json)
         _print_error(error, as_json)
         raise
     print(json.dumps(answer.data) if as_json else answer.text)
@@ -126,7 +127,7 @@ def train(options: argparse.Namespace) -> Answer:
     from flows.parameters import Parameters
     from tasks.run_log import leave_endings_out
 
-    start_own_server()
+    start_own_server(settings)
     leave_endings_out()
     from prefect.exceptions import CancelledRun
 
@@ -207,6 +208,12 @@ def _check_server(settings: Settings) -> None:
 def _logits(found: dict[str, float], beside: str) -> str:
     return (f"off by {found['max_absolute']:.2g} ({found['max_relative']:.2g} of the largest logit, allowed "
             f"{found['bound']:.2g}), likeliest token the same at {found['same_argmax']:.2%} ({beside})")
+
+
+def _failed(error: AnnealError, as_json: bool) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    _print_error(error, as_json)
+    return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT
 
 
 def _print_error(error: Exception, as_json: bool) -> None:

@@ -7,10 +7,15 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import UserError
+from infra.errors import UserError, from_os_error
+from infra.files import write_atomic
 
 if TYPE_CHECKING:
     from infra.settings import Settings
+
+
+ROOM_BYTES = 8 << 20
+"""What a new database of Prefect's server and its journal take."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,35 @@ def set_environment(settings: Settings) -> None:
     os.environ.update(services.for_runs(settings))
 
 
-def start_own_server() -> None:
+def start_own_server(settings: Settings) -> None:
     """Where no Prefect server is known, start the temporary one that Prefect would start for the flow.
 
     Ctrl-C in a terminal reaches it too, and a run that is interrupted would report that for minutes to a server that
     has gone. Started while SIGINT is blocked, which processes inherit, it ends when Prefect ends it. Until it answers,
-    within ten seconds or so, Ctrl-C waits.
+    within ten seconds or so, Ctrl-C waits. Raises UserError where it could write nothing: Prefect would start it again
+    and again.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
     if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
         return
+    check_room(settings)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         SubprocessASGIServer().start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_room(settings: Settings) -> None:
+    """Raise UserError where the home cannot be written, or its disk is full: servers say that in their logs alone."""
+    probe = settings.home_path / f".room.{os.getpid()}"
+    try:
+        write_atomic(probe, bytes(ROOM_BYTES))
+        probe.unlink()
+    except OSError as error:
+        raise from_os_error(error, f"ANNEAL_HOME {settings.home_path}") from error
 
 
 def links_of(settings: Settings) -> dict[str, str]:
