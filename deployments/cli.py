@@ -18,7 +18,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from deployments.console import Answer, links_of, set_environment, settings_here, start_own_server, table
+from deployments.console import (
+    Answer,
+    check_room,
+    links_of,
+    set_environment,
+    settings_here,
+    start_own_server,
+    table,
+)
 from deployments.operate import deploy, down, env, gc, join, status, up, upload, watch
 from deployments.options import (
     Parser,
@@ -123,11 +131,12 @@ def train(options: argparse.Namespace) -> Answer:
         from deployments.remote import train_remotely
 
         return train_remotely(settings, spec)
+    check_room(settings)
     from flows.finetune import finetune
     from flows.parameters import Parameters
     from tasks.run_log import leave_endings_out
 
-    start_own_server(settings)
+    start_own_server()
     leave_endings_out()
     from prefect.exceptions import CancelledRun
 

@@ -48,20 +48,18 @@ def set_environment(settings: Settings) -> None:
     os.environ.update(services.for_runs(settings))
 
 
-def start_own_server(settings: Settings) -> None:
+def start_own_server() -> None:
     """Where no Prefect server is known, start the temporary one that Prefect would start for the flow.
 
     Ctrl-C in a terminal reaches it too, and a run that is interrupted would report that for minutes to a server that
     has gone. Started while SIGINT is blocked, which processes inherit, it ends when Prefect ends it. Until it answers,
-    within ten seconds or so, Ctrl-C waits. Raises UserError where it could write nothing: Prefect would start it again
-    and again.
+    within ten seconds or so, Ctrl-C waits.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
     if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
         return
-    check_room(settings)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         SubprocessASGIServer().start()
@@ -70,11 +68,12 @@ def start_own_server(settings: Settings) -> None:
 
 
 def check_room(settings: Settings) -> None:
-    """Raise UserError where the home cannot be written, or its disk is full: servers say that in their logs alone."""
-    probe = settings.home_path / f".room.{os.getpid()}"
+    """Raise UserError where the home cannot be written, or its disk is full: services say that in their logs alone, and
+    a temporary Prefect server that cannot write is started again and again by Prefect's client."""
+    probe = settings.home_path / "room"
     try:
         write_atomic(probe, bytes(ROOM_BYTES))
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise from_os_error(error, f"ANNEAL_HOME {settings.home_path}") from error
 

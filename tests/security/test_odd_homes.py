@@ -15,14 +15,14 @@ from tests.e2e.conftest import options
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
-ODD = "it's a \"h\u00f6me\" #1 ?x=%20 100% [*] $HOME;"
+ODD = "it's a \"h\u00f6me\" #1 x=%20 100% [*] $HOME;"
+"""Without a question mark, which no address of a database can carry."""
 
 
 def test_a_training_on_an_odd_home_stays_in_it(shared: Path, tmp_path: Path) -> None:
-    home, data = tmp_path / ODD / "home", tmp_path / f"data {ODD}"
+    home, data = tmp_path / ODD / "home", tmp_path / "data"
     data.mkdir()
-    wanted = faults.training(shared, data)
-    command = ["train", "--json", "--no-deploy", *options(wanted)]
+    command = ["train", "--json", "--no-deploy", *options(faults.training(shared, data))]
     done = [faults.ended(faults.started(command, ANNEAL_HOME=str(home))) for _ in range(2)]
     for one in done:
         assert one.returncode == 0 and "Traceback" not in one.stderr, one.stderr[-3000:]
