@@ -11,6 +11,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,20 @@ FULL_AT = ("ingest.half_written", "validate.mid_file", "pack.mid_file", "train.c
 HOME_MIB = 48
 
 
+@contextmanager
+def one_service(name: str, folder: Path) -> Iterator[Settings]:
+    """Of `anneal up`, on a home. It reads its port from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv(f"ANNEAL_{name.upper()}_PORT", str(free_port()))
+        settings = Settings(home=folder)
+        try:
+            running.up(settings, only=(name,))
+            yield settings
+        finally:
+            running.down(settings)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     """A home on a disk of its own."""
@@ -47,17 +62,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
 @pytest.fixture(scope="module")
 def commands(home: Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Where commands are forked from; their Prefect server has another home."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        other = Settings(home=tmp_path_factory.mktemp("server"), prefect_port=free_port())
-        try:
-            running.up(other, only=("prefect",))
-            made = Commands({**services.for_runs(other), "ANNEAL_HOME": str(home.folder),
-                             "ANNEAL_PREFECT_URL": other.prefect_api, "PREFECT_API_URL": other.prefect_api})
-            yield made
-            made.close()
-        finally:
-            running.down(other)
+    with one_service("prefect", tmp_path_factory.mktemp("server")) as other:
+        made = Commands({**services.for_runs(other), "ANNEAL_HOME": str(home.folder),
+                         "ANNEAL_PREFECT_URL": other.prefect_api, "PREFECT_API_URL": other.prefect_api})
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +78,8 @@ def parameters(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture(scope="module")
 def predictor(home: Disk) -> Iterator[Settings]:
     """The home's own."""
-    settings = Settings(home=home.folder, predictor_port=free_port())
-    try:
-        running.up(settings, only=("predictor",))
+    with one_service("predictor", home.folder) as settings:
         yield settings
-    finally:
-        running.down(settings)
 
 
 @pytest.fixture
