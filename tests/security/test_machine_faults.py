@@ -149,8 +149,7 @@ def test_the_kernel_kills_a_rank_and_then_the_command_for_memory(
     assert len(Registry(Settings(home=home)).client.search_model_versions("name='acme--faults'")) == 1
 
 
-@pytest.mark.parametrize("first_s", [DAY_S, -DAY_S])
-def test_a_clock_that_jumps_by_a_day_and_back_harms_no_training(shared: Path, tmp_path: Path, first_s: int) -> None:
+def test_a_clock_that_jumps_by_a_day_and_back_harms_no_training(shared: Path, tmp_path: Path) -> None:
     needed("cc", "gcc")
     source, library, clock, home = (tmp_path / name for name in ("clock.c", "clock.so", "clock", "home"))
     source.write_text(CLOCK)
@@ -159,10 +158,9 @@ def test_a_clock_that_jumps_by_a_day_and_back_harms_no_training(shared: Path, tm
     command = ["train", "--json", "--no-deploy", *options(faults.training(shared, tmp_path, **LONG))]
     process = faults.started(command, ANNEAL_HOME=str(home), LD_PRELOAD=str(library), TEST_CLOCK=str(clock))
     checkpointed(process, home)
-    clock.write_text(str(first_s))
+    clock.write_text(str(DAY_S))
     time.sleep(3)
-    done = process.poll()
-    assert done is None
+    assert process.poll() is None
     clock.write_text("0")
     finished = faults.ended(process)
     assert finished.returncode == 0, finished.stderr[-3000:]
