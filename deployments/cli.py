@@ -18,7 +18,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from deployments.console import Answer, links_of, set_environment, settings_here, start_own_server, table
+from deployments.console import (
+    Answer,
+    check_room,
+    links_of,
+    set_environment,
+    settings_here,
+    start_own_server,
+    table,
+)
 from deployments.operate import deploy, down, env, gc, join, status, up, upload, watch
 from deployments.options import (
     Parser,
@@ -29,7 +37,7 @@ from deployments.options import (
     add_watch_options,
     spec_from,
 )
-from infra.errors import AnnealError, UserError
+from infra.errors import AnnealError, UserError, from_os_error
 from infra.redaction import redact_logs, redacted
 
 if TYPE_CHECKING:
@@ -56,10 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted. Run the same command again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except AnnealError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _print_error(error, as_json)
-        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT
+        return _failed(error, as_json)
     except Exception as error:
+        told = from_os_error(error, f"anneal {arguments[0]}") if isinstance(error, OSError) else None
+        if isinstance(told, UserError):  # a full or read-only disk, wherever it was met
+            return _failed(told, as_json)
         _print_error(error, as_json)
         raise
     finally:
@@ -128,6 +137,7 @@ def train(options: argparse.Namespace) -> Answer:
         from deployments.remote import train_remotely
 
         return train_remotely(settings, spec)
+    check_room(settings)
     from flows.finetune import finetune
     from flows.parameters import Parameters
     from tasks.run_log import leave_endings_out
@@ -213,6 +223,12 @@ def _check_server(settings: Settings) -> None:
 def _logits(found: dict[str, float], beside: str) -> str:
     return (f"off by {found['max_absolute']:.2g} ({found['max_relative']:.2g} of the largest logit, allowed "
             f"{found['bound']:.2g}), likeliest token the same at {found['same_argmax']:.2%} ({beside})")
+
+
+def _failed(error: AnnealError, as_json: bool) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    _print_error(error, as_json)
+    return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT
 
 
 def _print_error(error: Exception, as_json: bool) -> None:

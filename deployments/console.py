@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import UserError
+from infra.errors import UserError, from_os_error
+from infra.files import write_atomic
 from infra.private import umask_for
 from infra.redaction import redacted
 
 if TYPE_CHECKING:
     from infra.settings import Settings
+
+
+ROOM_BYTES = 8 << 20
+"""What a new database of Prefect's server and its journal take."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,17 @@ def start_own_server() -> None:
         SubprocessASGIServer().start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_room(settings: Settings) -> None:
+    """Raise UserError where the home cannot be written, or its disk is full: services say that in their logs alone, and
+    a temporary Prefect server that cannot write is started again and again by Prefect's client."""
+    probe = settings.home_path / "room"
+    try:
+        write_atomic(probe, bytes(ROOM_BYTES))
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise from_os_error(error, f"ANNEAL_HOME {settings.home_path}") from error
 
 
 def links_of(settings: Settings) -> dict[str, str]:

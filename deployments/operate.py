@@ -15,7 +15,7 @@ import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from deployments.console import Answer, links_of, set_environment, settings_here, signed_in, table
+from deployments.console import Answer, check_room, links_of, set_environment, settings_here, signed_in, table
 from deployments.options import spec_from
 from infra.errors import AnnealError, UserError
 
@@ -55,6 +55,7 @@ def up(_: argparse.Namespace) -> Answer:
     """Start the stack, print its links."""
     settings = settings_here()
     set_environment(settings)
+    check_room(settings)
     from infra import stack
 
     def prepare(settings: Settings) -> None:

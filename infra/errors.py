@@ -10,6 +10,7 @@
     |  |- Interrupted      a connection failed; another may go on where it ended
     |  |- Preempted        training stopped after a checkpoint
     |  |- RanksLost        training's processes died; retried for as long as each launch comes further
+    |  |- Missing          a finished folder is not in the store any more; retried for seconds
     |- Broken           our fault or the machine's; shown as one sentence
        |- Diverged         loss or gradient stopped being finite
        |- OutOfMemory      does not fit even with the smallest micro-batch
@@ -92,6 +93,10 @@ class Preempted(Transient):
 
 class RanksLost(Transient):
     """Training's processes died or were stopped; it goes on at the last checkpoint."""
+
+
+class Missing(Transient):
+    """A finished folder is not in the store any more: only the step that made it can bring it back."""
 
 
 class Broken(AnnealError):

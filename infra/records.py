@@ -7,6 +7,7 @@ Rows, packs and weights stay in the store; a record is a few hundred bytes of JS
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -27,6 +28,15 @@ class Record:
         """Read back `to_json`; keys of a newer release are ignored."""
         names = {f.name for f in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
+
+    @classmethod
+    def kept(cls, values: Mapping[str, Any] | None) -> Self | None:
+        """Read back what the store holds. None where it holds nothing, or the record of another release that lacks
+        what this one needs: the step is done again."""
+        try:
+            return cls.of(dict(values)) if values is not None else None
+        except (KeyError, TypeError, AttributeError):
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ import fsspec
 
 from infra.clouds import cloud, cloud_of
 from infra.crash import crashpoint
-from infra.errors import Transient, UserError, shown
+from infra.errors import Missing, Transient, UserError, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
 from infra.redaction import secret_in
 from infra.s3 import AHEAD_BYTES, Parts, s3
@@ -83,8 +83,8 @@ class Store:
         """A local folder with the verified files of `name`. Raises Transient if it is not there."""
         manifest = self.find(name)
         if manifest is None:
-            raise Transient(f"{name} is missing or damaged", where=f"store {self.root}",
-                            fix="Run the same training again; the step that made it is repeated.")
+            raise Missing(f"{name} is missing or damaged", where=f"store {self.root}",
+                          fix="Run the same training again; the step that made it is repeated.")
         if self.is_local:
             return self._local(name)
         folder = self._cache / manifest.digest

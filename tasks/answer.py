@@ -67,7 +67,7 @@ def answer(settings: Settings, store: Store, data: Dataset, version: str, inputs
 def find_answers(store: Store, data: Dataset, version: str, inputs: dict[str, Any]) -> Answers | None:
     """What the version answered earlier, if it still verifies."""
     manifest = store.find(f"{FOLDER}/{key_of(version, data, inputs)}")
-    return Answers.of(dict(manifest.record)) if manifest else None
+    return Answers.kept(manifest.record if manifest else None)
 
 
 def key_of(version: str, data: Dataset, inputs: dict[str, Any]) -> str:

@@ -93,9 +93,9 @@ def evaluate(
 def find_evaluation(store: Store, spec: TrainingSpec, trained: Trained, split: Split) -> Evaluation | None:
     """The evaluation made earlier of the same weights, if it still verifies."""
     manifest = store.find(f"evaluations/{_key(spec, trained, split)[:32]}")
-    if manifest is None:
+    found = Evaluation.kept(manifest.record if manifest else None)
+    if found is None:
         return None
-    found = Evaluation.of(dict(manifest.record))
     passed, verdict = judge(found.rouge or found.scores, found.loss, spec, held_out=split.validation_rows)
     return replace(found, passed=passed, verdict=verdict)
 

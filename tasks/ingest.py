@@ -81,10 +81,11 @@ def address_of(dataset: Dataset) -> str:
 def stored(store: Store, address: str) -> Dataset:
     """The dataset at an address of the store. Raises DataError if it is not there."""
     manifest = store.find(folder_at(address))
-    if manifest is None:
+    found = Dataset.kept(manifest.record if manifest else None)
+    if found is None:
         raise DataError("it is not in the store", where=address, allowed=f"{IN_STORE}datasets/<hash>/<name>",
                         fix="Give the address that the data came from.")
-    return Dataset.of(dict(manifest.record))
+    return found
 
 
 def folder_at(address: str) -> str:

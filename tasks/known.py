@@ -39,7 +39,7 @@ def known(store: Store, key: str) -> Dataset | None:
     """The data set that came of that content, if it still verifies."""
     folder = store.read(name_of(key)) if key else None
     manifest = store.find(folder) if folder else None
-    return Dataset.of(dict(manifest.record)) if manifest else None
+    return Dataset.kept(manifest.record if manifest else None)
 
 
 def note(store: Store, key: str, dataset: Dataset) -> None:

@@ -89,7 +89,7 @@ def job_of(store: Store, source: Path, base: Base, work: Path, part: Path, dtype
     """What the child is told; the held-out rows are taken from the store if they are still there."""
     lineage: dict[str, Any] = json.loads((source / "training.json").read_text(encoding="utf-8"))
     manifest = store.find(f"splits/{lineage['data_digest'][:32]}")
-    split = Split.of(dict(manifest.record)) if manifest else None
+    split = Split.kept(manifest.record if manifest else None)
     has_rows = split is not None and split.validation_rows
     return MergeJob(
         out=str(work), base=base.path, tuned=str(source), folder=str(part), dtype=dtype,

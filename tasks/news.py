@@ -46,7 +46,7 @@ def shard_news(store: Store, split: Split, newest: Origin | None) -> str:
 def contents_of_split(store: Store, digest: str) -> list[str]:
     """The files that a split was made of, by their sha256; none if that is not known any more."""
     text = store.read(f"{split_folder(digest)}/{MANIFEST}")
-    split = Split.of(dict(Manifest.from_json(text).record)) if text else None
+    split = Split.kept(Manifest.from_json(text).record if text else None)
     return contents(store, split.data) if split and split.data else []
 
 
@@ -55,4 +55,5 @@ def contents(store: Store, folder: str) -> list[str]:
     if found := shards_in(store, folder):
         return [shard.sha256 for shard in found]
     text = store.read(f"{folder}/{MANIFEST}")
-    return [Dataset.of(dict(Manifest.from_json(text).record)).sha256] if text else []
+    found = Dataset.kept(Manifest.from_json(text).record if text else None)
+    return [found.sha256] if found else []

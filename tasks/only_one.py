@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from infra.errors import Transient, UserError
+from infra.errors import Transient, UserError, from_os_error
 from infra.files import lock_file, locked
 
 LOCK_POLL_S = 2.0
@@ -30,10 +30,9 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
     out and end (tasks/attempt.py), and is then killed if it is a process of this machine.
 
     `note`: words that stand in the file after host and pid. Raises UserError, or with `takeover_s` Transient, if the
-    lock is not to be had.
+    lock is not to be had; as of from_os_error if nothing can be written.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file(lock) as file:
+    with _opened(lock) as file:
         began = time.monotonic()
         while not locked(file):
             waited = time.monotonic() - began
@@ -45,10 +44,21 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
                                 fix="Look for that process.")
             signal_holder(file, signal.SIGCONT if waited < takeover_s else signal.SIGKILL)
             time.sleep(LOCK_POLL_S)
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()} {note}".rstrip())
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"{socket.gethostname()} {os.getpid()} {note}".rstrip())
+            file.flush()
+        except OSError as error:
+            raise from_os_error(error, str(lock)) from error
         yield
+
+
+def _opened(lock: Path) -> IO[str]:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock_file(lock)
+    except OSError as error:
+        raise from_os_error(error, str(lock)) from error
 
 
 def died_with(lock: Path, note: str) -> bool:

@@ -61,7 +61,7 @@ def pack(
 def find_pack(store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pack | None:
     """The pack made earlier from the same rows, if it still verifies."""
     manifest = store.find(_folder(_key(split, base, spec)))
-    return Pack.of(dict(manifest.record)) if manifest else None
+    return Pack.kept(manifest.record if manifest else None)
 
 
 def _key(split: Split, base: Base, spec: TrainingSpec) -> str:

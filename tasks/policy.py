@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from infra.errors import AnnealError, Broken, RanksLost, Transient, from_os_error
+from infra.errors import AnnealError, Broken, Missing, RanksLost, Transient, from_os_error
 from infra.records import Record
 from infra.redaction import redacted
 from tasks.attempt import reached
@@ -30,6 +30,8 @@ Done = TypeVar("Done", bound=Record)
 
 DELAYS_S = [2.0, 4.0, 8.0, 30.0, 60.0, 120.0, 300.0, 300.0]
 """Between tries: a service may be away for a quarter of an hour. What is waited for stands in the run's log."""
+MISSING_TRIES = 3
+"""A shared file system shows a new folder to other machines within seconds. What was deleted stays away."""
 HOUR_S = 3600.0
 _outages: dict[UUID, tuple[int, float]] = {}
 """Of the task runs of this process that met one: failed tries in a row, and when the last one failed."""
@@ -94,7 +96,7 @@ def may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     now = time.monotonic()
     tries = 1 if now - last > HOUR_S else tries + 1  # a try may take days: then this is another outage
     _outages[run.id] = tries, now
-    return tries <= len(DELAYS_S)
+    return tries <= (MISSING_TRIES if isinstance(error, Missing) else len(DELAYS_S))
 
 
 def found_done(record: Done) -> Done:

@@ -8,6 +8,7 @@ used: it copies the whole base model. Raises Transient when MLflow does not answ
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.crash import crashpoint
-from infra.errors import Broken, Transient, UserError, shown
+from infra.errors import Broken, Transient, UserError, from_os_error, shown
 from infra.records import Version
 from infra.settings import Settings
 from infra.spec import check_destination
@@ -39,6 +40,10 @@ REFUSING = {"UNAUTHENTICATED": "the user or the password", "CUSTOMER_UNAUTHORIZE
             "PERMISSION_DENIED": "this to the user: it may read, not write"}
 AGAIN = ("Look at the MLflow server; when it answers again, start the same again (Retry in the UI): finished steps and "
          "trained weights are kept.")
+FULL = re.compile(r"disk is full|No space left on device|Disk quota exceeded")
+FREE = "Free some space there and run the same command again; finished steps and trained weights are kept."
+RELEASE = ("Use the release of Anneal that made it, or bring the database up to date with `mlflow db upgrade` after a "
+           "backup; then run the same command again.")
 AUTHENTICATE = ("Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user who may write where this runs; "
                 "then start the same again: finished steps and the weights are kept.")
 
@@ -66,7 +71,8 @@ class Registry:
         self.uri = settings.tracking_uri
         self._work = settings.home_path / "work"
         self._artifacts = (settings.home_path / "mlflow-artifacts").as_uri()
-        self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        with told(self.uri):  # without a server it opens the database here
+            self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def find(self, destination: str, training_id: str) -> Version | None:
         """The version of a training, or None."""
@@ -271,8 +277,15 @@ def told(uri: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code in REFUSING:
             raise UserError(f"MLflow refuses {REFUSING[error.error_code]}", where=where, fix=AUTHENTICATE) from error
+        if FULL.search(str(error.message)):
+            raise UserError("the disk of MLflow's database or files is full", where=where, fix=FREE) from error
+        if "database schema" in str(error.message) or "locate revision" in str(error.message):
+            raise UserError("the database is one of another release of MLflow", where=where, fix=RELEASE) from error
         if error.error_code in PASSING:
             raise Transient(f"MLflow does not do it ({error.message})", where=where, fix=AGAIN) from error
         raise Broken(f"MLflow does not do it ({error.message})", where=where) from error
     except OSError as error:
+        found = from_os_error(error, where)  # without a server it is this machine's disk that is full or read-only
+        if isinstance(found, UserError):
+            raise found from error
         raise Transient(f"MLflow does not answer ({error})", where=where, fix=AGAIN) from error

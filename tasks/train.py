@@ -138,7 +138,7 @@ def ended_before(run: Path) -> dict[str, Any] | None:
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:
     """The weights trained earlier from the same spec, if they still verify."""
     manifest = store.find(f"trainings/{training_id(spec, pack, base)}")
-    return Trained.of(dict(manifest.record)) if manifest else None
+    return Trained.kept(manifest.record if manifest else None)
 
 
 class _Seen:

@@ -107,7 +107,7 @@ def find_split(
 ) -> Split | None:
     """The split made earlier from the same data, if it still verifies."""
     manifest = store.find(split_folder(_key(data, validation, num_validation, drop)))
-    return Split.of(dict(manifest.record)) if manifest else None
+    return Split.kept(manifest.record if manifest else None)
 
 
 def split_folder(digest: str) -> str:
