@@ -45,9 +45,9 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
             signal_holder(file, signal.SIGCONT if waited < takeover_s else signal.SIGKILL)
             time.sleep(LOCK_POLL_S)
         try:
-            file.truncate(0)
-            file.write(f"{socket.gethostname()} {os.getpid()} {note}".rstrip())
-            file.flush()
+            os.ftruncate(file.fileno(), 0)
+            # Not through the file's buffer: where the disk is full, that would fail again when it is closed.
+            os.write(file.fileno(), f"{socket.gethostname()} {os.getpid()} {note}".rstrip().encode())
         except OSError as error:
             raise from_os_error(error, str(lock)) from error
         yield
