@@ -55,5 +55,5 @@ def contents(store: Store, folder: str) -> list[str]:
     if found := shards_in(store, folder):
         return [shard.sha256 for shard in found]
     text = store.read(f"{folder}/{MANIFEST}")
-    found = Dataset.kept(Manifest.from_json(text).record if text else None)
-    return [found.sha256] if found else []
+    data = Dataset.kept(Manifest.from_json(text).record if text else None)
+    return [data.sha256] if data else []

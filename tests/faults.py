@@ -78,7 +78,7 @@ def training(shared: Path, folder: Path, **more: Any) -> dict[str, Any]:
             "checkpoint_steps": 1, **more}
 
 
-def started(arguments: list[str], *, by: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+def started(arguments: list[str], by: tuple[str, ...] = (), /, **environment: str) -> subprocess.Popen[str]:
     """An `anneal` command, in a session of its own. `by`: a command that becomes it."""
     return subprocess.Popen(
         [*by, sys.executable, "-m", "deployments.cli", *arguments], cwd=ROOT, text=True, start_new_session=True,
@@ -90,7 +90,7 @@ def ended(process: subprocess.Popen[str], timeout_s: float = ENDS_S) -> subproce
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        family: list[Any] = [process, *psutil.Process(process.pid).children(recursive=True)]
         for one in family:
             with suppress(psutil.NoSuchProcess):
                 one.kill()

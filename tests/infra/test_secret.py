@@ -12,7 +12,8 @@ import pytest
 
 from infra import services
 from infra.errors import UserError
-from infra.launch import environment_with, is_secret
+from infra.launch import environment_with
+from infra.redaction import is_secret
 from infra.secret import BYTES, secret_of
 from infra.settings import Settings
 from tests.conftest import ROOT

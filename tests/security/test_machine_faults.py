@@ -130,7 +130,7 @@ def test_the_kernel_kills_a_rank_and_then_the_command_for_memory(
 ) -> None:
     home = tmp_path / "home"
     command = ["train", "--json", "--no-deploy", *options(faults.training(shared, tmp_path, **LONG))]
-    process = faults.started(command, by=group.joined, ANNEAL_HOME=str(home))
+    process = faults.started(command, group.joined, ANNEAL_HOME=str(home))
     checkpointed(process, home)
     group.kill_for_memory(ranks_of(process)[-1])
     (told,) = home.glob("trainings/*/events.jsonl")
