@@ -65,7 +65,7 @@ SIZES_OF_LAYERS = frozenset({"num_key_value_heads", "num_kv_heads", "num_query_h
 """Such a list too, and 0 where there is no such part."""
 POSITIONS = "max_position_embeddings"
 CONTEXTS = frozenset({POSITIONS, "max_seq_len"})
-"""Families without a table of positions have -1, false or null there."""
+"""Families without a table of positions have -1, false or null there; transformers takes no false and no 64.0."""
 MOST = 1 << 30
 MADE_ONE_BY_ONE = re.compile(r"(^|_)(layers?|depth|blocks|experts|heads?|labels)$")
 EXPERTS = re.compile(r"(^|_)experts$")
@@ -168,7 +168,8 @@ def cleaned(value: Any) -> Any:
     """A configuration without what names code or an implementation."""
     if isinstance(value, dict):
         return {name: int(item) if name in CONTEXTS and isinstance(item, float) else cleaned(item)
-                for name, item in value.items() if name not in DROPPED}
+                for name, item in value.items()
+                if name not in DROPPED and not (name in CONTEXTS and isinstance(item, bool))}
     return [cleaned(item) for item in value] if isinstance(value, list) else value
 
 

@@ -77,9 +77,10 @@ FAMILIES = {
     "qwen3_moe": Family(lambda: hf.Qwen3MoeConfig(**EXPERTS, head_dim=16)),
     "doge": Family(lambda: hf.DogeConfig(**{**EXPERTS, "num_experts": 16384}, is_moe=True)),
     "deepseek_v3": Family(lambda: hf.DeepseekV3Config(
-        **LLAMA, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
-        first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8),
-        more={"model.layers.2.eh_proj.weight": WIDE, "model.layers.2.self_attn.o_proj.weight": WIDE},
+        **{**LLAMA, "num_key_value_heads": 4}, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2,
+        n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=8),
+        more={"model.layers.2.eh_proj.weight": WIDE, "model.layers.2.self_attn.o_proj.weight": torch.ones(2, 2)},
         fields={"num_nextn_predict_layers": 1}),
     "falcon": Family(lambda: hf.FalconConfig(**WIDTHS)),
     "gpt_neox": Family(lambda: hf.GPTNeoXConfig(**WIDTHS, intermediate_size=96), more={
