@@ -149,7 +149,7 @@ def test_the_links_sign_in_under_the_tunnels_name_too(stack: Stack, browser: Chr
     shown = {"prefect": "Flow Runs", "mlflow": "Experiments", "predictor": "Anneal playground"}
     for service, text in shown.items():
         browser.get(links[service].replace("127.0.0.1", TUNNEL))
-        see(browser, f"//*[contains(text(), '{text}')]")
+        see(browser, f"//body//*[contains(text(), '{text}')]")
         assert stack.settings.secret not in browser.current_url
         browser.save_screenshot(str(tmp_path / f"{service}.png"))
 
