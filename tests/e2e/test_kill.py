@@ -35,7 +35,8 @@ def test_killed_command_goes_on_when_it_is_run_again(
     note(stack.settings, stories)  # the predictor has another home and trusts its base only if it is told to
     elsewhere = {
         "ANNEAL_HOME": str(tmp_path), "ANNEAL_PREFECT_URL": stack.settings.prefect_api,
-        "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor}
+        "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor,
+        "ANNEAL_API_KEY": stack.settings.predictor_key}
     command = ["train", "--json", *options({**parameters, **LONG, "destination": "acme/killed"})]
     process = stack.start(*command, **elsewhere)
     checkpointed(process, tmp_path)

@@ -105,6 +105,7 @@ def run(stack: Stack, commands: Commands, stories: Path, tmp_path: Path) -> Run:
     alone = {
         "ANNEAL_HOME": str(tmp_path / "home"), "ANNEAL_PREFECT_URL": stack.settings.prefect_api,
         "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor,
+        "ANNEAL_API_KEY": stack.settings.predictor_key,
         "TMPDIR": str(tmp_path / "tmp")}
 
     def to_its_end(command: list[str], look: Callable[[], object] = lambda: None, **more: str) -> tuple[int, Command]:
@@ -163,7 +164,8 @@ def test_a_killed_predictor(
     own = f"http://127.0.0.1:{port}"
     predictor = Respawned({
         **os.environ, **stack.environment, "ANNEAL_HOME": str(tmp_path / "predictor"),
-        "ANNEAL_PREDICTOR_PORT": str(port), "ANNEAL_BASE_FOLDERS": str(lora.parameters["base_model"]),
+        "ANNEAL_PREDICTOR_PORT": str(port), "ANNEAL_API_KEY": stack.settings.predictor_key,
+        "ANNEAL_BASE_FOLDERS": str(lora.parameters["base_model"]),
         **case.wish(tmp_path)}, tmp_path / "predictor.log")
     try:
         wait_until_responds(own, 120)
@@ -173,7 +175,8 @@ def test_a_killed_predictor(
         assert (tmp_path / "fired").exists()
         wait_for(lambda: predictor.look() == 1, "it did not die")
         wait_for(lambda: answers(f"{own}/health/ready"), "it is not ready")
-        at_own = Stack(stack.settings.model_copy(update={"predictor_url": own}), stack.environment)
+        asked = {"predictor_url": own, "api_key": stack.settings.predictor_key}
+        at_own = Stack(stack.settings.model_copy(update=asked), stack.environment)
         registered(at_own, destination, version, lora, earlier=case.second, deployed=True)
     finally:
         predictor.process.kill()

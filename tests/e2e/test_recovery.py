@@ -203,14 +203,14 @@ def test_a_run_goes_on_on_another_machine_from_the_store(
 ) -> None:
     run = started(stack, parameters, "elsewhere", undisturbed)
     wait_for(lambda: Store(stack.settings).names(f"checkpoints/{undisturbed.training}"), "no checkpoint in the store")
-    services = running.read(stack.settings)
-    killed([psutil.Process(services[name].pid) for name in ("keeper", "worker")])
+    killed([psutil.Process(running.read(stack.settings)[name].pid) for name in ("keeper", "worker")])
     killed(flow_process(run))
     other = subprocess.Popen(
         [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", "gpu-pool"], cwd=ROOT,
         env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api,
              "ANNEAL_HOME": str(tmp_path), "ANNEAL_GPU_LIMIT": "gpu-other", "PREFECT_WORKER_QUERY_SECONDS": "3",
-             "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor},
+             "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_API_KEY": stack.settings.predictor_key,
+             "ANNEAL_PREDICTOR_URL": stack.settings.predictor},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         finished(stack, run, "elsewhere", undisturbed, attempts=2)
