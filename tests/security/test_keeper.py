@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from deployments import cli
+from deployments.predictor.app import MOST_ORDERS
 from infra import health, keeper, processes, services, stack
 from infra.processes import Service
 from infra.services import MARK, Plan
@@ -227,7 +228,8 @@ def test_health_answers_while_every_thread_waits_for_a_deployment(predictor: Pre
             threading.Event().wait(1)
             for path in ("live", "ready"):
                 assert health.asked(f"{predictor.url}/health/{path}", 2).status == 200
-        assert {one.result().status_code for one in waiting} == {200}
+        codes = [one.result().status_code for one in waiting]
+        assert set(codes) == {200, 503} and codes.count(200) >= MOST_ORDERS, "the others may try again"
 
 
 @pytest.mark.slow
