@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import UserError, from_os_error
+from infra.errors import from_os_error
 from infra.files import write_atomic
 from infra.private import umask_for
 from infra.redaction import redacted
@@ -35,17 +35,9 @@ def settings_here(*, private: bool = True) -> Settings:
     `private`: what this process writes, and all that it starts, is for those whom the home is for (infra/private.py).
     A store in a folder elsewhere keeps the user's umask: others may be meant to read it.
     """
-    from pydantic import ValidationError
-
     from infra.settings import Settings
 
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{first['msg']} (found {first['input']!r})", where="ANNEAL_" + str(first["loc"][0]).upper(),
-            fix="Correct this environment variable, or unset it.") from error
+    settings = Settings.of_environment()
     home, store = settings.home_path, settings.store_root
     if private and (store.startswith("s3://") or Path(store).is_relative_to(home)):
         before = os.umask(0o077)

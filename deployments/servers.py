@@ -42,7 +42,7 @@ def mlflow(settings: Settings) -> ASGIApp:
     os.environ.update(services.of_mlflow_server(settings))
     from mlflow.server.handlers import initialize_backend_stores
 
-    initialize_backend_stores(services.mlflow_database(settings), default_artifact_root=services.ARTIFACT_ROOT)
+    initialize_backend_stores(settings.mlflow_database, default_artifact_root=services.ARTIFACT_ROOT)
     from mlflow.server.fastapi_app import app
 
     return Door(app, names=Names.of(settings), secret=settings.secret, open_paths=("/health",),
@@ -57,7 +57,7 @@ def main(name: str) -> int:
     redact_logs()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        settings = Settings()
+        settings = Settings.of_environment()
         port: int = getattr(settings, f"{name}_port")
         listener = bind(settings.host, port, f"ANNEAL_{name.upper()}_PORT")
         app: Any = SERVERS[name](settings)

@@ -121,8 +121,8 @@ def of_prefect_server(settings: Settings) -> dict[str, str]:
 def of_mlflow_server(settings: Settings) -> dict[str, str]:
     """Variables of MLflow's server: those that `mlflow server` sets (mlflow/server/__init__.py, _run_server)."""
     return {
-        "_MLFLOW_SERVER_FILE_STORE": mlflow_database(settings),
-        "_MLFLOW_SERVER_REGISTRY_STORE": mlflow_database(settings),
+        "_MLFLOW_SERVER_FILE_STORE": settings.mlflow_database,
+        "_MLFLOW_SERVER_REGISTRY_STORE": settings.mlflow_database,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": ARTIFACT_ROOT, "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         # An address: of a path MLflow would read %20 as a space.
         "_MLFLOW_SERVER_ARTIFACT_DESTINATION": (settings.home_path / "mlflow-artifacts").as_uri(),
@@ -132,11 +132,6 @@ def of_mlflow_server(settings: Settings) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # It lets in every port of localhost: infra/doors.py judges instead.
         "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}
-
-
-def mlflow_database(settings: Settings) -> str:
-    """Where MLflow's server keeps its tables, and trainings that have no server."""
-    return f"sqlite:///{settings.home_path / 'mlflow.db'}"
 
 
 def _closed(settings: Settings, origin: str) -> dict[str, str]:
@@ -171,7 +166,7 @@ def _predictor(settings: Settings) -> Plan:
 def _common(settings: Settings) -> dict[str, str]:
     """Absolute addresses, so that a service and the runs that it starts do not depend on their cwd."""
     return {
-        **OFFLINE, **_no_proxy(settings), MARK: str(settings.home_path),
+        **OFFLINE, **_no_proxy(settings), **settings.variables, MARK: str(settings.home_path),
         "ANNEAL_HOME": str(settings.home_path), "ANNEAL_STORE": settings.store_root,
         "PREFECT_HOME": str(settings.home_path / "prefect"), "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # else `python -m` prefers a folder named flows/ or tasks/ in the user's cwd

@@ -12,8 +12,9 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UserError, shown
@@ -89,6 +90,22 @@ class Settings(BaseSettings):
     join_timeout_s: float = Field(600, description="Time that the other machines have to join a training.", gt=0)
     threads: int = Field(0, description="CPU threads of each process; 0: the cores shared out evenly.", ge=0)
 
+    @classmethod
+    def of_environment(cls) -> Self:
+        """The settings of this process. Raises UserError, naming the variable, for a wrong one."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{first['msg']} (found {shown(first['input'])})", where="ANNEAL_" + str(first["loc"][0]).upper(),
+                fix="Correct this environment variable, or unset it.") from error
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables that give another process those of these settings that are not left to their defaults."""
+        return {f"ANNEAL_{name.upper()}": str(getattr(self, name)) for name in self.model_fields_set}
+
     @cached_property
     def home_path(self) -> Path:
         """The home folder, made if need be, and closed to other users. Raises UserError when it cannot be."""
@@ -115,7 +132,12 @@ class Settings(BaseSettings):
     @property
     def tracking_uri(self) -> str:
         """MLflow's tracking and registry address."""
-        return self.mlflow_uri or self._stack("mlflow") or f"sqlite:///{self.home_path / 'mlflow.db'}"
+        return self.mlflow_uri or self._stack("mlflow") or self.mlflow_database
+
+    @property
+    def mlflow_database(self) -> str:
+        """Where the home's MLflow server keeps its tables, and trainings that have no server."""
+        return f"sqlite:///{self.home_path / 'mlflow.db'}"
 
     @property
     def predictor(self) -> str:

@@ -11,7 +11,6 @@ import logging
 import sys
 
 import torch
-from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from deployments.predictor.app import DRAIN_S, create_app
@@ -31,7 +30,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     disable_progress_bar()
     try:
-        settings = _settings()
+        settings = Settings.of_environment()
         check_exposure(settings.host, settings.predictor_key)
         torch.set_num_threads(settings.threads_for(PROCESSES))
         listener = bind(settings.host, settings.predictor_port, "ANNEAL_PREDICTOR_PORT")
@@ -49,15 +48,6 @@ def check_exposure(host: str, api_key: str) -> None:
         raise UserError(f"ANNEAL_HOST is {shown(host)} and there is no API key",
                         allowed="a loopback address, or a key",
                         fix="Set ANNEAL_API_KEY to a long random text, or ANNEAL_HOST to 127.0.0.1.")
-
-
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "ANNEAL_" + ".".join(map(str, first["loc"])).upper()
-        raise UserError(f"{name} is {shown(first['input'])}: {first['msg']}", fix="Correct the variable.") from error
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,12 +25,17 @@ def test_mlflows_server_is_told_all_that_its_own_command_tells_it(
         return SimpleNamespace(wait=lambda: 0)
 
     monkeypatch.setattr(server, "_exec_cmd", started)
-    database = services.mlflow_database(settings)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    database = settings.mlflow_database
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server._run_server(
-        file_store_path=database, registry_store_uri=database, default_artifact_root=services.ARTIFACT_ROOT,
-        serve_artifacts=True, artifacts_only=False, host="127.0.0.1", port=5000, workers=1,
-        artifacts_destination=services.of_mlflow_server(settings)["_MLFLOW_SERVER_ARTIFACT_DESTINATION"])
+    try:
+        server._run_server(
+            file_store_path=database, registry_store_uri=database, default_artifact_root=services.ARTIFACT_ROOT,
+            serve_artifacts=True, artifacts_only=False, host="127.0.0.1", port=5000, workers=1,
+            artifacts_destination=services.of_mlflow_server(settings)["_MLFLOW_SERVER_ARTIFACT_DESTINATION"])
+    finally:  # MLflow's would outlive its server
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     ours = services.of_mlflow_server(settings)
     assert len(ours["_MLFLOW_SERVER_BOOT_ID"]) == len(told.pop("_MLFLOW_SERVER_BOOT_ID"))
     assert {name: ours.get(name) for name in told} == told

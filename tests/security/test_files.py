@@ -14,7 +14,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from deployments.console import settings_here
-from infra import stack
+from infra import services, stack
 from infra.errors import UserError
 from infra.private import umask_for
 from infra.settings import Settings
@@ -112,7 +112,9 @@ def test_a_home_that_a_databases_address_cannot_carry_is_refused(tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_mlflow_keeps_its_tables_and_files_in_a_home_with_an_odd_name(tmp_path: Path) -> None:
+def test_mlflow_keeps_its_tables_and_files_in_a_home_with_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     place = tmp_path / "place"
     settings = Settings(home=place / ODD, mlflow_port=free_port())
     alone = MlflowClient(settings.tracking_uri)
@@ -120,6 +122,8 @@ def test_mlflow_keeps_its_tables_and_files_in_a_home_with_an_odd_name(tmp_path: 
     stack.up(settings, only={"mlflow"})
     try:
         assert settings.tracking_uri.startswith("http")
+        for name, value in services.credentials(settings).items():
+            monkeypatch.setenv(name, value)
         client = MlflowClient(settings.tracking_uri)
         assert [model.name for model in client.search_registered_models()] == ["alone"]
         client.log_text(client.create_run(client.create_experiment("e")).info.run_id, "words", "note.txt")

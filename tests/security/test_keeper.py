@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -203,20 +204,24 @@ def test_a_service_has_time_to_start_and_is_not_lost_by_one_miss(monkeypatch: py
 
 
 def test_a_keeper_that_hangs_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = psutil.Process()
-    there: dict[str, Any] = {"url": "", "pid": mine.pid, "started": mine.create_time()}
-    (settings.home_path / "stack.json").write_text(json.dumps({"services": {"keeper": there}}))
-    beat = stack.beat_of(settings)
+    keeping = psutil.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    there: dict[str, Any] = {"url": "", "pid": keeping.pid, "started": keeping.create_time()}
+    state, beat = settings.home_path / "stack.json", stack.beat_of(settings)
     beat.parent.mkdir()
     beat.touch()
     os.utime(beat, (1, 1))
-    assert stack.status(settings)["keeper"] == "running", "it has just been started"
-    there["started"] -= 59
-    monkeypatch.setattr(stack, "KEEPER_SILENT_S", 50)
-    (settings.home_path / "stack.json").write_text(json.dumps({"services": {"keeper": there}}))
-    found = stack.conditions(settings)["keeper"]
-    (settings.home_path / "stack.json").unlink()
-    assert found.state == "not answering" and "has not looked" in found.reason
+    try:
+        state.write_text(json.dumps({"services": {"keeper": there}}))
+        assert stack.status(settings)["keeper"] == "running", "it has just been started"
+        there["started"] -= 59
+        monkeypatch.setattr(stack, "KEEPER_SILENT_S", 50)
+        state.write_text(json.dumps({"services": {"keeper": there}}))
+        found = stack.conditions(settings)["keeper"]
+        assert found.state == "not answering" and "has not looked" in found.reason
+    finally:
+        state.unlink()
+        keeping.kill()
+        keeping.wait()
 
 
 @needs_stories

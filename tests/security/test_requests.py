@@ -31,6 +31,7 @@ from tests.predictor.conftest import (
 
 pytestmark = [needs_stories, pytest.mark.slow]
 MIB = 1 << 20
+KEY = "of the tests"
 HEALTH_S = 1.0
 """What the issue allows a health check to take under any load."""
 AT_ONCE = 5
@@ -66,8 +67,8 @@ class Process:
 
     def post(self, body: bytes, kind: str = "application/json", path: str = "/predictions") -> httpx.Response:
         method = "POST" if path == "/predictions" else "PUT"
-        return httpx.request(method, self.url + path, content=body, headers={"Content-Type": kind}, timeout=100,
-                             trust_env=False)
+        headers = {"Content-Type": kind, "Authorization": f"Bearer {KEY}"}
+        return httpx.request(method, self.url + path, content=body, headers=headers, timeout=100, trust_env=False)
 
     def ask(self, model: str = "acme/near", **given: Any) -> httpx.Response:
         return self.post(json.dumps({"model": model, "input": {**GREEDY, **given}}).encode())
@@ -96,7 +97,8 @@ def process(tmp_path_factory: pytest.TempPathFactory, versions: Path) -> Iterato
 
     orders = {"acme/near": store.put("a"), "acme/far": store.put("a", far)}
     store.listener.close()
-    settings = {"ANNEAL_HOME": str(home), "ANNEAL_PREDICTOR_PORT": str(port), "ANNEAL_THREADS": "1"}
+    settings = {"ANNEAL_HOME": str(home), "ANNEAL_PREDICTOR_PORT": str(port), "ANNEAL_THREADS": "1",
+                "ANNEAL_API_KEY": KEY, "ANNEAL_BASE_FOLDERS": str(STORIES)}
     child = subprocess.Popen([sys.executable, "-m", "deployments.predictor"], env={**os.environ, **settings})
     found = Process(child.pid, f"http://127.0.0.1:{port}")
     try:
