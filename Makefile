@@ -20,7 +20,7 @@ $(DONE): pyproject.toml constraints.txt
 	touch $(DONE)
 
 demo: $(DONE)  ## the whole job on the built-in data: train, evaluate, register, deploy, ask
-	$(BIN)/python -m deployments.demo
+	$(BIN)/python -m deployments.examples.demo
 
 test: $(DONE)  ## the checks and every test that this machine can run
 	$(MAKE) check

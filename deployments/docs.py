@@ -16,7 +16,7 @@ from infra.files import write_atomic
 from infra.records import Pack, PackCounts
 from infra.settings import Settings
 from infra.spec import FIELD_TYPES, FIELDS, Method, TrainingSpec, range_of
-from tasks.forecast import Device, Forecast, count_parameters, devices, estimate
+from tasks.launcher.forecast import Device, Forecast, count_parameters, devices, estimate
 
 
 def _llama_2(hidden: int, inner: int, layers: int, heads: int, keys: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Prefect's and MLflow's servers behind our own door: python -m deployments.servers prefect | mlflow
 
 In:   ANNEAL_* settings (home, host, host_names, ports, require_secret)     Out: HTTP until SIGTERM
-On disk: what they write themselves, below <home> (infra/services.py). Exit 2: a setting is wrong.
-Both are what their own commands start (`prefect server start`, `mlflow server`), with infra/doors.py in front: those
-commands have no way to put it there.
+On disk: what they write themselves, below <home> (infra/stack/services.py). Exit 2: a setting is wrong.
+Both are what their own commands start (`prefect server start`, `mlflow server`), with infra/security/door.py in front:
+those commands have no way to put it there.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from infra import services
-from infra.doors import Door, Names
 from infra.errors import UserError
-from infra.listen import bind, serve
-from infra.redaction import redact_logs
+from infra.security.door import Door, Names
+from infra.security.listen import bind, serve
+from infra.security.redaction import redact_logs
+from infra.security.sign_in import page_of
 from infra.settings import Settings
-from infra.sign_in import page_of
+from infra.stack import services
 
 DRAIN_S = 3
 """Pages hold websockets open; those never end by themselves."""

@@ -16,22 +16,22 @@ from dataclasses import replace
 from prefect import flow
 
 from flows.parameters import Parameters, guarded
+from infra.models.base_models import base_task, find_base, look_for_base
 from infra.records import Split, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks import report
-from tasks.attempt import attempt, cancelled
-from tasks.base import base_task, find_base, look_for_base
+from infra.storage.store import Store
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task, refuse_unscorable, scorable_task
-from tasks.forecast import Forecast, forecast
-from tasks.hand_over import hand_over
-from tasks.histogram import show_lengths
 from tasks.ingest import address_of, ingest, ingest_task
+from tasks.launcher.forecast import Forecast, forecast
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
+from tasks.runs.attempt import attempt, cancelled
+from tasks.runs.hand_over import hand_over
 from tasks.train import train_task
+from tasks.ui import reports
+from tasks.ui.histogram import show_lengths
 from tasks.validate import tell, validate, validate_task
 
 
@@ -66,24 +66,24 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to:
     """The other five; or only `pack`, and another deployment's run does them all, these three at once."""
     name = spec.destination
     base = base_task(spec.base_model, subject=name)
-    report.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
+    reports.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
     packed = pack_task(split, base, spec, subject=name)
-    report.show("data", report.data_report(split, packed))
+    reports.show("data", reports.data_report(split, packed))
     show_lengths(packed)
     if hand_over_to:
         return hand_over(hand_over_to, spec)
 
     expected = forecast(settings, spec, packed, base)
-    report.show("forecast", report.forecast_report(expected))
+    reports.show("forecast", reports.forecast_report(expected))
     trained = train_task(spec, packed, base, subject=name)
-    report.show("actual", report.forecast_report(expected, trained))
+    reports.show("actual", reports.forecast_report(expected, trained))
 
     evaluation = evaluate_task(spec, trained, split, packed, base, subject=name)
-    report.show("rouge", report.rouge_report(evaluation))
+    reports.show("rouge", reports.rouge_report(evaluation))
 
     version = register_task(spec, trained, evaluation, split, packed, base, subject=name)
     deployment = deploy_task(spec, version, evaluation, base, subject=name)
-    report.show_links(settings, version, deployment)
+    reports.show_links(settings, version, deployment)
     return version
 
 

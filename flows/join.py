@@ -2,7 +2,7 @@
 
 In:   the launch's id, this machine's number among the nodes     Out: nothing of its own
 A machine that runs `anneal join` needs no such run. Dies half-way: the launch ends on all nodes, and the first one
-starts another, with runs of its own. Nobody but tasks/companions.py starts it.
+starts another, with runs of its own. Nobody but tasks/runs/companions.py starts it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from prefect.states import Completed
 from pydantic import Field
 
 from infra.settings import Settings
-from infra.store import Store
-from tasks.attempt import attempt, cancelled
-from tasks.join import join_launch
-from tasks.slots import hold
+from infra.storage.store import Store
+from tasks.launcher.gpu_slots import hold
+from tasks.launcher.join import join_launch
+from tasks.runs.attempt import attempt, cancelled
 
 Node = Annotated[int, Field(ge=1)]
 

@@ -16,14 +16,14 @@ from pydantic import Field
 
 from flows.parameters import guarded
 from infra.records import Answers
-from infra.redaction import NO_SECRETS
+from infra.security.redaction import NO_SECRETS
 from infra.settings import Settings
 from infra.spec import refuse_secrets
-from infra.store import Store
-from tasks import report
-from tasks.answer import answer_task, version_task
-from tasks.attempt import attempt, cancelled
+from infra.storage.store import Store
 from tasks.ingest import ingest_task
+from tasks.predict import answer_task, version_task
+from tasks.runs.attempt import attempt, cancelled
+from tasks.ui import reports
 
 Address = Annotated[str, Field(json_schema_extra={"pattern": NO_SECRETS})]
 Tokens = Annotated[int, Field(ge=1)]
@@ -50,7 +50,7 @@ def predict(
     with attempt(settings, store):
         data = ingest_task(prompts, subject="prompts")
         answers = answer_task(data, version_task(model, subject=model), inputs, subject=model)
-        report.show("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
+        reports.show("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
                                f"by version {answers.version[:12]}")
         return answers
     return cancelled()

@@ -1,8 +1,8 @@
 """Every minute, and when a run crashes or a worker starts: find runs whose processes died and let them go on; tell the
 webhook how runs ended.
 
-In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason (tasks/recover.py);
-      signed messages (tasks/notify.py)
+In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason
+      (tasks/runs/recover.py); signed messages (tasks/runs/webhooks.py)
 While anything runs it looks every few seconds, and at once when the process of such a run on this machine dies, until
 the run of the next minute takes over: a run that crashes meanwhile has not to wait for another process to start, and
 one without a worker (it outlived the one that started it) not for the next minute.
@@ -25,12 +25,12 @@ from prefect.logging import get_run_logger
 
 from infra.errors import AnnealError
 from infra.settings import Settings
-from infra.store import Store
-from tasks.attempt import died_here, locks_of
-from tasks.lease import if_free, leases_of
-from tasks.notify import notify
-from tasks.recover import RECOVERED, forget, recover, runs_in
-from tasks.tidy import tidy
+from infra.storage.store import Store
+from tasks.launcher.lease import if_free, leases_of
+from tasks.runs.attempt import died_here, locks_of
+from tasks.runs.cleanup import tidy
+from tasks.runs.recover import RECOVERED, forget, recover, runs_in
+from tasks.runs.webhooks import notify
 
 KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""

@@ -26,10 +26,10 @@ from flows.finetune import data_of, pipeline
 from flows.parameters import Parameters, guarded
 from infra.records import Version
 from infra.settings import Settings
-from infra.store import Store
-from tasks import report
-from tasks.attempt import attempt, cancelled
+from infra.storage.store import Store
 from tasks.news import newest_task, shard_news
+from tasks.runs.attempt import attempt, cancelled
+from tasks.ui import reports
 
 
 @guarded
@@ -50,10 +50,10 @@ def retrain(training: Parameters, hand_over_to: str = "") -> Version | State[Any
         if newest is not None and newest.data_digest == split.digest and newest.is_settled:
             reason = (f"version {newest.number} of {spec.destination} learned from the same "
                       f"{split.train_rows} rows (digest {split.digest[:12]}{news and f'; {news}'})")
-            report.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
+            reports.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
             return Completed(name="Skipped", message=f"Nothing is new: {reason}.")
         if news:
-            report.show("news", f"## New data: {news}\n\n{split.train_rows} training rows in all.")
+            reports.show("news", f"## New data: {news}\n\n{split.train_rows} training rows in all.")
             get_run_logger().info("%s, %d training rows in all", news, split.train_rows)
         return pipeline(settings, spec, split, hand_over_to)
     return cancelled()

@@ -23,8 +23,8 @@ from prefect.states import Completed
 from flows.parameters import Parameters, guarded
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks.attempt import attempt, cancelled
+from infra.storage.store import Store
+from tasks.runs.attempt import attempt, cancelled
 from tasks.watch import look, look_until_settled, note, noted, retraining, sources_of, was_refused
 
 UPDATED = "dataset.updated"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.launch import environment_with, spawn
+from infra.process import environment_with, spawn
 
 LINE_BYTES = 1 << 16
 LOOK_S = 0.5
@@ -70,7 +70,7 @@ class Warm:
             self._mother.end()
 
     def spawn(self, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Forked:
-        """Like `infra.launch.spawn`, for `sys.executable ...`. Only once what was started before has ended."""
+        """Like `infra.process.spawn`, for `sys.executable ...`. Only once what was started before has ended."""
         if self._mother is None or self._mother.process.poll() is not None:
             if self._mother is not None:
                 self._mother.end()
@@ -112,7 +112,7 @@ def end_those_ahead() -> None:
 
 
 class Forked:
-    """What a Warm has started: as much of subprocess.Popen as infra/launch.py needs."""
+    """What a Warm has started: as much of subprocess.Popen as infra/process.py needs."""
 
     def __init__(self, mother: Mother) -> None:
         self.pid = mother.process.pid

@@ -1,9 +1,9 @@
 """Let the predictor answer with the new version; the old one answers until the new one can.
 
 In:   a registered version that passed the gate     Out: the predictor serves it, alias `champion`
-The base's folder is written down in the home first: a predictor of this home may load it from there (infra/bases.py).
-The predictor loads it beside the current version, answers a smoke prompt and switches. Aliases
-move only then: `previous` first, `champion` last. Dies half-way: the predictor serves one of the
+The base's folder is written down in the home first: a predictor of this home may load it from there
+(infra/models/base_folders.py). The predictor loads it beside the current version, answers a smoke prompt and switches.
+Aliases move only then: `previous` first, `champion` last. Dies half-way: the predictor serves one of the
 two versions whole, and the next try brings the aliases up.
 """
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import httpx
 
-from infra import bases
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import BaseModelError, Broken, GateError, Transient, UserError
+from infra.models import base_folders
+from infra.models.registry import GATE_TAG, SMOKE_TAG, Registry
 from infra.records import Base, Deployment, Evaluation, Version
-from infra.redaction import redacted
+from infra.security.redaction import redacted
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.policy import HOUR_S, step
-from tasks.registry import GATE_TAG, SMOKE_TAG, Registry
+from tasks.runs.retries import HOUR_S, step
 
 LOAD_TIMEOUT_S = 900.0
 CONNECT_TIMEOUT_S = 10.0
@@ -61,7 +61,7 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
 
 def switch(settings: Settings, url: str, version: Version, base: Base) -> str:
     """Ask the predictor to load, try and switch; returns its answer to the smoke prompt."""
-    bases.note(settings, Path(base.path))
+    base_folders.note(settings, Path(base.path))
     body = {"version": version.id, "folder": version.folder, "base_path": base.path, "base_digest": base.digest}
     timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     try:

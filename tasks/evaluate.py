@@ -20,20 +20,21 @@ from typing import Any
 import numpy as np
 from prefect.logging import get_run_logger
 
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import DataError, shown
 from infra.files import digest_of
 from infra.records import METRICS, Base, Evaluation, Pack, RowKind, Scores, Split, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store, scratch_folder
-from tasks import metrics, report
-from tasks.bootstrap import Floats
-from tasks.child import ranks_of, run_child, settled
-from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob
-from tasks.policy import HOUR_S, found_done, step
-from tasks.rouge import lead, score_rows, summarize
-from tasks.slots import hold
+from infra.storage.store import Store, scratch_folder
+from tasks.distributed.contract import VALIDATION_PROMPT, GenerateJob
+from tasks.launcher.gpu_slots import hold
+from tasks.launcher.jobs import ranks_of, run_child, settled
+from tasks.runs.retries import HOUR_S, found_done, step
+from tasks.scoring import metrics
+from tasks.scoring.bootstrap import Floats
+from tasks.scoring.rouge import lead, score_rows, summarize
+from tasks.ui import reports
 
 FORMAT = 1
 """Raised when the same weights would be scored differently."""
@@ -223,5 +224,5 @@ def evaluate_task(
 
 def say(evaluation: Evaluation) -> None:
     """Tell the scores in the run's log."""
-    for line in report.scores(evaluation):
+    for line in reports.scores(evaluation):
         get_run_logger().info("%s", line)

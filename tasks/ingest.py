@@ -1,8 +1,8 @@
 """Bring the training data into the store, unchanged but for unpacking and joining.
 
-In:   a path, https:// or s3:// address of a file, a folder or a pattern (tasks/shards.py), plain, gzip or zstandard;
-      gs:// and others whose library is installed (infra/clouds.py)
-      with csv: or parquet: in front, tables of such records (tasks/tables.py)
+In:   a path, https:// or s3:// address of a file, a folder or a pattern (tasks/data/sources.py), plain, gzip or
+      zstandard; gs:// and others whose library is installed (infra/storage/clouds.py)
+      with csv: or parquet: in front, tables of such records (tasks/data/tables.py)
       or store://datasets/<hash>/<name>, which is there already
 Out:  datasets/<hash>/data.jsonl; shards.json beside it if it was joined of several files
 The bytes are hashed while they stream; files that are plainly not JSONL are refused by their first bytes. One file
@@ -21,24 +21,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from infra.clouds import cloud_of, in_object_store
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import AnnealError, DataChanged, DataError
-from infra.fetch import bytes_of, open_https, without_secrets
 from infra.files import digest_of
-from infra.forms import form_of
 from infra.records import Dataset
 from infra.settings import Settings
-from infra.store import Store, open_remote
-from tasks import shards
-from tasks.known import key_of, known, note
-from tasks.lines import BOM
-from tasks.policy import HOUR_S, found_done, step
-from tasks.progress import ReadingShown
-from tasks.reading import Behind, Meter, Teller, ahead
-from tasks.shards import Found, Shard, find_shards, readable
-from tasks.tables import jsonl_of
-from tasks.unpack import JSONL
+from infra.storage.addresses import form_of
+from infra.storage.clouds import cloud_of, in_object_store
+from infra.storage.https import bytes_of, open_https, without_secrets
+from infra.storage.store import Store, open_remote
+from tasks.data import sources
+from tasks.data.compression import JSONL
+from tasks.data.jsonl import BOM
+from tasks.data.source_cache import key_of, known, note
+from tasks.data.sources import Found, Shard, find_shards, readable
+from tasks.data.streams import Behind, Meter, Teller, ahead
+from tasks.data.tables import jsonl_of
+from tasks.runs.retries import HOUR_S, found_done, step
+from tasks.ui.progress import ReadingShown
 
 FILE = "data.jsonl"
 UPLOADS = "uploads"
@@ -205,7 +205,7 @@ def _described(folder: Path, joined: Joined, found: list[Found], name: str, unit
         return Dataset(folder=folder_of(joined.sha256), sha256=joined.sha256, bytes=joined.bytes,
                        source=without_secrets(found[0].address), unit=unit)
     listed = [shard.to_json() for shard in joined.shards]
-    (folder / shards.FILE).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    (folder / sources.FILE).write_text(json.dumps(listed, indent=1), encoding="utf-8")
     return Dataset(folder=folder_of(digest_of([joined.sha256, listed])), sha256=joined.sha256, bytes=joined.bytes,
                    source=name, shards=len(found), unit=unit)
 

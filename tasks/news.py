@@ -10,12 +10,12 @@ import logging
 
 from infra.errors import AnnealError
 from infra.files import MANIFEST, Manifest
+from infra.models.registry import Origin, Registry
 from infra.records import Dataset, Split
 from infra.settings import Settings
-from infra.store import Store
-from tasks.policy import HOUR_S, step
-from tasks.registry import Origin, Registry
-from tasks.shards import shards_in
+from infra.storage.store import Store
+from tasks.data.sources import shards_in
+from tasks.runs.retries import HOUR_S, step
 from tasks.validate import split_folder
 
 log = logging.getLogger(__name__)

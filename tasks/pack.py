@@ -11,17 +11,17 @@ from collections.abc import Callable
 
 from prefect.logging import get_run_logger
 
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.files import digest_of
+from infra.progress import SoFar
 from infra.records import Base, Pack, RowKind, Split
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks.child import CONTRACT_FILES, run_child
+from infra.storage.store import Store
+from tasks.distributed.contract import SPLITS, EncodeJob
 from tasks.distributed.events import read_events
-from tasks.distributed.job import SPLITS, EncodeJob
-from tasks.every import SoFar
-from tasks.policy import HOUR_S, found_done, step
+from tasks.launcher.jobs import CONTRACT_FILES, run_child
+from tasks.runs.retries import HOUR_S, found_done, step
 
 FORMAT: dict[RowKind, int] = {"prompt": 2, "text": 2, "messages": 3}
 LAYOUT = 2

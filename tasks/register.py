@@ -5,7 +5,7 @@ The version id is the sha256 of its content; the training's id is the tag that i
 first, so that a training registered twice is one version. Adapters come without their base;
 nothing is pickled and nothing names a path of this machine.
 Dies half-way: the next try finds what is there and goes on; a LoggedModel that was not
-finished is marked FAILED, its run KILLED. MLflow calls: tasks/registry.py.
+finished is marked FAILED, its run KILLED. MLflow calls: infra/models/registry.py.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
-from infra.crash import crashpoint
-from infra.fetch import without_secrets
+from infra.crashpoints import crashpoint
 from infra.files import MANIFEST, digest_of, sha256_of
-from infra.launch import ROOT
+from infra.models.registry import Registry
+from infra.process import ROOT
 from infra.records import Base, Evaluation, Pack, Split, Trained, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks.child import settled
+from infra.storage.https import without_secrets
+from infra.storage.store import Store
 from tasks.ingest import IN_STORE, folder_at
-from tasks.policy import HOUR_S, found_done, step
-from tasks.registry import Registry
+from tasks.launcher.jobs import settled
+from tasks.runs.retries import HOUR_S, found_done, step
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

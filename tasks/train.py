@@ -21,27 +21,27 @@ from infra.files import digest_of, sha256_of, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks.attempt import reached
-from tasks.checkpoints import Copies, bring_checkpoint, in_store
-from tasks.child import ranks_of, settled, warm
-from tasks.companions import call_nodes
+from infra.storage.store import Store
+from tasks.distributed.contract import EVENTS, TrainJob
 from tasks.distributed.events import drop_torn_line, read_events
-from tasks.distributed.job import EVENTS, TrainJob
-from tasks.forecast import device_of, forecast
-from tasks.launches import Launches
-from tasks.only_one import only_one
-from tasks.pace import Pace
-from tasks.policy import HOUR_S, found_done, step
-from tasks.progress import Progress
-from tasks.slots import hold
-from tasks.stopping import is_cancelled
+from tasks.launcher.checkpoint_copies import Copies, bring_checkpoint, in_store
+from tasks.launcher.forecast import device_of, forecast
+from tasks.launcher.gpu_slots import hold
+from tasks.launcher.jobs import ranks_of, settled, warm
+from tasks.launcher.relaunch import Launches
+from tasks.launcher.watchdog import Pace
+from tasks.runs.attempt import reached
+from tasks.runs.companions import call_nodes
+from tasks.runs.fence import is_cancelled
+from tasks.runs.locks import only_one
+from tasks.runs.retries import HOUR_S, found_done, step
+from tasks.ui.progress import Progress
 
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
 ID_CHARACTERS = 26
 LAUNCHES_AT_MOST = 1000
-"""tasks/launches.py stops long before, where they leave no newer checkpoint."""
+"""tasks/launcher/relaunch.py stops long before, where they leave no newer checkpoint."""
 CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
 ENDED = "ended.json"

@@ -3,8 +3,8 @@
 In:   datasets/<sha>/data.jsonl (and the validation data's)
 Out:  splits/<key>/train.jsonl, validation.jsonl with only the keys of their kind; *.places with the line that each
       row came from; dropped.jsonl with what `drop` left out, and why
-Three passes over the file: tasks/survey.py, tasks/review.py, and the writing. What is remembered of a row is on disk,
-but for a few numbers.
+Three passes over the file: tasks/data/scan.py, tasks/data/cleaning.py, and the writing. What is remembered of a row is
+on disk, but for a few numbers.
 Dies half-way: nothing is in the store; the same input gives the same split.
 """
 
@@ -22,21 +22,21 @@ import orjson
 from numpy.typing import NDArray
 from prefect.logging import get_run_logger
 
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import DataError
 from infra.files import digest_of
+from infra.progress import SoFar
 from infra.records import Dataset, Finding, Split
 from infra.settings import Settings
 from infra.spec import Drop
-from infra.store import Store
-from tasks.distributed.job import SPLITS
-from tasks.every import SoFar
-from tasks.hashes import Hashes
+from infra.storage.store import Store
+from tasks.data.cleaning import note_held_out, review
+from tasks.data.hash_index import Hashes
+from tasks.data.scan import Index, Row, Survey, survey
+from tasks.data.sources import places_of
+from tasks.distributed.contract import SPLITS
 from tasks.ingest import FILE
-from tasks.policy import HOUR_S, found_done, step
-from tasks.review import note_held_out, review
-from tasks.shards import places_of
-from tasks.survey import Index, Row, Survey, survey
+from tasks.runs.retries import HOUR_S, found_done, step
 
 RULES = 1
 """Raised when the same rows would be split differently."""

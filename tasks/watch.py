@@ -27,16 +27,16 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
-from infra.clouds import in_object_store
 from infra.errors import DataError
-from infra.fetch import headers_of, without_secrets
 from infra.files import digest_of
 from infra.records import Record
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks.recover import REFUSED
-from tasks.shards import Found, find_shards
+from infra.storage.clouds import in_object_store
+from infra.storage.https import headers_of, without_secrets
+from infra.storage.store import Store
+from tasks.data.sources import Found, find_shards
+from tasks.runs.recover import REFUSED
 
 SETTLE_S = 10.0
 LOOKS = 30

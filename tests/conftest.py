@@ -25,11 +25,12 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
+pytest_plugins = ["tests.support.past"]
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 END_TO_END = "tests/e2e/"
@@ -154,7 +155,7 @@ def s3_endpoint(s3_server: S3Server) -> str:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Chrome]:
+def chromium() -> Iterator[Chrome]:
     """A headless Chromium."""
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service
@@ -167,6 +168,13 @@ def browser() -> Iterator[Chrome]:
     driver = Chrome(options=options, service=Service(needed("chromedriver")))
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Chrome) -> Iterator[Chrome]:
+    """The headless Chromium. A page that nobody looks at any more draws on, with half a core: it is left."""
+    yield chromium
+    chromium.get("about:blank")
 
 
 @pytest.fixture

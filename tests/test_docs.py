@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from deployments import docs
-from deployments.cli import parser
+from deployments.cli.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "deployments": {"deployments", "flows", "tasks", "infra"},
 }
 RANKS_MAY_IMPORT = {
-    "infra.spec", "infra.errors", "infra.files", "infra.records", "infra.orphan", "infra.crash", "tasks.distributed"}
+    "infra.spec", "infra.errors", "infra.files", "infra.records", "infra.parent_death", "infra.crashpoints",
+    "tasks.distributed"}
 PREDICTOR_MAY_IMPORT = {"deployments.predictor", "tasks.distributed", "infra"}
 FORBIDDEN_FOR_RANKS = ("prefect", "mlflow", "s3fs", "fastapi", "pydantic", "httpx", "fsspec.implementations.http")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -59,7 +60,7 @@ def test_ranks_load_no_service_libraries() -> None:
 
 
 def test_the_flow_loads_no_torch() -> None:
-    code = ("import sys, flows.finetune, tasks.merge\n"
+    code = ("import sys, flows.finetune, deployments.cli.merge\n"
             "print([n for n in ('torch', 'transformers', 'mlflow') if n in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip().splitlines()[-1] == "[]"

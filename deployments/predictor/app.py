@@ -36,8 +36,8 @@ from deployments.predictor.predictions import Prediction
 from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, described, read
 from deployments.predictor.served import Conflict, NotServed, Order
 from deployments.predictor.versions import Shelf
-from infra.doors import Door, Names
 from infra.errors import AnnealError, Transient, UserError
+from infra.security.door import Door, Names
 from infra.settings import Settings
 
 log = logging.getLogger(__name__)

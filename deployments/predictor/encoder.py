@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from deployments.predictor.lanes import SHORT_BYTES, Lane
-from tasks.distributed.text import Codec
+from tasks.distributed.codec import Codec
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """The size of a request's body, in front of every route.
 
 The body is read here, up to a limit, and handed on whole, so that no route ever sees a large or trickling one. Who may
-ask at all is judged before: infra/doors.py.
+ask at all is judged before: infra/security/door.py.
 """
 
 from __future__ import annotations

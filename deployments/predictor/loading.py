@@ -22,14 +22,14 @@ from transformers import PreTrainedModel
 from deployments.predictor.encoder import Encoder
 from deployments.predictor.engine import Engine
 from deployments.predictor.served import Order
-from infra.bases import Checked, check
 from infra.errors import AnnealError, UserError, shown
 from infra.files import MANIFEST, Manifest
+from infra.models.base_folders import Checked, check
 from infra.settings import Settings
 from infra.spec import Precision
 from tasks.distributed.adapters import check_adapter
+from tasks.distributed.codec import Codec
 from tasks.distributed.model import device_of, dtype_of, load_base, load_tokenizers
-from tasks.distributed.text import Codec
 
 T = TypeVar("T")
 ADAPTER = "adapter_model.safetensors"

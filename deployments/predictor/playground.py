@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.doors import page_headers
+from infra.security.door import page_headers
 
 PAGE = (Path(__file__).parent / "playground.html").read_text(encoding="utf-8")
 HEADERS = page_headers(PAGE)

@@ -12,7 +12,7 @@ from functools import partial
 
 from deployments.predictor.loading import Loaded
 from infra.errors import UserError
-from tasks.distributed.text import Codec
+from tasks.distributed.codec import Codec
 
 PLACEHOLDERS = re.compile(r"\{(prompt|system_prompt)\}")
 RENDERED_BYTES, TOKEN_BYTES = 2 << 20, 16

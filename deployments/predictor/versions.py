@@ -23,12 +23,12 @@ from deployments.predictor.engine import Engine
 from deployments.predictor.loading import Loaded
 from deployments.predictor.served import Conflict, NotServed, Order, Served, path_of
 from deployments.predictor.smoke import smoke_answer
-from infra.bases import stamp_of
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import AnnealError, Transient, UserError, shown
+from infra.models.base_folders import stamp_of
 from infra.settings import Settings
 from infra.spec import check_destination
-from infra.store import Store
+from infra.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from infra.spec import TrainingSpec
 from tasks.distributed import attention
 from tasks.distributed.checkpoint import write_error
-from tasks.distributed.job import TrainJob
+from tasks.distributed.contract import TrainJob
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import add_adapter, dtype_of, load_base, precision, save_model
-from tasks.distributed.parallel import Group
+from tasks.distributed.process_group import Group
 from tasks.distributed.sharding import Spread, empty_base, fill, layers_of, load_shards, replicate, shard
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
 def compile_layers(
     loss: PackedLoss, job: TrainJob, spec: TrainingSpec, compute: torch.dtype, device: torch.device,
 ) -> int:
-    """Compile the decoder layers if the spec wants it (`auto` is decided before: tasks/forecast.py); returns what
-    rows are then to be filled up to, or 0."""
+    """Compile the decoder layers if the spec wants it (`auto` is decided before: tasks/launcher/forecast.py); returns
+    what rows are then to be filled up to, or 0."""
     if spec.compile_layers != "on":
         return 0
     loss.compiled = True

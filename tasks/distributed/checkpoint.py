@@ -33,11 +33,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import Transient
 from infra.files import seal, sync_folder, verify
-from tasks.distributed.job import BEST, checkpoint_folders, checkpoint_name
-from tasks.distributed.parallel import Group
+from tasks.distributed.contract import BEST, checkpoint_folders, checkpoint_name
+from tasks.distributed.process_group import Group
 
 KEPT = 2
 DAMAGED = ".damaged"

@@ -27,15 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.errors import Transient
-from infra.orphan import die_with_parent
+from infra.parent_death import die_with_parent
 from infra.records import PackCounts
+from tasks.distributed.bin_packing import best_fit, one_each
+from tasks.distributed.codec import Codec
+from tasks.distributed.contract import SPLITS, EncodeJob, main_of
 from tasks.distributed.events import Events
 from tasks.distributed.examples import Encoded, add, batches_of, refuse_idle
-from tasks.distributed.job import SPLITS, EncodeJob, main_of
 from tasks.distributed.model import load_tokenizer
-from tasks.distributed.packer import best_fit, one_each
 from tasks.distributed.packs import Ids, Marks, PackedRows, Part, counted, joined, write_index, write_part
-from tasks.distributed.text import Codec
 
 PARTS, LEAST_PART_BYTES, MOST_PART_BYTES = 64, 1 << 20, 1 << 24
 """A file is cut into so many parts, if these are neither too small nor too large."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tasks.distributed.job import EVENTS
+from tasks.distributed.contract import EVENTS
 
 
 @dataclass

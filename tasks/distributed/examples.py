@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from infra.errors import DataError
 from infra.records import RowKind
-from tasks.distributed.job import EncodeJob
-from tasks.distributed.text import Codec, Segment
+from tasks.distributed.codec import Codec, Segment
+from tasks.distributed.contract import EncodeJob
 
 SHOWN = 20
 """Rows that are named."""

@@ -10,7 +10,7 @@ Run alone: python -m torch.distributed.run --standalone --nproc-per-node=2 -m ta
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from infra.orphan import be_rank
+    from infra.parent_death import be_rank
 
     be_rank()  # before the slow imports
 
@@ -25,18 +25,18 @@ from typing import Any, TextIO
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.spec import TrainingSpec
-from tasks.distributed.data import Batch
+from tasks.distributed.batches import Batch
+from tasks.distributed.codec import Codec
+from tasks.distributed.contract import VALIDATION_PROMPT, GenerateJob, main_of
 from tasks.distributed.decode import Sampling, answers
 from tasks.distributed.events import Events
 from tasks.distributed.examples import cut, flatten, question_in, read_rows, shortened
-from tasks.distributed.job import VALIDATION_PROMPT, GenerateJob, main_of
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, precision
 from tasks.distributed.packs import PackedRows
-from tasks.distributed.parallel import Group, group
-from tasks.distributed.text import Codec
+from tasks.distributed.process_group import Group, group
 from tasks.distributed.validation import held_out_loss
 
 BATCH_ROWS = 16

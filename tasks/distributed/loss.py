@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.distributed import attention
-from tasks.distributed.data import Batch
-from tasks.distributed.head import head_loss
+from tasks.distributed.batches import Batch
+from tasks.distributed.cross_entropy import head_loss
 
 
 class PackedLoss(nn.Module):

@@ -24,14 +24,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import Broken, UserError
 from infra.spec import Precision
 from tasks.distributed.checkpoint import write_error
+from tasks.distributed.codec import Codec
+from tasks.distributed.contract import MergeJob, main_of
 from tasks.distributed.examples import flatten, read_rows
-from tasks.distributed.job import MergeJob, main_of
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, save_model
-from tasks.distributed.text import Codec
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -27,10 +27,10 @@ from transformers import (
 from infra.errors import BaseModelError, UserError, shown
 from infra.spec import Precision, TrainingSpec
 from tasks.distributed.adapters import ADAPTER_CONFIG, check_adapter
-from tasks.distributed.foreign import view
-from tasks.distributed.headers import tensors_of
-from tasks.distributed.job import GPUS_SEEN
-from tasks.distributed.whole import check_finite, check_headers, check_loaded, told
+from tasks.distributed.contract import GPUS_SEEN
+from tasks.distributed.model_folder import view
+from tasks.distributed.weight_check import check_finite, check_headers, check_loaded, told
+from tasks.distributed.weight_headers import tensors_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -51,7 +51,7 @@ def device_of(local_rank: int = 0) -> torch.device:
 
 
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
-    """Number format of the forward pass. The pipeline settles `auto` before (tasks/child.py); else fp32 on a CPU."""
+    """Number format of the forward pass. The pipeline settles `auto` before; else fp32 on a CPU."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32

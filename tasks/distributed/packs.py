@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.crash import crashpoint
-from tasks.distributed.packer import Rows
+from infra.crashpoints import crashpoint
+from tasks.distributed.bin_packing import Rows
 
 OPEN_PARTS = 256
 """Each is two files; 1024 is a usual limit for a process."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 
 from infra.errors import BaseModelError
+from tasks.distributed.batches import Batch
 from tasks.distributed.build import Built
-from tasks.distributed.data import Batch
-from tasks.distributed.parallel import repeatable
-from tasks.distributed.whole import told
+from tasks.distributed.process_group import repeatable
+from tasks.distributed.weight_check import told
 
 SEGMENT_TOKENS = 8
 

@@ -2,7 +2,7 @@
 
 In:   a template, messages     Out: the text, exactly that of transformers' `apply_chat_template`
 A template may loop for ever, eat the memory or look for a way out of its sandbox: each of these is one sentence. It is
-rendered by a child process with limits of its own (tasks/distributed/template_child.py), which starts with the first
+rendered by a child process with limits of its own (tasks/distributed/template_process.py), which starts with the first
 conversation and is started again after a template has cost it its life. Answers are kept: with placeholders for what
 people said, most conversations of a training are the same few. Leaves nothing on disk.
 """
@@ -21,7 +21,7 @@ from signal import SIGHUP, SIGKILL, SIGPROF, SIGTERM
 from typing import Any, cast
 
 from infra.errors import Broken, DataError, Transient
-from tasks.distributed.template_child import CPU_S
+from tasks.distributed.template_process import CPU_S
 
 START_S, WALL_S = 120, 60
 """How long the child may take to start, and for one rendering on a machine that is busy with other things."""
@@ -94,14 +94,14 @@ class Templates:
             self._owner = os.getpid()
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tasks.distributed.template_child", str(os.getpid())],
+                [sys.executable, "-P", "-m", "tasks.distributed.template_process", str(os.getpid())],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env={**{name: os.environ[name] for name in INHERITED if name in os.environ}, "PYTHONPATH": paths,
                      "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
             self._end = weakref.finalize(self, _end, self._child, self._owner)
             if _exchange(self._child, b"", START_S) is None:
                 raise Broken(f"the process that renders chat templates did not start, exit code {self._child.wait()}",
-                             fix="Run python -m tasks.distributed.template_child 1 and see what it says.")
+                             fix="Run python -m tasks.distributed.template_process 1 and see what it says.")
         return self._child
 
 

@@ -11,7 +11,7 @@ Run alone: python -m torch.distributed.run --standalone --nproc-per-node=2 -m ta
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from infra.orphan import be_rank
+    from infra.parent_death import be_rank
 
     be_rank()  # before the slow imports
 
@@ -28,20 +28,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infra.crash import crashpoint
+from infra.crashpoints import crashpoint
 from infra.errors import EXIT_DONE, EXIT_PREEMPTED, Diverged, OutOfMemory, Preempted, Transient
 from infra.spec import TrainingSpec
+from tasks.distributed.batches import Feed, Plan
 from tasks.distributed.build import build, flops_of, save_trained
 from tasks.distributed.checkpoint import Checkpoints
-from tasks.distributed.data import Feed, Plan
+from tasks.distributed.contract import TrainJob, main_of
 from tasks.distributed.events import Events
-from tasks.distributed.job import TrainJob, main_of
 from tasks.distributed.packs import PackedRows
-from tasks.distributed.parallel import Group, Later, StopFlag, group, repeatable
 from tasks.distributed.preflight import check_isolation, unrepeatable
+from tasks.distributed.process_group import Group, Later, StopFlag, group, repeatable
 from tasks.distributed.schedule import learning_rate, seed_of
 from tasks.distributed.validation import held_out_loss
-from tasks.distributed.whole import NO_MEMORY
+from tasks.distributed.weight_check import NO_MEMORY
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.distributed.data import Batch, batch_of
+from tasks.distributed.batches import Batch, batch_of
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.packs import PackedRows
-from tasks.distributed.parallel import Group
+from tasks.distributed.process_group import Group
 
 
 def held_out_loss(

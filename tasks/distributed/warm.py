@@ -43,11 +43,11 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing import api as agents
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-from infra.orphan import die_with_parent, name_process
-from tasks.distributed.job import GPUS_SEEN
+from infra.parent_death import die_with_parent, name_process
+from tasks.distributed.contract import GPUS_SEEN
 
 # What the modules that ranks run import; not those modules, which run as programs.
-MODULES = ("tasks.distributed.build", "tasks.distributed.data", "tasks.distributed.validation", "torch._dynamo")
+MODULES = ("tasks.distributed.build", "tasks.distributed.batches", "tasks.distributed.validation", "torch._dynamo")
 TORCHRUN = ["-m", torchrun.__name__]
 RANK = (sys.executable, "-u", "-m")
 """How torchrun starts a module."""

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from infra.spec import TrainingSpec
-from tasks.distributed.job import TrainJob
-from tasks.distributed.parallel import StopFlag, group
+from tasks.distributed.contract import TrainJob
+from tasks.distributed.process_group import StopFlag, group
 from tasks.distributed.train import Trainer
 from tests.benchmarks.data import validation_loss
 from tests.benchmarks.windows import Windows

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from tasks.distributed.data import batch_of
+from tasks.distributed.batches import batch_of
+from tasks.distributed.contract import EncodeJob
 from tasks.distributed.encode import encode
-from tasks.distributed.job import EncodeJob
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.packs import PackedRows
 from tests.conftest import SHARED

@@ -29,9 +29,9 @@ import torch
 
 from infra.settings import Settings
 from infra.spec import Precision
-from tasks.distributed.data import Plan
+from tasks.distributed.batches import Plan
 from tasks.distributed.packs import PackedRows
-from tasks.forecast import device_of
+from tasks.launcher.forecast import device_of
 from tests.benchmarks.data import LLAMA_20M, needs_shared, packs_of, random_llama, samsum
 from tests.benchmarks.report import finish, interleaved, medians, say
 from tests.benchmarks.setting import Setting

@@ -109,7 +109,7 @@ def trained(gigabytes: float, kept: Path | None) -> Run:
 def train(folder: Path, data: Path, base: Path) -> tuple[list[Sample], int]:
     """Run `anneal train` to its end, log.txt takes its output; memory once a second, and the exit code."""
     command = [
-        sys.executable, "-m", "deployments.cli", "train", "--train-data", str(data), "--base-model", str(base),
+        sys.executable, "-m", "deployments.cli.main", "train", "--train-data", str(data), "--base-model", str(base),
         "--destination", "bench/large", "--pack-sequences", "--chunk-size", str(LENGTH), "--max-steps", "20",
         "--num-evaluation-samples", "8", "--max-new-tokens", "16", "--gate", "off", "--no-deploy"]
     samples = []

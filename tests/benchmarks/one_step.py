@@ -24,7 +24,7 @@ def ingest(source: str) -> Work:
     import s3fs  # noqa: F401  # fsspec imports it at the first address; imports do not count
 
     from infra.settings import Settings
-    from infra.store import Store
+    from infra.storage.store import Store
     from tasks.ingest import ingest
 
     settings = Settings()
@@ -34,7 +34,7 @@ def ingest(source: str) -> Work:
 def s3fs(source: str) -> Work:
     """`s3fs.open().read()`."""
     from infra.settings import Settings
-    from infra.store import filesystem
+    from infra.storage.store import filesystem
 
     files = filesystem(source, Settings())
 
@@ -47,8 +47,8 @@ def s3fs(source: str) -> Work:
 
 def judge(rows: str) -> Work:
     """The first pass alone: every line is judged."""
-    from tasks.shards import Places
-    from tasks.survey import survey
+    from tasks.data.scan import survey
+    from tasks.data.sources import Places
 
     return lambda: survey(Path(rows), Places("rows"))
 
@@ -56,7 +56,7 @@ def judge(rows: str) -> Work:
 def validate(rows: str, processes: int) -> Work:
     """Anneal's validate step on data that is in the store: judges, compares, writes the split."""
     from infra.settings import Settings
-    from infra.store import Store
+    from infra.storage.store import Store
     from tasks.ingest import ingest
     from tasks.validate import validate
 
@@ -80,8 +80,8 @@ def orjson(rows: str) -> Work:
 
 def pack(rows: str, tokenizer: str, out: str, processes: int, length: int) -> Work:
     """Anneal's tokenising and packing of a clean file."""
+    from tasks.distributed.contract import EncodeJob
     from tasks.distributed.encode import encode
-    from tasks.distributed.job import EncodeJob
 
     folder = Path(out) / "rows"
     folder.mkdir(parents=True)

@@ -22,13 +22,14 @@ from typing import Any
 
 import psutil
 
-from infra import services, stack
-from infra.processes import process_of
 from infra.settings import Settings
+from infra.stack import local as stack
+from infra.stack import services
+from infra.stack.processes import process_of
 from tests.benchmarks.data import STORIES, needs_shared
 from tests.benchmarks.report import finish, interleaved, medians, say
 from tests.conftest import ROOT, SHARED, free_port
-from tests.prefect_api import ask
+from tests.support.prefect_api import ask
 
 ROUNDS = 3
 TRIGGERS = 3
@@ -41,11 +42,11 @@ PLAIN = """
 import json, sys
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks.base import find_base
+from infra.storage.store import Store
+from infra.models.base_models import find_base
 from tasks.deploy import deploy
 from tasks.evaluate import evaluate
-from tasks.forecast import forecast
+from tasks.launcher.forecast import forecast
 from tasks.ingest import ingest
 from tasks.pack import pack
 from tasks.register import register
@@ -91,7 +92,7 @@ def main() -> None:
             f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}})
         settings = Settings()
         os.environ.update(services.for_runs(settings))
-        from deployments.pipelines import deploy
+        from deployments.prefect_setup.apply import deploy
 
         stack.up(settings, prepare=deploy)
         os.environ.update(services.for_runs(settings))  # with what the services ask for

@@ -19,10 +19,10 @@ from datasets import Dataset, disable_progress_bars
 from numpy.typing import NDArray
 from trl import pack_dataset
 
-from tasks.distributed.packer import Rows, best_fit
+from tasks.distributed.bin_packing import Rows, best_fit
 from tests.benchmarks.data import llama_2_tokenizer, lognormal_lengths, needs_shared, packs_of, samsum
 from tests.benchmarks.report import finish, interleaved, medians, say, seconds
-from tests.distributed.test_packer import check
+from tests.tasks.distributed.test_bin_packing import check
 
 CAPACITIES = (512, 2048, 8192)
 ROUNDS = 5

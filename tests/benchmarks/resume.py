@@ -23,9 +23,9 @@ from infra.nodes import new_launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.warm import Forked, Warm
-from tasks.child import ALONE, LOG, TRAIN, rank_environment, warm
+from tasks.distributed.contract import TrainJob
 from tasks.distributed.events import read_events
-from tasks.distributed.job import TrainJob
+from tasks.launcher.jobs import ALONE, LOG, TRAIN, rank_environment, warm
 from tests.benchmarks.data import llama_20m, needs_shared, packs_of, rows_of
 from tests.benchmarks.report import finish, say
 from tests.conftest import ranks_in

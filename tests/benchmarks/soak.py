@@ -37,9 +37,10 @@ from typing import Any
 
 import psutil
 
-from infra import services, stack
-from infra.processes import lives
 from infra.settings import Settings
+from infra.stack import local as stack
+from infra.stack import services
+from infra.stack.processes import lives
 from tests.benchmarks.data import STORIES, needs_shared
 from tests.benchmarks.report import finish, say
 from tests.benchmarks.steps import Log
@@ -116,7 +117,7 @@ def main() -> None:
             **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}})
         settings = Settings()
         os.environ.update(services.for_runs(settings))
-        from deployments.pipelines import deploy
+        from deployments.prefect_setup.apply import deploy
 
         stack.up(settings, prepare=deploy)
         os.environ.update(services.for_runs(settings))  # with what MLflow asks for

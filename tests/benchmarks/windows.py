@@ -21,8 +21,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tasks.child import RAISED
-from tasks.distributed.parallel import PATIENCE
+from tasks.distributed.process_group import PATIENCE
+from tasks.launcher.jobs import RAISED
 from tests.benchmarks.report import say
 from tests.conftest import ROOT, free_port, rank_variables
 

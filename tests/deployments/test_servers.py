@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from infra import services
 from infra.settings import Settings
+from infra.stack import services
 
 
 def test_mlflows_server_is_told_all_that_its_own_command_tells_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A new release of MLflow may tell it more; then infra/services.py has to."""
+    """A new release of MLflow may tell it more; then infra/stack/services.py has to."""
     from mlflow import server
 
     told: dict[str, Any] = {}

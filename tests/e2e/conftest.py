@@ -20,11 +20,11 @@ import httpx
 import psutil
 import pytest
 
-from infra.doors import SIGN_IN
-from infra.processes import left_over
+from infra.security.door import SIGN_IN
 from infra.settings import Settings
-from tests import prefect_api
+from infra.stack.processes import left_over
 from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port, is_rank, wait_for
+from tests.support import prefect_api
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -56,7 +56,7 @@ class Stack:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """An `anneal` command in a process of its own."""
-        command = [sys.executable, "-m", "deployments.cli", *arguments]
+        command = [sys.executable, "-m", "deployments.cli.main", *arguments]
         return subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, **self.environment, **environment})
@@ -148,9 +148,9 @@ class Training:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Stack]:
     """All four services, with the deployment; down at the end, and no process left."""
-    from deployments import pipelines
-    from infra import services
-    from infra import stack as running
+    from deployments.prefect_setup import apply
+    from infra.stack import local as running
+    from infra.stack import services
 
     environment = {
         "ANNEAL_HOME": str(tmp_path_factory.mktemp("stack")), "ANNEAL_STORE": f"s3://{BUCKET}/e2e",
@@ -164,7 +164,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterato
             patch.setenv(name, value)
         settings = Settings()
         try:
-            running.up(settings, prepare=pipelines.deploy)
+            running.up(settings, prepare=apply.deploy)
             yield Stack(settings, {**environment, **services.for_runs(settings)})
         finally:
             stopped = running.down(settings)
@@ -180,20 +180,20 @@ def environment(clean_environment: None, stack: Stack, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="session")
-def browser(browser: Chrome, stack: Stack) -> Chrome:
+def chromium(chromium: Chrome, stack: Stack) -> Chrome:
     """A browser that has followed the links of `anneal up`."""
-    from deployments.console import links_of, signed_in
+    from deployments.cli.console import links_of, signed_in
 
     for address in signed_in(stack.settings, links_of(stack.settings)).values():
-        browser.get(address)
-        wait_for(lambda: SIGN_IN not in browser.current_url and "#" not in browser.current_url, "it signs nobody in")
-    return browser
+        chromium.get(address)
+        wait_for(lambda: SIGN_IN not in chromium.current_url and "#" not in chromium.current_url, "it signs nobody in")
+    return chromium
 
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[SyncPrefectClient]:
     """A client of the stack's server, which is also where events go."""
-    from tasks.runs import client_of
+    from tasks.runs.start import client_of
 
     with client_of(stack.settings) as client:
         yield client

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.orphan import die_with_parent
+from infra.parent_death import die_with_parent
 from tests.conftest import ROOT
 
 POLL_S = 0.02
@@ -90,7 +90,7 @@ def serve() -> None:
     import mlflow  # noqa: F401
     import s3fs  # noqa: F401
 
-    import deployments.cli
+    import deployments.cli.main
     import flows.finetune  # noqa: F401
 
     for line in sys.stdin:
@@ -101,7 +101,7 @@ def serve() -> None:
         elif pid := os.fork():
             print(pid, flush=True)
         else:
-            run(wanted, deployments.cli.main)
+            run(wanted, deployments.cli.main.main)
 
 
 def run(wanted: dict[str, Any], main: Callable[[list[str]], int]) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
-from infra.crash import AT, FIRED
+from infra.crashpoints import AT, FIRED
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, options
 from tests.e2e.forked import Commands

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.crash import AT, FIRED
+from infra.crashpoints import AT, FIRED
 from infra.engine import RUN
 from tests.conftest import ranks_in, training_processes, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, LONG, Stack, options

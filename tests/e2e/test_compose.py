@@ -1,4 +1,4 @@
-"""infra/compose.yaml for real (tests/compose.py): its services as plain processes.
+"""infra/compose.yaml for real (tests/support/compose.py): its services as plain processes.
 
 One training goes through Postgres, S3, an authenticated MLflow and Prefect, the worker and the predictor:
 pytest -m chaos tests/e2e/test_compose.py
@@ -18,12 +18,12 @@ import httpx
 import pytest
 
 from infra.settings import Settings
-from infra.store import Store
-from tests.compose import Compose, databases, without_settings
+from infra.storage.store import Store
 from tests.conftest import ROOT, wait_for, wait_until_responds
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, FINAL, LONG, options
-from tests.postgres import Postgres
-from tests.prefect_api import ask_at
+from tests.support.compose import Compose, databases, without_settings
+from tests.support.postgres import Postgres
+from tests.support.prefect_api import ask_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -54,7 +54,7 @@ def compose(made: Compose, postgres: Postgres) -> Iterator[Compose]:
         wait_until_responds(f"http://127.0.0.1:{made.ports['mlflow']}/health", STARTED_S)
         wait_until_responds(f"http://127.0.0.1:{made.ports['prefect']}/api/health", STARTED_S)
         wait_until_responds(f"http://127.0.0.1:{made.ports['predictor']}/health/live", STARTED_S)
-        done = subprocess.run([sys.executable, "-m", "deployments.cli", "deploy"], cwd=ROOT, capture_output=True,
+        done = subprocess.run([sys.executable, "-m", "deployments.cli.main", "deploy"], cwd=ROOT, capture_output=True,
                               text=True, env=made.environment("worker"))
         assert done.returncode == 0, done.stderr
         made.start("worker")
@@ -129,7 +129,7 @@ def test_a_run_outlives_a_crash_of_the_database(
 def undisturbed(home: Path, parameters: dict[str, Any], training: str) -> str:
     """The digest of the weights that the same training gives in one go, with services and a store of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "deployments.cli", "train", *options(parameters)], cwd=ROOT, capture_output=True,
+        [sys.executable, "-m", "deployments.cli.main", "train", *options(parameters)], cwd=ROOT, capture_output=True,
         text=True, timeout=COMMAND_TIMEOUT_S, env={**without_settings(), "ANNEAL_HOME": str(home)})
     assert done.returncode == 0, done.stderr
     return digest_of(home / "store", training)

@@ -21,7 +21,7 @@ TRIGGER = "anneal: retrain when a dataset was updated"
 
 
 def test_pool_keeps_the_output_of_runs_off_the_worker(stack: Stack, client: SyncPrefectClient) -> None:
-    from deployments.pipelines import deploy
+    from deployments.prefect_setup.apply import deploy
 
     deploy(stack.settings)
     template = client.read_work_pool("gpu-pool").base_job_template
@@ -33,7 +33,7 @@ def test_a_worker_starts_the_engine_of_the_environment_that_deployed_last(
 ) -> None:
     from prefect.client.schemas.actions import WorkPoolUpdate
 
-    from deployments.pipelines import deploy
+    from deployments.prefect_setup.apply import deploy
 
     template = client.read_work_pool("gpu-pool").base_job_template
     template["job_configuration"]["command"] = "{{ command }}"  # as earlier releases had it
@@ -46,7 +46,7 @@ def test_a_worker_starts_the_engine_of_the_environment_that_deployed_last(
 
 
 def test_form_shows_the_fields_of_the_spec(stack: Stack, client: SyncPrefectClient) -> None:
-    from deployments.pipelines import deploy
+    from deployments.prefect_setup.apply import deploy
 
     deploy(stack.settings)
     schema = client.read_deployment_by_name(DEPLOYMENT).parameter_openapi_schema
@@ -55,7 +55,7 @@ def test_form_shows_the_fields_of_the_spec(stack: Stack, client: SyncPrefectClie
 
 
 def test_every_parameter_of_every_deployment_is_described(stack: Stack, client: SyncPrefectClient) -> None:
-    from deployments.pipelines import deploy
+    from deployments.prefect_setup.apply import deploy
 
     deployed = deploy(stack.settings).deployments
     assert {"finetune/gpu", "retrain/weekly", "predict/batch"} <= set(deployed)
@@ -81,7 +81,7 @@ def differences(stack: Stack) -> list[str]:
 def test_priorities_triggers_and_slots_that_people_changed_are_kept(stack: Stack, client: SyncPrefectClient) -> None:
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 
-    from tasks.slots import limit_of, slots
+    from tasks.launcher.gpu_slots import limit_of, slots
 
     limit = limit_of(stack.settings)
     assert differences(stack) == []
@@ -109,7 +109,7 @@ def test_deploying_again_keeps_id_schedules_and_limits(stack: Stack, client: Syn
     from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpdate
     from prefect.client.schemas.schedules import CronSchedule
 
-    from deployments.pipelines import deploy
+    from deployments.prefect_setup.apply import deploy
 
     deployment_id = deploy(stack.settings).deployments[DEPLOYMENT]
     schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * 1"), active=False)

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from deployments.console import links_of, signed_in
-from tests import prefect_api
+from deployments.cli.console import links_of, signed_in
 from tests.conftest import wait_for
 from tests.e2e.conftest import TUNNEL, Stack
-from tests.pages import see
-from tests.site import serving
+from tests.support import prefect_api
+from tests.support.pages import see
+from tests.support.site import serving
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -68,13 +68,6 @@ def foreign() -> Iterator[Foreign]:
     """On a port of its own."""
     with serving(Foreign()) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def nothing_goes_on(browser: Chrome) -> Iterator[None]:
-    """A page that stays open costs the tests after it a processor."""
-    yield
-    browser.get("about:blank")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 from tests.e2e.conftest import Stack
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def test_a_second_reconcile_leaves_it_to_the_first_and_may_wait_for_its_end(
 ) -> None:
     from prefect.client.orchestration import get_client
 
-    from tasks.lease import if_free
+    from tasks.launcher.lease import if_free
 
     with if_free(client, "alone", tmp_path) as first, if_free(client, "alone", tmp_path) as second:
         assert (first, second) == (True, False)
@@ -88,7 +88,7 @@ def test_every_minute_it_keeps_house(
     from prefect.states import Completed, Failed
 
     from flows import reconcile
-    from tests.tasks.test_notify import SECRET, Receiver
+    from tests.tasks.runs.test_webhooks import SECRET, Receiver
 
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
     ends: dict[str, State[None]] = {"ended": Completed(), "failed": Failed(message="line 3: there is no completion")}

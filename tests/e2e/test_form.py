@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from infra.spec import FIELD_TYPES, FIELDS, Group
-from tests import prefect_api
 from tests.conftest import training_processes, wait_for
 from tests.e2e.conftest import BUSY_TRIES, COMMAND_TIMEOUT_S, LONG, Stack, Training
 from tests.e2e.test_cancel import checkpoints
-from tests.pages import Album, choose, click, control, fill, property_of, see, tab
+from tests.support import prefect_api
+from tests.support.pages import Album, choose, click, control, fill, property_of, see, tab
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -14,10 +14,10 @@ from uuid import UUID
 import psutil
 import pytest
 
-from infra import stack as running
 from infra.engine import RUN
-from infra.processes import lives
-from infra.store import filesystem
+from infra.stack import local as running
+from infra.stack.processes import lives
+from infra.storage.store import filesystem
 from tests.conftest import ROOT, training_processes, wait_for
 from tests.e2e.conftest import Stack
 from tests.e2e.test_recovery import (
@@ -41,7 +41,7 @@ __all__ = ["trained_anew", "undisturbed"]
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 AWAY_S = 60
-"""After the training's end; clients of runs wait longer altogether (infra/services.py)."""
+"""After the training's end; clients of runs wait longer altogether (infra/stack/services.py)."""
 HOLDS = """
 import fcntl, sys, time
 with open(sys.argv[1], "a+") as lock:
@@ -130,8 +130,8 @@ def test_runs_save_a_checkpoint_before_their_worker_is_stopped(
     run = started(stack, parameters, "told-to-stop", undisturbed)
     (process,), folder = flow_process(run), stack.settings.home_path / "trainings" / undisturbed.training
     worker = running.read(stack.settings)["worker"].pid
-    subprocess.run([sys.executable, "-m", "infra.processes", str(worker)], env={**os.environ, **stack.environment},
-                   cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "infra.stack.processes", str(worker)], env={**os.environ,
+                   **stack.environment}, cwd=ROOT, check=True, timeout=60)
     assert not lives(process) and "preempted" in (folder / "events.jsonl").read_text()
     finished(stack, run, "told-to-stop", undisturbed, attempts=2)
 

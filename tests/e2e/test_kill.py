@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.bases import note
+from infra.models.base_folders import note
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 from tests.e2e.conftest import LONG, Stack, Training, checkpointed, options, ranks_of
 
 pytestmark = pytest.mark.slow

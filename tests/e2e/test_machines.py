@@ -18,12 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import stack as running
 from infra.engine import RUN
-from infra.processes import left_over, lives
-from infra.secret import USER, secret_of
+from infra.security.secret import USER, secret_of
 from infra.settings import Settings
-from infra.store import Store
+from infra.stack import local as running
+from infra.stack.processes import left_over, lives
+from infra.storage.store import Store
 from tests.conftest import ROOT, Cable, free_port, ranks_in, torchruns_in, training_processes, wait_for
 from tests.e2e.conftest import KNOBS, LONG, options
 
@@ -58,7 +58,7 @@ class Pair:
 
     def prefect(self, path: str, **body: Any) -> Any:
         """What the server answers, asked from its own namespace."""
-        program = ("import json, sys; from infra.settings import Settings; from tests.prefect_api import ask; "
+        program = ("import json, sys; from infra.settings import Settings; from tests.support.prefect_api import ask; "
                    "print(ask(Settings(), sys.argv[1], json.loads(sys.argv[2])).text)")
         done = subprocess.run(["ip", "netns", "exec", self.cable.names[0], sys.executable, "-c", program, path,
                                json.dumps(body)], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT,
@@ -81,7 +81,7 @@ def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
              "ANNEAL_STEP_TIMEOUT_S": "15", **ports}
     api = f"http://{host}:{ports['ANNEAL_PREFECT_PORT']}/api"
     pair = Pair(cable, home, {**leads, "PREFECT_API_URL": ""})
-    started = pair.inside("deployments.cli", "up")
+    started = pair.inside("deployments.cli.main", "up")
     try:
         assert started.returncode == 0, started.stderr
         pair = Pair(cable, home, {**leads, "PREFECT_API_URL": api})
@@ -96,7 +96,7 @@ def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
             worker.terminate()
             worker.communicate(timeout=60)
     finally:
-        stopped = pair.inside("deployments.cli", "down")
+        stopped = pair.inside("deployments.cli.main", "down")
     assert stopped.returncode == 0, stopped.stderr
     assert left_over(home) == set()
 
@@ -107,7 +107,7 @@ def begun(pair: Pair, shared: Path, stories: Path) -> subprocess.Popen[str]:
     wanted = {**KNOBS, **LONG, "checkpoint_steps": 2, "train_data": str(data), "base_model": str(stories),
               "destination": "acme/notes", "num_evaluation_samples": 2, "max_new_tokens": 4, "deploy": False}
     first = pair.cable.start(
-        0, "deployments.cli", "train", "--remote", "--json", *options(wanted), **pair.variables)
+        0, "deployments.cli.main", "train", "--remote", "--json", *options(wanted), **pair.variables)
     wait_for(lambda: list(pair.home.glob("trainings/*/step-??????")) or first.poll() is not None,
              "no checkpoint appeared", WAIT_S)
     assert first.poll() is None, first.communicate()

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from infra.bases import note
 from infra.files import sha256_of
+from infra.models.base_folders import note
+from infra.models.registry import Registry
 from infra.settings import Settings
-from infra.stack import answers
-from infra.store import Store
-from tasks.registry import Registry
+from infra.stack.local import answers
+from infra.storage.store import Store
 from tests.conftest import ROOT, free_port, wait_for, wait_until_responds
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, KNOBS, Stack
 from tests.e2e.forked import Command, Commands
@@ -41,7 +41,7 @@ from tests.e2e.matrix import (
     none_left,
     trained,
 )
-from tests.tasks.test_notify import SECRET, Receiver
+from tests.tasks.runs.test_webhooks import SECRET, Receiver
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., tuple[int, Command]]
@@ -54,8 +54,8 @@ LINE_BYTES = 40_000
 NOTIFY = """
 from prefect.client.orchestration import get_client
 from infra.settings import Settings
-from infra.store import Store
-from tasks.notify import notify
+from infra.storage.store import Store
+from tasks.runs.webhooks import notify
 with get_client(sync_client=True) as client:
     print(sum(1 for _ in notify(Settings(), client, Store(Settings()))))
 """

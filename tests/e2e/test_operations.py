@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from deployments.cli import EXIT_FAULT, EXIT_USER_ERROR
-from infra import stack as running
-from infra.sign_in import link
-from infra.store import Store
-from tasks.collect import KINDS
+from deployments.cli.gc import KINDS
+from deployments.cli.main import EXIT_FAULT, EXIT_USER_ERROR
+from infra.security.sign_in import link
+from infra.stack import local as running
+from infra.storage.store import Store
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack, Training, options
 
@@ -41,9 +41,9 @@ def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
 
 
 def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:
-    from deployments.declared import declared
-    from deployments.pipelines import deploy, differences, wanted
-    from deployments.pools import Pool
+    from deployments.prefect_setup.apply import deploy, differences, wanted
+    from deployments.prefect_setup.declared import declared
+    from deployments.prefect_setup.pools import Pool
 
     deploy(stack.settings, cpu_pool=True)
     subprocess.run(
@@ -67,7 +67,7 @@ def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectCli
 def test_what_people_changed_is_kept_and_said(stack: Stack, client: SyncPrefectClient) -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
-    from deployments.pipelines import deploy
+    from deployments.prefect_setup.apply import deploy
 
     stored = client.read_deployment_by_name("retrain/weekly")
     (weekly,) = stored.schedules

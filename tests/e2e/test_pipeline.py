@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from deployments.cli import EXIT_USER_ERROR
+from deployments.cli.main import EXIT_USER_ERROR
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 from tests.conftest import BUCKET, ROOT
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack, Training, options
 

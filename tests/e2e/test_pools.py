@@ -37,7 +37,7 @@ def rendered(
     from prefect_docker.worker import DockerWorkerJobConfiguration
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-    from deployments.pools import Pool
+    from deployments.prefect_setup.pools import Pool
 
     kinds: dict[str, Any] = {"process": ProcessJobConfiguration, "docker": DockerWorkerJobConfiguration,
                              "kubernetes": KubernetesWorkerJobConfiguration}
@@ -77,7 +77,7 @@ def test_a_kubernetes_job_fits_the_schema_of_kubernetes(client: SyncPrefectClien
 def test_the_jobs_of_other_machines_go_with_the_pod_that_leads(
     client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tasks.companions import owned
+    from tasks.runs.companions import owned
 
     assert owned() is None
     monkeypatch.setenv("ANNEAL_POD_NAME", "leader-x7k2p")
@@ -106,7 +106,7 @@ def sent(**values: Any) -> Any:
 @pytest.fixture
 def secrets(client: SyncPrefectClient) -> Iterator[None]:
     """The block that `anneal deploy --pool docker` makes, filled."""
-    from deployments.credentials import BLOCK, ensure_secrets
+    from deployments.prefect_setup.secrets import BLOCK, ensure_secrets
 
     assert ensure_secrets(client, {"HF_TOKEN": "hf-word", "AWS_ACCESS_KEY_ID": "key"}) == []
     yield
@@ -128,9 +128,9 @@ def test_a_container_sees_the_gpus_and_the_locks() -> None:
 
 @pytest.mark.usefixtures("secrets")
 def test_a_small_deployment_asks_docker_for_no_gpu() -> None:
-    from deployments.declared import declared
-    from deployments.pipelines import wanted
-    from deployments.pools import Pool
+    from deployments.prefect_setup.apply import wanted
+    from deployments.prefect_setup.declared import declared
+    from deployments.prefect_setup.pools import Pool
 
     found = {one.full_name: wanted(one, Pool("gpu", "docker"))["job_variables"] for one in declared()}
     counts = {name: sent(**values)["host_config"]["DeviceRequests"][0]["Count"] for name, values in found.items()}
@@ -140,8 +140,8 @@ def test_a_small_deployment_asks_docker_for_no_gpu() -> None:
 
 @pytest.mark.usefixtures("secrets")
 def test_a_container_gets_secrets_that_the_template_only_names() -> None:
-    from deployments.credentials import NAMES
-    from deployments.pools import Pool
+    from deployments.prefect_setup.pools import Pool
+    from deployments.prefect_setup.secrets import NAMES
 
     assert "hf-word" not in str(Pool("gpu", "docker").template)
     environment = sent(env={"ANNEAL_STORE": "s3://anneal/store"})["environment"]
@@ -154,7 +154,7 @@ def test_a_container_gets_secrets_that_the_template_only_names() -> None:
 
 @pytest.mark.usefixtures("secrets")
 def test_a_secret_that_people_set_is_kept_and_an_empty_one_filled(client: SyncPrefectClient) -> None:
-    from deployments.credentials import ensure_secrets
+    from deployments.prefect_setup.secrets import ensure_secrets
 
     assert ensure_secrets(client, {"HF_TOKEN": "another", "ANNEAL_API_KEY": "late"}) == [
         "secret anneal-run: HF_TOKEN has another value than here (kept)"]
@@ -166,7 +166,7 @@ def test_a_secret_that_people_set_is_kept_and_an_empty_one_filled(client: SyncPr
 def test_a_block_of_plain_text_is_refused_and_kept(client: SyncPrefectClient) -> None:
     from prefect.blocks.system import Secret
 
-    from deployments.credentials import BLOCK, ensure_secrets
+    from deployments.prefect_setup.secrets import BLOCK, ensure_secrets
     from infra.errors import UserError
 
     Secret(value="a word").save(BLOCK, overwrite=True)
@@ -186,7 +186,7 @@ def test_docker_py_still_takes_no_grace_period() -> None:
 def test_a_default_that_people_set_is_kept_and_said(client: SyncPrefectClient) -> None:
     from prefect.client.schemas.actions import WorkPoolUpdate
 
-    from deployments.pools import Pool, ensure_pool
+    from deployments.prefect_setup.pools import Pool, ensure_pool
 
     ensure_pool(client, Pool("gpu", "kubernetes"))
     template = client.read_work_pool("gpu-kubernetes").base_job_template
@@ -210,7 +210,7 @@ def test_a_pool_that_its_worker_made_first_gets_our_defaults(
     from prefect_docker.worker import DockerWorker
     from prefect_kubernetes.worker import KubernetesWorker
 
-    from deployments.pools import Pool, ensure_pool
+    from deployments.prefect_setup.pools import Pool, ensure_pool
 
     pool = Pool("cpu", kind)
     worker: Any = {"docker": DockerWorker, "kubernetes": KubernetesWorker}[kind]
@@ -229,7 +229,7 @@ def test_a_pool_that_its_worker_made_first_gets_our_defaults(
 def test_pools_for_other_machines_can_be_made_without_their_workers(
     client: SyncPrefectClient, role: Literal["gpu", "cpu"], kind: Literal["docker", "kubernetes"],
 ) -> None:
-    from deployments.pools import Pool, ensure_pool
+    from deployments.prefect_setup.pools import Pool, ensure_pool
 
     pool = Pool(role, kind)
     assert ensure_pool(client, pool) == []
@@ -254,7 +254,7 @@ def test_what_waits_is_served_in_the_order_of_the_queues(client: SyncPrefectClie
     """As Prefect's server answers a worker that asks for work; this pool has none that would take it."""
     from prefect.client.schemas.objects import FlowRun
 
-    from deployments.pools import QUEUES, Pool, ensure_pool
+    from deployments.prefect_setup.pools import QUEUES, Pool, ensure_pool
 
     pool = Pool("cpu", "docker")
     flow = UUID(stack.prefect("/deployments/name/predict/batch")["flow_id"])

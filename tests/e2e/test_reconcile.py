@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 HOLD = """
 import sys, time, pathlib
-from tasks.only_one import only_one
+from tasks.runs.locks import only_one
 with only_one(pathlib.Path(sys.argv[1]), "a run", note=sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)
@@ -38,10 +38,10 @@ def test_a_dead_run_is_found_and_scheduled_again(
 ) -> None:
     from prefect.states import Running
 
-    from tasks import recover
+    from tasks.runs import recover
 
     monkeypatch.setattr(recover, "SILENT_S", 0)
-    monkeypatch.setattr("tasks.attempt.SETTLE_S", 1)
+    monkeypatch.setattr("tasks.runs.attempt.SETTLE_S", 1)
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
     parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
@@ -68,12 +68,12 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
 ) -> None:
     from prefect.states import Cancelled, Running
 
-    from tasks import recover
-    from tasks.attempt import lock_of
+    from tasks.runs import recover
+    from tasks.runs.attempt import lock_of
 
     def settles(here: float, elsewhere: float) -> None:
-        monkeypatch.setattr("tasks.attempt.SETTLE_HERE_S", here)
-        monkeypatch.setattr("tasks.attempt.SETTLE_S", elsewhere)
+        monkeypatch.setattr("tasks.runs.attempt.SETTLE_HERE_S", here)
+        monkeypatch.setattr("tasks.runs.attempt.SETTLE_S", elsewhere)
 
     settles(100.0, 1000.0)  # far apart, and not slept: no machine is so slow that one looks like the other
     monkeypatch.setattr(recover, "SETTLE_S", 1000.0)
@@ -126,9 +126,9 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
     from prefect.states import Completed, Running
 
     from flows.predict import predict
-    from tasks import recover
-    from tasks.attempt import lock_of
-    from tasks.only_one import only_one
+    from tasks.runs import recover
+    from tasks.runs.attempt import lock_of
+    from tasks.runs.locks import only_one
 
     settings, parameters = Settings(home=tmp_path), {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     if ends == "as a command":  # its lock is free before it tells Prefect how it ended
@@ -162,7 +162,7 @@ def test_a_retraining_that_lost_its_place_to_another_one_goes_on_after_it(
     from prefect.client.schemas.objects import State
     from prefect.states import AwaitingRetry, Cancelled, Running
 
-    from tasks import recover
+    from tasks.runs import recover
 
     deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
     training = {"train_data": "/nowhere.jsonl", "base_model": "/nowhere", "destination": "acme/nobody"}
@@ -199,8 +199,8 @@ def test_a_silent_run_that_is_heard_of_again_is_left_alone(
     from prefect.events import emit_event
     from prefect.states import Cancelled, Running
 
-    from tasks import recover
-    from tasks.attempt import ALIVE
+    from tasks.runs import recover
+    from tasks.runs.attempt import ALIVE
 
     monkeypatch.setattr(recover, "SILENT_S", 0)
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
@@ -230,8 +230,8 @@ def test_notes_and_locks_of_runs_are_removed_when_they_ended_long_ago(
 
     from prefect.states import Cancelled
 
-    from tasks import tidy
-    from tasks.attempt import name_of
+    from tasks.runs import cleanup
+    from tasks.runs.attempt import name_of
 
     store = Store(stack.settings)
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
@@ -243,9 +243,9 @@ def test_notes_and_locks_of_runs_are_removed_when_they_ended_long_ago(
         (tmp_path / f"{run}.lock").touch()
     store.write(f"notifications/{ended}-1.done", "delivered")
     (tmp_path / "no run.lock").touch()
-    assert tidy.tidy(client, store, tmp_path) == 0
-    monkeypatch.setattr(tidy, "KEPT", timedelta(0))
-    assert tidy.tidy(client, store, tmp_path) >= 2
+    assert cleanup.tidy(client, store, tmp_path) == 0
+    monkeypatch.setattr(cleanup, "KEPT", timedelta(0))
+    assert cleanup.tidy(client, store, tmp_path) >= 2
     assert {path.stem for path in tmp_path.iterdir()} == {str(stranger), "no run"}
     assert [store.read(name_of(run)) for run in (ended, stranger)] == [None, "{}"]
     assert store.read(f"notifications/{ended}-1.done") is None

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from infra import stack as running
 from infra.engine import RUN
-from infra.store import Store
+from infra.stack import local as running
+from infra.storage.store import Store
 from tests.conftest import ROOT, S3Server, ranks_in, torchruns_in, training_processes, wait_for
 from tests.e2e.conftest import LONG, Stack, options
 

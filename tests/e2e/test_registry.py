@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.store import Store
-from tasks.policy import DELAYS_S
+from infra.storage.store import Store
+from tasks.runs.retries import DELAYS_S
 from tests.conftest import ROOT
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack, options
-from tests.site import serving
+from tests.support.site import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

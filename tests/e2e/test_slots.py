@@ -18,9 +18,9 @@ from uuid import UUID, uuid4
 import psutil
 import pytest
 
-from infra import stack as running
 from infra.nodes import FOLDER, Launch
 from infra.settings import Settings
+from infra.stack import local as running
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 HOLD = """
 import flows, sys
 from infra.settings import Settings
-from tasks.slots import leased
+from tasks.launcher.gpu_slots import leased
 with leased(Settings(), 1):
     print("held", flush=True)
     sys.stdin.readline()
@@ -65,7 +65,7 @@ def holder(stack: Stack, settings: Settings) -> subprocess.Popen[str]:
 def test_one_waits_for_the_other_and_says_so(
     stack: Stack, client: SyncPrefectClient, settings: Settings, caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from tasks.slots import leased
+    from tasks.launcher.gpu_slots import leased
 
     other, got = holder(stack, settings), threading.Event()
 
@@ -74,7 +74,7 @@ def test_one_waits_for_the_other_and_says_so(
             got.set()
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(wait,))
-    with caplog.at_level(logging.INFO, logger="tasks.slots"):
+    with caplog.at_level(logging.INFO, logger="tasks.launcher.gpu_slots"):
         thread.start()
         wait_for(lambda: caplog.messages, "it does not say that it waits", 30)
     assert caplog.messages == [f"waiting for 1 slots of the concurrency limit {settings.gpu_limit}: 1 of 1 are taken"]
@@ -89,8 +89,8 @@ def test_one_waits_for_the_other_and_says_so(
 def test_a_machine_that_waits_for_a_slot_leaves_when_the_launch_is_over(
     stack: Stack, settings: Settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tasks import join
-    from tasks.slots import hold
+    from tasks.launcher import join
+    from tasks.launcher.gpu_slots import hold
 
     monkeypatch.setattr(join, "ENDING_S", 0.1)
     monkeypatch.setattr(join, "Imported", None)  # no rank is to be started
@@ -120,7 +120,7 @@ def test_a_machine_that_waits_for_a_slot_leaves_when_the_launch_is_over(
 def test_the_slots_of_a_killed_process_are_given_back_at_once(
     stack: Stack, client: SyncPrefectClient, settings: Settings,
 ) -> None:
-    from tasks.lease import give_back_of_the_dead
+    from tasks.launcher.lease import give_back_of_the_dead
 
     other = holder(stack, settings)
     folder = settings.home_path / "leases"
@@ -136,8 +136,8 @@ def test_the_slots_of_a_killed_process_are_given_back_at_once(
 def test_a_lease_that_the_server_took_back_is_taken_anew(
     client: SyncPrefectClient, settings: Settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tasks import lease
-    from tasks.slots import leased
+    from tasks.launcher import lease
+    from tasks.launcher.gpu_slots import leased
 
     monkeypatch.setattr(lease, "RENEW_S", 0.2)
     folder = settings.home_path / "leases"
@@ -151,7 +151,7 @@ def test_a_lease_that_the_server_took_back_is_taken_anew(
 
 def test_a_step_that_needs_more_slots_than_there_are_is_refused(settings: Settings) -> None:
     from infra.errors import UserError
-    from tasks.slots import leased
+    from tasks.launcher.gpu_slots import leased
 
     with pytest.raises(UserError, match="it has 1 slots, and the training needs 2"), leased(settings, 2):
         pass

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.crash import AT, FIRED
-from infra.store import Store
+from infra.crashpoints import AT, FIRED
+from infra.storage.store import Store
 from tests.conftest import S3Server, wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack, options
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deployments.demo import dialogues
-from deployments.demo.__main__ import BASE, KNOBS
+from deployments.examples import dialogues
+from deployments.examples.demo import BASE, KNOBS
 from tests.conftest import wait_for
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack
 from tests.e2e.test_form import open_artifact, progress, runs_of, started, ui
-from tests.pages import Album, choose, click, control, fill, into_view, see, tab
+from tests.support.pages import Album, choose, click, control, fill, into_view, see, tab
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra.store import Store, filesystem
+from infra.storage.store import Store, filesystem
 from tests.conftest import BUCKET, wait_for
 from tests.e2e.conftest import KNOBS, LONG, Stack, options
 
@@ -60,8 +60,8 @@ def test_new_data_is_seen_told_and_learned(
 def test_a_long_reading_is_shown_as_a_progress_bar(stack: Stack, client: SyncPrefectClient) -> None:
     from prefect import flow, runtime
 
-    from tasks.progress import ReadingShown
-    from tasks.reading import Standing
+    from tasks.data.streams import Standing
+    from tasks.ui.progress import ReadingShown
 
     @flow(persist_result=False)
     def reads() -> tuple[str, Any]:
@@ -84,7 +84,7 @@ def test_what_ingest_reads_is_shown_as_a_progress_bar(
 
     (tmp_path / "rows.jsonl").write_text('{"text": "read for so long that it is told"}\n')
     monkeypatch.setenv("ANNEAL_HOME", str(stack.settings.home_path))
-    monkeypatch.setattr("tasks.reading.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("tasks.data.streams.TELL_EVERY_S", 0.0)
 
     @flow(persist_result=False)
     def brings() -> str:
@@ -142,7 +142,7 @@ def test_a_retraining_beside_another_one_is_cancelled_and_says_why(
     from datetime import UTC, datetime
 
     from infra.spec import TrainingSpec
-    from tasks.recover import REFUSED
+    from tasks.runs.recover import REFUSED
     from tasks.watch import retraining, was_refused
 
     def begin(destination: str) -> str:
@@ -180,7 +180,7 @@ def test_a_retraining_that_was_refused_is_asked_for_again(
     from prefect.states import Cancelled, Completed
 
     from infra.spec import TrainingSpec
-    from tasks.recover import REFUSED
+    from tasks.runs.recover import REFUSED
     from tasks.watch import was_refused
 
     spec = TrainingSpec.of({**watched, "destination": "acme/refused"})

@@ -75,7 +75,7 @@ def test_mlflow_keeps_its_tables_in_postgres_its_files_in_s3_and_runs_no_jobs() 
 
 
 def test_jobs_run_under_an_account_that_the_manifests_make() -> None:
-    from deployments.pools import Pool
+    from deployments.prefect_setup.pools import Pool
 
     accounts = {one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "ServiceAccount"}
     properties = Pool("gpu", "kubernetes").template["variables"]["properties"]

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from infra.errors import Transient
-from infra.launch import ROOT, run_group, tail
+from infra.process import ROOT, run_group, tail
 from infra.settings import Settings
 from infra.warm import Forked, Warm
-from tasks.child import warm
+from tasks.launcher.jobs import warm
 from tests.conftest import wait_for
 
 NOBODY = "/nobody/has/this/base"

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from infra.spec import TrainingSpec
-from tasks.distributed.job import TrainJob
+from tasks.distributed.contract import TrainJob
 from tests.conftest import ROOT
-from tests.distributed.conftest import CHUNK, MakeJob, events_of, write_pack
+from tests.tasks.distributed.conftest import CHUNK, MakeJob, events_of, write_pack
 
-BASE = ROOT / "deployments" / "demo" / "base"
+BASE = ROOT / "deployments" / "examples" / "base"
 KNOBS: dict[str, Any] = {
     "train_batch_size": 4, "num_train_epochs": 3, "learning_rate": 5e-4, "lora_dropout": 0.0, "precision": "fp32",
     "warmup_ratio": 0.2}

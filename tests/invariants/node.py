@@ -8,8 +8,8 @@ from pathlib import Path
 
 from infra.errors import AnnealError
 from infra.settings import Settings
-from tasks.child import TRAIN, run_child, warm
-from tasks.distributed.job import TrainJob
+from tasks.distributed.contract import TrainJob
+from tasks.launcher.jobs import TRAIN, run_child, warm
 
 if __name__ == "__main__":
     settings, job = Settings(), TrainJob(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests import ranks
 from tests.invariants.conftest import make_job, trajectory
 from tests.invariants.test_trajectory import GOLDEN
+from tests.support import ranks
 
 
 def main() -> None:

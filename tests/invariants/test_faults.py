@@ -8,15 +8,15 @@ import pytest
 
 from infra.errors import Transient
 from infra.settings import Settings
-from tasks.child import TRAIN, run_child, warm
+from tasks.distributed.contract import TrainJob
 from tasks.distributed.events import read_events
-from tasks.distributed.job import TrainJob
-from tasks.launches import Launches
-from tasks.pace import Pace
+from tasks.launcher.jobs import TRAIN, run_child, warm
+from tasks.launcher.relaunch import Launches
+from tasks.launcher.watchdog import Pace
 from tests.conftest import ranks_in, torchruns_in, training_processes
-from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_trajectory import check, recorded
+from tests.tasks.distributed.conftest import MakeJob, events_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

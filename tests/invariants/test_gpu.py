@@ -18,16 +18,16 @@ import torch
 
 from infra.errors import EXIT_OUT_OF_MEMORY
 from infra.settings import Settings
-from tasks.child import warm
-from tasks.distributed.job import TrainJob
-from tasks.launches import PARTS, Launches
-from tasks.pace import Pace
-from tests import ranks
+from tasks.distributed.contract import TrainJob
+from tasks.launcher.jobs import warm
+from tasks.launcher.relaunch import PARTS, Launches
+from tasks.launcher.watchdog import Pace
 from tests.conftest import ranks_in
-from tests.distributed.conftest import MakeJob, events_of, write_pack
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_resume import outcome
 from tests.invariants.test_trajectory import check, check_bf16, log_of, losses_of, recorded
+from tests.support import ranks
+from tests.tasks.distributed.conftest import MakeJob, events_of, write_pack
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

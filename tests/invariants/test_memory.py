@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from infra.settings import Settings
-from tasks.child import TRAIN, run_child
-from tasks.distributed.job import TrainJob
+from tasks.distributed.contract import TrainJob
+from tasks.launcher.jobs import TRAIN, run_child
 from tests.conftest import ranks_in
-from tests.distributed.conftest import MakeJob
+from tests.tasks.distributed.conftest import MakeJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.distributed.job import TrainJob
+from tasks.distributed.contract import TrainJob
 from tests.conftest import Cable, name_of, training_processes, wait_for
-from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_trajectory import check, recorded
+from tests.tasks.distributed.conftest import MakeJob, events_of
 
 pytestmark = pytest.mark.slow
 RANKS = 2
@@ -41,7 +41,7 @@ def nodes(cable: Cable, tmp_path: Path) -> Iterator[Nodes]:
             command = ("tests.invariants.node", str(path), str(RANKS))
         number = 0 if command else 1
         started.append(cable.start(
-            number, *(command or ("deployments.cli", "join", "1")), ANNEAL_HOME=home, **environment))
+            number, *(command or ("deployments.cli.main", "join", "1")), ANNEAL_HOME=home, **environment))
         return started[-1]
 
     yield start
@@ -129,7 +129,7 @@ def test_the_whole_command_on_two_nodes_gives_one_version_though_a_rank_is_kille
     data, home, fired = shared / "data" / "mts_dialog" / "validation.jsonl", tmp_path / "home", tmp_path / "fired"
     nodes(ANNEAL_HOME=home, ANNEAL_CRASH_AT=CRASH.format("SIGKILL", 4), ANNEAL_CRASH_FIRED=fired)
     first = nodes(
-        None, "deployments.cli", "train", "--json", "--train-data", str(data), "--base-model", str(stories),
+        None, "deployments.cli.main", "train", "--json", "--train-data", str(data), "--base-model", str(stories),
         "--destination", "acme/notes", "--max-steps", "6", "--pack-sequences", "--chunk-size", "512", "--num-ranks",
         str(RANKS), "--num-evaluation-samples", "2", "--max-new-tokens", "4", "--gate", "off", "--no-deploy",
         "--num-validation-samples", "5", ANNEAL_HOME=home, PREFECT_HOME=tmp_path / "prefect")

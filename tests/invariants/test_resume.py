@@ -14,10 +14,10 @@ import pytest
 
 from infra.errors import EXIT_PREEMPTED
 from infra.files import sha256_of
-from tasks.distributed.job import TrainJob
-from tests import ranks
-from tests.distributed.conftest import MakeJob, events_of
+from tasks.distributed.contract import TrainJob
 from tests.invariants.conftest import trajectory
+from tests.support import ranks
+from tests.tasks.distributed.conftest import MakeJob, events_of
 
 pytestmark = pytest.mark.slow
 

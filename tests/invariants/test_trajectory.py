@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.distributed.contract import TrainJob
 from tasks.distributed.cpu_attention import short_segments
-from tasks.distributed.job import TrainJob
-from tests import ranks
-from tests.distributed.conftest import MakeJob, events_of
 from tests.invariants.conftest import trajectory, write_data
+from tests.support import ranks
+from tests.tasks.distributed.conftest import MakeJob, events_of
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +45,9 @@ CUTS: dict[str, tuple[int, dict[str, object]]] = {
     "compiled, rows filled up, accumulation 2": (
         1, {"compile_layers": "on", "pack_sequences": True, "gradient_accumulation_steps": 2}),
     "compiled, rows filled up, fsdp": (2, {"compile_layers": "on", "pack_sequences": True, "parallelism": "fsdp"}),
-    "sums in one order": (2, {"constants": {"tasks.distributed.parallel.UNORDERED": {"cpu"}}}),
+    "sums in one order": (2, {"constants": {"tasks.distributed.process_group.UNORDERED": {"cpu"}}}),
     "sums in one order, fsdp": (
-        2, {"parallelism": "fsdp", "constants": {"tasks.distributed.parallel.UNORDERED": {"cpu"}}}),
+        2, {"parallelism": "fsdp", "constants": {"tasks.distributed.process_group.UNORDERED": {"cpu"}}}),
     "torch's attention": (1, {"constants": {"tasks.distributed.attention.SHORT": 0}}),
 }
 
@@ -126,7 +126,7 @@ def test_packed_rows_give_the_same_loss_as_one_example_a_row(make_job: MakeJob, 
 def test_an_operation_that_adds_as_it_comes_is_told_and_training_goes_on(parallelism: str, make_job: MakeJob) -> None:
     job = make_job("run", parallelism=parallelism)
     assert ranks.run(job, 2, constants={
-        "tasks.distributed.parallel.UNORDERED": {"cpu"},
+        "tasks.distributed.process_group.UNORDERED": {"cpu"},
         "tasks.distributed.attention.short_segments": unordered}) == [0, 0], log_of(job)
     (told,) = events_of(job, "not_repeatable")
     assert "does not have a deterministic implementation" in told["reason"]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from infra import stack as running
-from infra.processes import left_over
+from infra.models.registry import Registry
 from infra.settings import Settings
-from infra.store import Store
-from tasks.registry import Registry
-from tests import faults
+from infra.stack import local as running
+from infra.stack.processes import left_over
+from infra.storage.store import Store
 from tests.conftest import free_port
 from tests.e2e.conftest import options
+from tests.support import faults
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

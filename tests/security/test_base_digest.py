@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deployments.predictor import loading
-from infra.bases import digest_of_base, note
 from infra.errors import BaseModelError
+from infra.models.base_folders import digest_of_base, note
 from infra.records import Base, Version
 from infra.settings import Settings
 from tasks.deploy import switch
 from tasks.distributed import model as models
-from tests.predictor.conftest import (
+from tests.deployments.predictor.conftest import (
     BASE_DIGEST,
     STORIES,
     Predictor,
@@ -249,11 +249,11 @@ def test_weights_that_the_digest_would_not_cover_are_refused(base: Path, place: 
 def test_a_digest_is_made_once_and_again_when_a_byte_changed(
     settings: Settings, base: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("infra.bases.SETTLED_S", -60)  # as if the files were old
+    monkeypatch.setattr("infra.models.base_folders.SETTLED_S", -60)  # as if the files were old
     first = digest_of_base(settings, base)
     assert first == BASE_DIGEST
     with monkeypatch.context() as patch:
-        patch.setattr("infra.bases.sha256_of", lambda _: pytest.fail("it was read again"))
+        patch.setattr("infra.models.base_folders.sha256_of", lambda _: pytest.fail("it was read again"))
         assert digest_of_base(settings, base) == first
     flip(base / WEIGHTS)
     assert digest_of_base(settings, base) != first

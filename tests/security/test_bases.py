@@ -19,12 +19,13 @@ from safetensors.numpy import load_file, save_file
 
 from infra.errors import BaseModelError, Transient, UserError
 from infra.files import model_files
+from infra.models.base_models import find_base, look_for_base
 from infra.settings import Settings
-from tasks.base import find_base, look_for_base
 from tasks.distributed.adapters import check_adapter
-from tasks.distributed.foreign import cleaned, cleaned_tokenizer, view
+from tasks.distributed.model_folder import cleaned, cleaned_tokenizer, view
+from tests.conftest import ROOT
 
-DEMO = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "base"
+DEMO = ROOT / "deployments" / "examples" / "base"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEEP = "[" * 100_000
 ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "auto_mapping": None,

@@ -25,12 +25,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from infra import listen
-from infra.doors import SIGN_IN, SIGNED_IN, Door, Names, credential_of
 from infra.errors import UserError
-from infra.listen import Patient
+from infra.security import listen
+from infra.security.door import SIGN_IN, SIGNED_IN, Door, Names, credential_of
+from infra.security.listen import Patient
+from infra.security.sign_in import page_of
 from infra.settings import Settings
-from infra.sign_in import page_of
 
 SECRET = "a secret of the home, long enough"
 BASIC = "Basic " + base64.b64encode(f"anneal:{SECRET}".encode()).decode()

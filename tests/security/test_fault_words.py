@@ -12,10 +12,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from infra.errors import Missing, Transient, UserError
+from infra.models.registry import told
 from infra.records import Answers, Dataset, Evaluation, Pack, Record, Split, Trained
-from tasks.only_one import only_one
-from tasks.policy import MISSING_TRIES, may_pass
-from tasks.registry import told
+from tasks.runs.locks import only_one
+from tasks.runs.retries import MISSING_TRIES, may_pass
 
 
 @pytest.mark.parametrize("kind", [Answers, Dataset, Evaluation, Pack, Split, Trained])

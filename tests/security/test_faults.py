@@ -18,17 +18,17 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import services
-from infra import stack as running
 from infra.files import MANIFEST
+from infra.models.registry import Registry
 from infra.settings import Settings
-from infra.store import Store
-from tasks.registry import Registry
-from tests import faults
+from infra.stack import local as running
+from infra.stack import services
+from infra.storage.store import Store
 from tests.conftest import free_port
 from tests.e2e.conftest import options
 from tests.e2e.forked import Command, Commands
-from tests.faults import Disk, go_on, sentence, stopped, stops_at
+from tests.support import faults
+from tests.support.faults import Disk, go_on, sentence, stopped, stops_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from deployments.console import settings_here
-from infra import services, stack
+from deployments.cli.console import settings_here
 from infra.errors import UserError
-from infra.private import umask_for
+from infra.security.private import umask_for
 from infra.settings import Settings
+from infra.stack import local as stack
+from infra.stack import services
 from tests.conftest import ROOT, free_port
 from tests.security.second_user import as_nobody, common_folder
 
@@ -66,7 +67,7 @@ def test_a_folder_of_all_is_not_closed(tmp_path: Path) -> None:
 
 
 def test_what_a_command_writes_into_the_home_is_for_its_user_alone(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deployments.cli", "down"]
+    command = [sys.executable, "-m", "deployments.cli.main", "down"]
     for store, wanted in (("", 0o600), ("s3://bucket/a", 0o600), (str(tmp_path / "store"), 0o644)):
         (tmp_path / "home" / "stack.lock").unlink(missing_ok=True)
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True,
@@ -76,7 +77,7 @@ def test_what_a_command_writes_into_the_home_is_for_its_user_alone(tmp_path: Pat
 
 
 def test_a_command_gives_its_umask_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deployments import cli
+    from deployments.cli import main as cli
 
     monkeypatch.setenv("ANNEAL_HOME", str(tmp_path / "home"))
     assert cli.main(["status"]) == 0

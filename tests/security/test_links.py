@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from deployments.cli.merge import part_of
 from infra.errors import UserError
 from infra.files import lock_file, write_atomic
 from infra.settings import Settings
-from tasks import gpu_locks, gpus
-from tasks.child import rank_environment
-from tasks.gpu_locks import LockFolder, lock_folder
-from tasks.gpus import environment, held
-from tasks.merge import part_of
-from tasks.only_one import only_one
+from tasks.launcher import devices, gpu_locks
+from tasks.launcher.devices import environment, held
+from tasks.launcher.gpu_locks import LockFolder, lock_folder
+from tasks.launcher.jobs import rank_environment
+from tasks.runs.locks import only_one
 from tests.security.second_user import NOBODY, as_nobody, common_folder, running
 
 KEPT: list[object] = []
@@ -33,7 +33,7 @@ def common() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two GPUs."""
-    monkeypatch.setattr(gpus, "gpus", lambda: ("H100",) * 2)
+    monkeypatch.setattr(devices, "gpus", lambda: ("H100",) * 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 

@@ -20,12 +20,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.models.registry import Registry
 from infra.settings import Settings
-from infra.store import Store
-from tasks.registry import Registry
-from tests import faults
+from infra.storage.store import Store
 from tests.conftest import needed, wait_for
 from tests.e2e.conftest import checkpointed, options, ranks_of
+from tests.support import faults
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from infra.models.registry import Registry
 from infra.settings import Settings
-from infra.store import Store
-from tasks.registry import Registry
-from tests import faults
+from infra.storage.store import Store
 from tests.e2e.conftest import options
+from tests.support import faults
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 PROGRAM = """
 import json, httpx
-from deployments.console import set_environment, settings_here, start_own_server
+from deployments.cli.console import set_environment, settings_here, start_own_server
 set_environment(settings_here())
 start_own_server()
 from prefect.client.orchestration import get_client

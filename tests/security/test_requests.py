@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.conftest import free_port, wait_for
-from tests.predictor.conftest import (
+from tests.deployments.predictor.conftest import (
     BASE_DIGEST,
     GREEDY,
     PROMPT,

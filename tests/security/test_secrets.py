@@ -31,11 +31,11 @@ import httpx
 import psutil
 import pytest
 
-from infra.redaction import redacted
+from infra.security.redaction import redacted
 from infra.settings import Settings
-from tests import prefect_api
 from tests.conftest import ROOT, free_port
 from tests.e2e.conftest import KNOBS, options
+from tests.support import prefect_api
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ VARIABLES = {
     "DATABASE_URL": "postgresql+asyncpg://anneal:{}@127.0.0.1:9/prefect", "DATA_URL": "https://h/d?X-Amz-Signature={}"}
 """A canary for each of them."""
 CHILDREN = ("tasks.distributed.train", "tasks.distributed.warm", "tasks.distributed.generate",
-            "tasks.distributed.encode", "tasks.look", "torch.distributed.run")
+            "tasks.distributed.encode", "tasks.data.quality", "torch.distributed.run")
 """Modules of processes that read and write files alone."""
 COMMAND_TIMEOUT_S = 200
 WITH_SECRETS = (
@@ -92,7 +92,7 @@ class World:
 
     def anneal(self, name: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """An `anneal` command."""
-        return self.run(name, "-m", "deployments.cli", *arguments, **more)
+        return self.run(name, "-m", "deployments.cli.main", *arguments, **more)
 
     def address(self, form: str) -> str:
         """One of WITH_SECRETS, with canaries."""
@@ -268,8 +268,8 @@ def test_a_wrong_password_for_mlflow_is_not_shown(trained: World) -> None:
 
 def test_a_service_that_is_away_is_named_without_its_password(trained: World) -> None:
     wrong, ask = trained.canaries["wrong password"], "from infra.settings import Settings; " \
-        "from tasks.registry import Registry; Registry(Settings()).newest('acme/canary')"
-    done = trained.run("MLflow away", "-c", f"from infra.redaction import redact_logs; redact_logs(); {ask}",
+        "from infra.models.registry import Registry; Registry(Settings()).newest('acme/canary')"
+    done = trained.run("MLflow away", "-c", f"from infra.security.redaction import redact_logs; redact_logs(); {ask}",
                        ANNEAL_MLFLOW_URI=f"http://anneal:{wrong}@127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert "Transient: 127.0.0.1:9: MLflow does not do it" in done.stderr, done.stderr
     endpoint = f"http://key:{trained.canaries['password of an endpoint']}@127.0.0.1:9"

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 
 from deployments.predictor.lanes import Lane
 from infra.errors import DataError
+from tasks.distributed.codec import Codec
 from tasks.distributed.templates import Templates
-from tasks.distributed.text import Codec
 from tests.conftest import wait_for
-from tests.predictor.conftest import (
+from tests.deployments.predictor.conftest import (
     PROMPT,
     Predictor,
     needs_stories,

@@ -15,8 +15,8 @@ import zstandard
 from pyarrow import parquet
 
 from infra.errors import DataError
-from tasks import tables
-from tasks.unpack import FREE_FRAMES, unpacked
+from tasks.data import tables
+from tasks.data.compression import FREE_FRAMES, unpacked
 from tests.conftest import ROOT
 
 ROW = b'{"text": "a row"}\n'
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from infra.errors import DataError
-from tasks.tables import jsonl_of
+from tasks.data.tables import jsonl_of
 form, path = sys.argv[1:]
 try:
     with open(path, "rb") as raw:

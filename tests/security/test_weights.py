@@ -19,15 +19,16 @@ from transformers.integrations import hub_kernels
 
 from deployments.predictor.loading import Card, load_codecs, open_engine
 from infra.errors import AnnealError, BaseModelError, Transient, UserError
-from tasks.distributed import foreign
+from tasks.distributed import model_folder
 from tasks.distributed import train as trainer
 from tasks.distributed.merge import CPU, check_reloaded
 from tasks.distributed.model import load_base, load_tokenizer
 from tasks.distributed.sharding import empty_base
-from tasks.distributed.whole import told
-from tests.distributed.conftest import MakeJob, make_job, one_rank  # noqa: F401  (fixtures)
+from tasks.distributed.weight_check import told
+from tests.conftest import ROOT
+from tests.tasks.distributed.conftest import MakeJob, make_job, one_rank  # noqa: F401  (fixtures)
 
-DEMO = Path(__file__).resolve().parents[2] / "deployments" / "demo" / "base"
+DEMO = ROOT / "deployments" / "examples" / "base"
 WEIGHTS = "model.safetensors"
 CARD = Card(method="full", base_name="b", base_digest="0" * 64, precision="fp32", kind="prompt",
             prompt_template="{prompt}", context_tokens=64, stop_ids=frozenset(), smoke_prompt="")
@@ -233,13 +234,13 @@ def test_the_tokenizers_of_a_version_share_nothing_and_its_files_are_judged_once
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     judged: list[str] = []
-    read = foreign.read_object
+    read = model_folder.read_object
 
     def noted(path: Path, where: str) -> dict[str, Any]:
         judged.append(path.name)
         return read(path, where)
 
-    monkeypatch.setattr(foreign, "read_object", noted)
+    monkeypatch.setattr(model_folder, "read_object", noted)
     encoder, decoder = load_codecs(DEMO)
     assert judged.count("tokenizer.json") == 1
     parts = [codec.tokenizer for codec in (encoder._short[1], encoder._long[1], decoder)]

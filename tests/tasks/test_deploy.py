@@ -16,7 +16,7 @@ from infra.records import Version
 from infra.settings import Settings
 from tasks import deploy as module
 from tasks.deploy import deploy
-from tests.tasks.conftest import Past
+from tests.support.past import Past
 
 VERSION = Version(destination="acme/summarizer", id="1" * 64, number=2, folder="versions/v", uri="models:/x/2",
                   training_id="t")

@@ -16,9 +16,9 @@ import zstandard
 from infra.errors import DataError
 from infra.files import READ_BYTES
 from infra.settings import Settings
-from infra.store import Store, filesystem
+from infra.storage.store import Store, filesystem
+from tasks.data.compression import bounded, unpacked
 from tasks.ingest import FILE, ingest
-from tasks.unpack import bounded, unpacked
 from tests.conftest import BUCKET
 
 DATA = b'{"text": "hello"}\n' * 5000
@@ -42,7 +42,7 @@ def test_gzip_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp
 def test_a_file_that_was_packed_to_fill_a_disk_is_refused(
     monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes],
 ) -> None:
-    monkeypatch.setattr("tasks.unpack.UNFOLDED_BYTES", 1 << 20)
+    monkeypatch.setattr("tasks.data.compression.UNFOLDED_BYTES", 1 << 20)
     for content, passes in ((os.urandom(1 << 20).hex().encode(), True), (b'{"text": "' + b"0" * (1 << 25), False)):
         chunks = unpacked(io.BytesIO(pack(content)), "d")
         if passes:
@@ -55,7 +55,7 @@ def test_a_file_that_was_packed_to_fill_a_disk_is_refused(
 
 @pytest.mark.parametrize(("size", "passes"), [(500, True), (501, False)])
 def test_a_packed_byte_may_stand_for_five_hundred(monkeypatch: pytest.MonkeyPatch, size: int, passes: bool) -> None:
-    monkeypatch.setattr("tasks.unpack.UNFOLDED_BYTES", 10)
+    monkeypatch.setattr("tasks.data.compression.UNFOLDED_BYTES", 10)
     refused = nullcontext() if passes else pytest.raises(DataError, match=f"1 packed bytes have become {size}")
     with refused:
         assert list(bounded(iter([b"a" * size]), lambda: 1, "d")) == [b"a" * size]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from infra.models.registry import Origin
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 from tasks.ingest import ingest
 from tasks.news import shard_news
-from tasks.registry import Origin
 from tasks.validate import validate
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.models.base_models import find_base
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store
-from tasks.base import find_base
+from infra.storage.store import Store
 from tasks.ingest import ingest
 from tasks.pack import find_pack, pack
 from tasks.validate import validate
@@ -26,7 +26,7 @@ def test_how_far_tokenising_is_can_be_heard(
     data.write_text("".join(json.dumps({"text": f"{number} {words * 25}"}) + "\n" for number in range(6000)))
     spec = TrainingSpec(train_data=str(data), base_model=str(stories), destination="acme/told", chunk_size=512)
     split, base = validate(store, ingest(settings, store, spec.train_data), None, 10), find_base(settings, str(stories))
-    monkeypatch.setattr("tasks.every.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("infra.progress.TELL_EVERY_S", 0.0)
     said: list[str] = []
     packed = pack(settings, store, split, base, spec, say=said.append)
     assert find_pack(store, split, base, spec) == packed and packed.train.examples == 5990

@@ -10,12 +10,12 @@ import mlflow
 import pytest
 
 from infra.errors import Transient
+from infra.models.registry import Registry, name_of
 from infra.records import Version
 from infra.settings import Settings
-from infra.store import Store
+from infra.storage.store import Store
 from tasks.register import find_version, register
-from tasks.registry import Registry, name_of
-from tests.tasks.conftest import Past
+from tests.support.past import Past
 
 pytestmark = pytest.mark.usefixtures("database")
 CALLS = (

@@ -19,16 +19,16 @@ from infra.files import seal, verify
 from infra.records import Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Draft, Store
-from tasks import child
-from tasks.checkpoints import CHECKPOINTS, Copies, bring_checkpoint, in_store
-from tasks.distributed.job import TrainJob
-from tasks.launches import Launches, comes_no_further
-from tasks.only_one import only_one
-from tasks.pace import Pace
+from infra.storage.store import Draft, Store
+from tasks.distributed.contract import TrainJob
+from tasks.launcher import jobs
+from tasks.launcher.checkpoint_copies import CHECKPOINTS, Copies, bring_checkpoint, in_store
+from tasks.launcher.relaunch import Launches, comes_no_further
+from tasks.launcher.watchdog import Pace
+from tasks.runs.locks import only_one
 from tasks.train import train, training_id
 from tests.conftest import BUCKET, ROOT
-from tests.tasks.conftest import Past
+from tests.support.past import Past
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def test_watching_goes_on_while_a_checkpoint_is_copied_with_the_best_weights(
 def test_what_auto_precision_means_here_is_part_of_the_training(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for gpus, bf16 in (((), False), ((), True), (("NVIDIA H100",), False)):
-        monkeypatch.setattr(child, "gpus", lambda gpus=gpus: gpus)
-        monkeypatch.setattr(child, "cpu_has_bf16", lambda bf16=bf16: bf16)
+        monkeypatch.setattr(jobs, "gpus", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(jobs, "cpu_has_bf16", lambda bf16=bf16: bf16)
         found[gpus, bf16] = training_id(past.spec, past.pack, past.base)
     assert found[(), False] != found[(), True] == found[("NVIDIA H100",), False]
 
@@ -123,7 +123,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
         tried.append(TrainingSpec.from_json(job.spec).gradient_accumulation_steps)
         raise OutOfMemory("out of memory", where="training")
 
-    monkeypatch.setattr("tasks.launches.run_child", run)
+    monkeypatch.setattr("tasks.launcher.relaunch.run_child", run)
     spec = dataclasses.replace(past.spec, train_batch_size=12, num_ranks=2, gradient_accumulation_steps=1)
     job = TrainJob(out=str(tmp_path), spec=spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(OutOfMemory):
@@ -157,7 +157,7 @@ def test_ranks_that_die_after_a_checkpoint_are_started_again_at_once_and_others_
         (tmp_path / f"step-{launches.pop(0):06d}").mkdir(exist_ok=True)
         raise Transient("a rank was killed")
 
-    monkeypatch.setattr("tasks.launches.run_child", run)
+    monkeypatch.setattr("tasks.launcher.relaunch.run_child", run)
     job = TrainJob(out=str(tmp_path), spec=past.spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(RanksLost, match="a rank was killed"):
         Launches(settings, Pace(settings), lambda: None).run_while_it_gets_on(job)
@@ -167,8 +167,8 @@ def test_ranks_that_die_after_a_checkpoint_are_started_again_at_once_and_others_
 def test_a_process_that_lost_its_training_is_killed_when_it_does_not_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tasks.only_one.LOCK_POLL_S", 0.05)
-    code = f"import time; from pathlib import Path; from tasks.only_one import only_one\n" \
+    monkeypatch.setattr("tasks.runs.locks.LOCK_POLL_S", 0.05)
+    code = f"import time; from pathlib import Path; from tasks.runs.locks import only_one\n" \
            f"with only_one(Path({str(tmp_path / 't')!r}), 't'): print('held', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -185,7 +185,7 @@ def test_a_resumed_training_shows_the_whole_curve(
     earlier = [{"event": "start"}, {"event": "step", "step": 1}, {"event": "validation", "step": 1}]
     torn = '{"event": "st'
     (run / "events.jsonl").write_text("\n".join([*map(json.dumps, earlier), torn]))
-    monkeypatch.setattr("tasks.launches.run_child", lambda *a, **k: pytest.fail("far enough", pytrace=False))
+    monkeypatch.setattr("tasks.launcher.relaunch.run_child", lambda *a, **k: pytest.fail("far enough", pytrace=False))
     with store.draft() as draft:
         (draft.path / "x").touch()
         draft.commit(past.pack.folder, {})
@@ -218,7 +218,7 @@ def test_a_training_that_could_not_be_stored_is_not_trained_again(
             raise away.pop()
         return commit(draft, *arguments)
 
-    monkeypatch.setattr("tasks.launches.run_child", trains)
+    monkeypatch.setattr("tasks.launcher.relaunch.run_child", trains)
     monkeypatch.setattr(Draft, "commit", commits)
 
     def once() -> Trained:

@@ -14,15 +14,15 @@ import pytest
 from infra.errors import DataError
 from infra.records import Dataset, Split
 from infra.settings import Settings
-from infra.store import Store
-from tasks.hashes import Hashes
+from infra.storage.store import Store
+from tasks.data.hash_index import Hashes
+from tasks.data.scan import judge as judged
+from tasks.data.scan import survey
+from tasks.data.schema import clean, json_value, kind_of, quick, unused_keys
+from tasks.data.sources import Places
 from tasks.ingest import ingest
-from tasks.rows import clean, json_value, kind_of, quick, unused_keys
-from tasks.shards import Places
-from tasks.survey import judge as judged
-from tasks.survey import survey
 from tasks.validate import hold_out, line_of, validate
-from tests.tasks.test_rows import closely
+from tests.tasks.data.test_schema import closely
 
 
 def line(prompt: str = "p", completion: Any = "c") -> str:
@@ -185,7 +185,7 @@ def test_how_far_each_pass_is_can_be_heard(
     settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = bring(settings, store, tmp_path / "d.jsonl", "".join(line(f"p{i}") + "\n" for i in range(50000)))
-    monkeypatch.setattr("tasks.every.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("infra.progress.TELL_EVERY_S", 0.0)
     said: list[str] = []
     validate(store, data, None, 50, say=said.append)
     judged = [int(found[1]) for one in said if (found := re.fullmatch(r"judged: [012] of 2 MB \((\d+)%\)", one))]

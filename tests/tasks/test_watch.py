@@ -15,7 +15,7 @@ import pytest
 from infra.errors import DataError, UserError
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.store import Store, filesystem
+from infra.storage.store import Store, filesystem
 from tasks import watch
 from tasks.watch import Look, look, look_until_settled, note, noted
 from tests.conftest import BUCKET

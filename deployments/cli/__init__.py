@@ -1,0 +1,1 @@
+"""The command line: anneal up, train, predict and the rest."""

@@ -1,0 +1,1 @@
+"""Models by name: the registry in MLflow, base models and their folders."""

@@ -1,0 +1,1 @@
+"""Starting ranks, watching them, GPUs and what a training will take. Without torch."""

@@ -1,0 +1,1 @@
+"""Flow runs that survive: attempts, fences, locks, retries, recovery."""

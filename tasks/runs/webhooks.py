@@ -1,0 +1,142 @@
+"""Tell a webhook how runs ended: signed, repeated until it is taken, told once.
+
+In:   runs that ended within the last day    Out: POST to ANNEAL_WEBHOOK_URL, signed as by Standard Webhooks 1.0
+On disk: <store>/notifications/<run>-<attempt>.json, how far it is; <run>-<attempt>.done once it needs no more tries
+flows/reconcile.py calls it every minute, so a receiver that is away costs no training a second. Dies half-way: the
+same message is sent again, with the same id, by which receivers know it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, StateType
+
+from infra.crashpoints import crashpoint
+from infra.errors import UserError
+from infra.settings import Settings
+from infra.storage.store import Store
+from tasks.runs.recover import RECOVERED, age_s, runs_in
+
+TOLD = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)
+BUDGET_S = 20.0
+"""Time for one round: a receiver that hangs must not keep dead runs waiting."""
+NEW = timedelta(days=1)
+"""Runs that ended earlier are not told of when a webhook is set for the first time."""
+DELAYS_S = (60, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+"""After each failed try, as Standard Webhooks recommends; then it is given up."""
+KEPT = timedelta(seconds=sum(DELAYS_S)) + 2 * NEW
+TIMEOUT_S, DEADLINE_S = 15.0, 20.0
+SECRET_PREFIX = "whsec_"
+NOTIFICATIONS = "notifications"
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is to be delivered, and how far that is."""
+
+    id: str
+    body: str
+    tries: int = 0
+    due: float = 0.0
+    """Seconds since 1970."""
+
+
+def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Iterator[str]:
+    """Deliver what is due; yields a sentence for each try. Raises UserError for a secret that is none."""
+    if not settings.webhook_url:
+        return
+    key, began = key_of(settings.webhook_secret), time.monotonic()
+    known = set(store.names(NOTIFICATIONS))
+    for run in runs_in(client, RECOVERED, *TOLD, ended_after=datetime.now(UTC) - KEPT):
+        if time.monotonic() - began > BUDGET_S:
+            return
+        if run.state and run.state.is_crashed() and run.deployment_id:
+            continue  # it is started again, or fails
+        name = f"{NOTIFICATIONS}/{run.id}-{run.run_count}"
+        if f"{name}.done" in known or (f"{name}.json" not in known and age_s(run) > NEW.total_seconds()):
+            continue
+        text = store.read(f"{name}.json")
+        message = Message(**json.loads(text)) if text else message_of(run)
+        if message.due > datetime.now(UTC).timestamp():
+            continue
+        status, over = deliver(settings.webhook_url, key, message)
+        over = over or message.tries == len(DELAYS_S)
+        crashpoint("notify.after_send")
+        # Noted after the try: a crash in between sends it twice, with one id, rather than never.
+        if over:
+            store.write(f"{name}.done", status)
+        else:
+            due = datetime.now(UTC).timestamp() + DELAYS_S[message.tries]
+            later = Message(message.id, message.body, message.tries + 1, due)
+            store.write(f"{name}.json", json.dumps(asdict(later)))
+        crashpoint("notify.after_note")
+        yield f"{run.name}: {status}{'' if over else f', again in {DELAYS_S[message.tries]} s'}"
+
+
+def deliver(url: str, key: bytes, message: Message) -> tuple[str, bool]:
+    """Send it once; returns what came of it, and whether that is the end. 410 is a receiver's wish for no more."""
+    stamp = int(datetime.now(UTC).timestamp())
+    headers = {
+        "content-type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(stamp),
+        "webhook-signature": signature(key, message.id, stamp, message.body)}
+    found: list[httpx.Response | httpx.HTTPError] = []
+    sending = threading.Thread(target=_send, args=(url, message.body, headers, found), name="webhook", daemon=True)
+    sending.start()
+    sending.join(DEADLINE_S)  # a time limit of httpx counts from byte to byte
+    answer = found[0] if found else httpx.ReadTimeout("")
+    if isinstance(answer, httpx.HTTPError):
+        return f"not delivered ({type(answer).__name__})", False
+    taken = answer.is_success or answer.status_code == httpx.codes.GONE
+    return f"{'delivered' if answer.is_success else 'not delivered'} (HTTP {answer.status_code})", taken
+
+
+def _send(url: str, body: str, headers: dict[str, str], found: list[httpx.Response | httpx.HTTPError]) -> None:
+    """The answer's head; nobody wants what follows."""
+    try:
+        with httpx.stream("POST", url, content=body, headers=headers, timeout=TIMEOUT_S,
+                          follow_redirects=False) as answer:
+            found.append(answer)
+    except httpx.HTTPError as error:
+        found.append(error)
+
+
+def signature(key: bytes, identity: str, stamp: int, body: str) -> str:
+    """HMAC-SHA256 over id.timestamp.body, as Standard Webhooks 1.0 has it."""
+    signed = f"{identity}.{stamp}.{body}".encode()
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+def key_of(secret: str) -> bytes:
+    """The key in a secret, with or without its whsec_. Raises UserError."""
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except ValueError:
+        key = b""
+    if not 24 <= len(key) <= 64:
+        raise UserError("it is not the base64 of 24 to 64 bytes", where="ANNEAL_WEBHOOK_SECRET",
+                        fix='Make one: echo "whsec_$(openssl rand -base64 32)".')
+    return key
+
+
+def message_of(run: FlowRun) -> Message:
+    """The message about an ended run."""
+    state = run.state
+    assert state is not None
+    training = run.parameters.get("training", run.parameters)
+    data: dict[str, Any] = {
+        "run": str(run.id), "name": run.name, "attempts": run.run_count, "state": state.name,
+        "message": state.message or "", "model": training.get("destination") or training.get("model") or ""}
+    body = {"type": f"run.{state.type.value.lower()}", "timestamp": state.timestamp.isoformat(), "data": data}
+    return Message(id=f"msg_{run.id}_{run.run_count}", body=json.dumps(body, separators=(",", ":")))

@@ -1,0 +1,49 @@
+"""ROUGE with bootstrap confidence intervals, and the LEAD-3 baseline.
+
+ROUGE: C.-Y. Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", ACL 2004; computed
+by Google's rouge-score, with stemming. F-measures, 0..1. Intervals: tasks/scoring/bootstrap.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.records import METRICS, Scores
+from tasks.scoring.bootstrap import intervals, mean_of
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+LEAD = 3
+
+
+def score_rows(
+    references: Sequence[str], answers: Sequence[str], metrics: Sequence[str] = METRICS, *, stem: bool = True,
+) -> NDArray[np.float64]:
+    """F-measures, one row per pair, one column per metric. rougeLsum takes lines as sentences."""
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk, scipy, sklearn and pandas: half of a run's imports
+
+    scorer = RougeScorer(list(metrics), use_stemmer=stem)
+    found = [scorer.score(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+    return np.array([[row[metric].fmeasure for metric in metrics] for row in found]).reshape(-1, len(metrics))
+
+
+def summarize(values: NDArray[np.float64], seed: int = 0) -> Scores:
+    """Mean of each metric with its interval: (low, mean, high)."""
+    bounds = intervals(len(values), mean_of(values), seed)
+    return Scores(**{metric: tuple(row) for metric, row in zip(METRICS, bounds.tolist(), strict=True)})
+
+
+def lead(prompt: str, count: int = LEAD) -> str:
+    """The first three utterances of the document in a prompt: LEAD-3.
+
+    The document is the longest block between blank lines, so that an instruction above it and a
+    cue below it do not count. A document on one line is cut into sentences instead.
+    """
+    document = max(re.split(r"\n\s*\n", prompt.strip()), key=len)
+    lines = [line.strip() for line in document.split("\n") if line.strip()]
+    if len(lines) == 1:
+        return " ".join(SENTENCE_END.split(lines[0])[:count])
+    return "\n".join(lines[:count])

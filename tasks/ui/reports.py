@@ -1,0 +1,186 @@
+"""What a run shows in the Prefect UI, as Markdown and links. Pure text first, artifacts last."""
+
+from __future__ import annotations
+
+import math
+from uuid import UUID
+
+from prefect import runtime
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.logging import get_run_logger
+
+from infra.models.registry import Registry, name_of
+from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Split, Trained, Version
+from infra.settings import Settings
+from infra.storage.https import without_secrets
+from tasks.launcher.forecast import Forecast
+from tasks.ui.progress import if_it_can
+
+CELL_CHARACTERS = 400
+AS_TEXT = str.maketrans({
+    "\n": "<br>", "\r": "<br>", "<": "&lt;", "&": "&amp;", **{sign: f"&#{ord(sign)};" for sign in "|`*_[]~\\"}})
+"""What stands in Markdown for signs that could be read as markup there."""
+
+
+def data_report(split: Split, pack: Pack) -> str:
+    """Rows, tokens and what was cut; what was found in the data; ten examples with what is learned of them."""
+    def line(name: str, counts: PackCounts) -> str:
+        return (f"| {name} | {counts.examples} | {counts.rows} | {counts.tokens} | {counts.labelled} | "
+                f"{counts.longest} | {counts.truncated} ({counts.lost} tokens) | {counts.split} | {counts.fill:.2%} |")
+    return "\n".join([
+        f"## Data: {split.train_rows} training and {split.validation_rows} held-out rows ({split.kind})", "",
+        f"Repeated prompts: {split.duplicates}. Held-out prompts that also stand in the training rows: {split.leaks}. "
+        f"Between prompt and completion: {'a line break' if split.separator else 'nothing'}. "
+        f"Left out by `drop`: {split.dropped}{f', in {split.folder}/dropped.jsonl' if split.dropped else ''}.", "",
+        f"| | examples | rows of {pack.chunk_tokens} | tokens | learned | longest | cut | split | fill |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|", line("train", pack.train), line("held out", pack.validation), "",
+        "How long the examples are: the picture `data-lengths`.", "", *_findings(split), "", *_samples(pack)])
+
+
+def _findings(split: Split) -> list[str]:
+    """What was noted while judging; an earlier release noted nothing."""
+    if not split.findings:
+        if not split.compared:
+            return []  # a split of an earlier release: nothing else was looked for
+        return [f"Nothing else was found ({split.compared} rows looked at for near duplicates)."]
+    return [f"Found in the data ({split.compared} rows looked at for near duplicates). The parameter `drop` leaves "
+            "copies, leaks or all doubtful rows out:", "",
+            "| finding | count | where |", "|---|--:|---|",
+            *(f"| {_cell(one.what)} | {one.count} | {_cell(', '.join(one.first))}"
+              f"{', ...' if one.count > len(one.first) else ''} |" for one in split.findings)]
+
+
+def _samples(pack: Pack) -> list[str]:
+    """The examples as the model sees them."""
+    lines = [f"{len(pack.samples)} of the training rows as the model sees them:", "", "| | | text |", "|--:|---|---|"]
+    for number, sample in enumerate(pack.samples, start=1):
+        for i, run in enumerate(sample["runs"]):
+            head = f"{number}: {sample['learned']} of {sample['tokens']} tokens learned" if i == 0 else ""
+            lines.append(f"| {head} | {'learned' if run['learned'] else 'read'} | {_cell(run['text'])} |")
+        if sample["more"]:
+            lines.append(f"| | | and {sample['more']} more pieces |")
+    return lines
+
+
+def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
+    """Steps, memory by parts, time and price; the actual figures beside them once they are known."""
+    actual = forecast.spent(trained) if trained else {}
+    title = f"Forecast{' and what it was' if trained else ''}: {forecast.ranks} x {forecast.device}"
+    return "\n".join([
+        f"## {title}", "", "| | forecast | actual |", "|---|---|---|",
+        *(f"| {name} | {line} | {actual.get(name, '')} |" for name, line in forecast.lines().items()), "",
+        "Prices and peak rates: `infra/hardware.toml`; put your own into `<home>/hardware.toml`."])
+
+
+def rouge_report(evaluation: Evaluation) -> str:
+    """The table of scores with intervals, the losses, and samples side by side."""
+    lines = ["## Evaluation", "", evaluation.verdict, ""]
+    if evaluation.rouge:
+        lines += [f"ROUGE F-measure with 95 % intervals over {evaluation.samples} held-out rows:", "",
+                  "| | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+        lines += [f"| {model} | " + " | ".join(_interval(scores[m]) for m in METRICS) + " |"
+                  for model, scores in evaluation.rouge.items()]
+    if evaluation.scores:
+        names = list(evaluation.scores["tuned"])
+        lines += [f"Scores with 95 % intervals over {evaluation.samples} held-out rows (losses: over all; with "
+                  "pack_sequences over packs):", "",
+                  "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+        lines += [f"| {model} | " + " | ".join(_interval(scores[name]) for name in names) + " |"
+                  for model, scores in evaluation.scores.items()]
+    if evaluation.confusions:
+        lines += ["", "The tuned model's most frequent mistakes:", "", "| label | answer | rows |", "|---|---|--:|"]
+        lines += [f"| {_cell(str(label))} | {_cell(str(answer)) or 'no label'} | {rows} |"
+                  for label, answer, rows in evaluation.confusions]
+    lines += ["", "Held-out loss (nats per token): "
+              + ", ".join(f"{model} {_loss(loss)}" for model, loss in evaluation.loss.items())]
+    if evaluation.validation_answer:
+        lines += ["", f"Answer to validation_prompt: {_cell(evaluation.validation_answer)}"]
+    if evaluation.examples:
+        lines += ["", "| tuned | reference | base | prompt |", "|---|---|---|---|"]
+        lines += ["| " + " | ".join(_cell(row[k]) for k in ("tuned", "reference", "base", "prompt")) + " |"
+                  for row in evaluation.examples]
+    return "\n".join(lines)
+
+
+def scores(evaluation: Evaluation) -> list[str]:
+    """A line for each model, with 95 % intervals, and the verdict: what the run's log tells. ROUGE-Lsum, which is
+    ROUGE-L for an answer of one line, stands in the report only."""
+    lines, table = [], evaluation.rouge or evaluation.scores
+    for model in table or evaluation.loss:
+        found = table.get(model, {})
+        cells = [f"{name} {_interval(values, '')}" for name, values in found.items() if name != "rougeLsum"]
+        if model in evaluation.loss and "loss" not in found:
+            cells.append(f"held-out loss {_loss(evaluation.loss[model])}")
+        lines.append(f"{model}: {', '.join(cells)}")
+    return [*lines, evaluation.verdict]
+
+
+def show(key: str, markdown: str) -> None:
+    """Put a report on the run's Artifacts page."""
+    title = markdown.splitlines()[0].lstrip("# ")
+    if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown, description=title))
+
+
+def tag(**about: str) -> None:
+    """Tags of the run by which the UI finds it, such as model:llama; a colon and a value each."""
+    run = runtime.flow_run.id
+    if run:
+        tags = {*runtime.flow_run.tags, *(f"{name}:{value}" for name, value in about.items() if value)}
+        if_it_can(lambda: _tag(UUID(run), tags))
+
+
+def _tag(run: UUID, tags: set[str]) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(run, tags=sorted(tags))
+
+
+def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:
+    """Links to the registered version, its MLflow run, the training's folder, and to what answers with the version."""
+    if settings.tracking_uri.startswith("http"):
+        pages = f"{without_secrets(settings.tracking_uri).rstrip('/')}/#"
+        link("version", f"{version.destination} version {version.number}",
+             f"{pages}/models/{name_of(version.destination)}/versions/{version.number}",
+             "In MLflow's registry: lineage, files, aliases")
+        if_it_can(lambda: _link_run(settings, version, pages))
+    show("training", training_place(settings, version))
+    if deployment.url:
+        link("endpoint", f"Playground: ask {version.destination}, version {version.id[:12]}",
+             f"{deployment.url}/?model={version.destination}", "What answers with the version")
+    else:
+        get_run_logger().warning("registered, not deployed: %s", deployment.reason)
+        show("endpoint", f"Not deployed: {deployment.reason}.")
+
+
+def _link_run(settings: Settings, version: Version, pages: str) -> None:
+    experiment, run = Registry(settings).run_of(version.destination, version.number)
+    link("mlflow-run", f"MLflow run of {version.destination} version {version.number}",
+         f"{pages}/experiments/{experiment}/runs/{run}", "Its parameters and metrics")
+
+
+def link(key: str, text: str, address: str, about: str) -> None:
+    """Put a link on the run's Artifacts page."""
+    if_it_can(lambda: create_link_artifact(key=key, link_text=text, link=address, description=about))
+
+
+def training_place(settings: Settings, version: Version) -> str:
+    """Where weights and events.jsonl of the training lie: an s3:// address, or a folder that no browser opens."""
+    root = settings.store_root
+    where = "In the store" if root.startswith("s3://") else "In the store, a folder"
+    return (f"## Training {version.training_id}\n\n{where}: `{root}/trainings/{version.training_id}` has the weights "
+            f"and `events.jsonl`, `{root}/{version.folder}` the version's files.")
+
+
+def _loss(value: float) -> str:
+    return "not computed" if math.isnan(value) else f"{value:.4f}"
+
+
+def _interval(values: list[float], marks: str = "**") -> str:
+    low, mean, high = values
+    return f"{marks}{mean:.3f}{marks} ({low:.3f} to {high:.3f})"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break a table or become markup: an image in a row would be fetched by who looks at it."""
+    cut = text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."
+    return cut.replace("\r\n", "\n").translate(AS_TEXT)
