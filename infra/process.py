@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
@@ -31,34 +30,14 @@ POLL_S = 0.25
 LOG_TAIL_BYTES = 16_000
 
 
-class Child(Protocol):
-    """As much of subprocess.Popen as is needed here."""
-
-    @property
-    def pid(self) -> int:
-        """Of the process whose descendants are all that was started."""
-
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-
-
-class Spawn(Protocol):
-    """Starts a command, its output to `log`."""
-
-    def __call__(self, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Child: ...
-
-
 def run_group(
-    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, start: Spawn | None = None,
+    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None,
     on_poll: Callable[[], None] | None = None, progress: Path | None = None,
     stall_timeout_s: Callable[[], float] = lambda: 900.0, grace_s: Callable[[], float] = lambda: 25.0,
 ) -> int:
     """Run `command` to its end and return its exit code (negative: killed by that signal).
 
     Args:
-        start: starts it; `spawn` unless given.
         on_poll: called about four times a second while the child runs; may raise to stop it.
         progress: a file that grows while the child gets on; without it nothing counts as a stall.
         stall_timeout_s: how long it may stay as it is, asked anew at every look.
@@ -67,7 +46,7 @@ def run_group(
     Raises:
         Transient: `progress` did not change for that long.
     """
-    child = (start or spawn)(command, log=log, env=env)
+    child = spawn(command, log=log, env=env)
     members: set[psutil.Process] = set()
     last_change, last_size = time.monotonic(), -1
     try:
@@ -95,15 +74,14 @@ def run_group(
 
 def spawn(
     command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, tied: bool = True,
-    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, output to `log`; `tied`: it dies with us. It keeps `pass_fds`."""
+    """Start `command` in a session of its own, output to `log`; `tied`: it dies with us."""
     log.parent.mkdir(parents=True, exist_ok=True)
     wrapper = [sys.executable, "-m", "infra.process", str(os.getpid())] if tied else []
     with log.open("ab") as output:
         return subprocess.Popen(
             [*wrapper, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, pass_fds=pass_fds, env=environment_with(env, secrets=not tied))
+            start_new_session=True, env=environment_with(env, secrets=not tied))
 
 
 def environment_with(env: Mapping[str, str] | None, *, secrets: bool = False) -> dict[str, str]:
@@ -134,7 +112,7 @@ def no_grace() -> float:
     return 0.0
 
 
-def stop_tree(child: Child, members: set[psutil.Process], grace_s: Callable[[], float]) -> None:
+def stop_tree(child: subprocess.Popen[bytes], members: set[psutil.Process], grace_s: Callable[[], float]) -> None:
     """SIGTERM the child, wait, then SIGKILL it and every process it ever had.
 
     torchrun passes SIGTERM on to its ranks, which live in groups of their own.
@@ -174,7 +152,7 @@ def _size(progress: Path | None) -> int:
         return -1
 
 
-def _wait(child: Child, seconds: float) -> None:
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.engine import begin_with_nothing, begins_with
 from infra.files import digest_of, sha256_of, write_atomic
 from infra.records import Base, Pack, Trained
 from infra.settings import Settings
@@ -27,7 +26,7 @@ from tasks.distributed.events import drop_torn_line, read_events
 from tasks.launcher.checkpoint_copies import Copies, bring_checkpoint, in_store
 from tasks.launcher.forecast import device_of, forecast
 from tasks.launcher.gpu_slots import hold
-from tasks.launcher.jobs import ranks_of, settled, warm
+from tasks.launcher.jobs import ranks_of, settled
 from tasks.launcher.relaunch import Launches
 from tasks.launcher.watchdog import Pace
 from tasks.runs.attempt import reached
@@ -99,30 +98,27 @@ def _launched(
 ) -> dict[str, Any]:
     """Run the ranks until they have trained to the end; returns their result."""
     run = settings.home_path / "trainings" / identity
-    with (warm(settings, run, base.path, ranks_of(spec.num_ranks)) as imported,  # while we make ready
-          begins_with(settings, imported)):
-        bring_checkpoint(store, identity, run)
-        drop_torn_line(run)
-        earlier, offset = read_events(run)
-        for event in earlier:
-            if event["event"] in CURVE:
-                watch(event)
-        pace = Pace(settings)
-        seen = _Seen(store, identity, run, offset, watch, pace)
-        device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
-        job = TrainJob(
-            out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
-            packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
-            parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
-            usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
-        launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch),
-                            start=imported.spawn)
-        try:
-            return launches.run_while_it_gets_on(job)
-        finally:
-            seen.look()
-            if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
-                seen.copies.finish()
+    bring_checkpoint(store, identity, run)
+    drop_torn_line(run)
+    earlier, offset = read_events(run)
+    for event in earlier:
+        if event["event"] in CURVE:
+            watch(event)
+    pace = Pace(settings)
+    seen = _Seen(store, identity, run, offset, watch, pace)
+    device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
+    job = TrainJob(
+        out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
+        packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
+        parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
+        usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
+    launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch))
+    try:
+        return launches.run_while_it_gets_on(job)
+    finally:
+        seen.look()
+        if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
+            seen.copies.finish()
 
 
 def ended_before(run: Path) -> dict[str, Any] | None:
@@ -167,7 +163,6 @@ def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trai
     store = Store(settings)
     found = find_trained(store, spec, pack, base)
     if found is not None:
-        begin_with_nothing(settings)
         return found_done(found)
     with Progress("training") as progress, hold(settings, ranks_of(spec.num_ranks)):
 

@@ -34,7 +34,7 @@ pytest_plugins = ["tests.support.past"]
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 END_TO_END = "tests/e2e/"
-TRAINERS = {"tasks.distributed.train", "tasks.distributed.warm"}
+TRAINER = "tasks.distributed.train"
 TORCHRUN = "pt_elastic"
 """What torchrun's agent calls itself."""
 WINDOW = "1400,1600"
@@ -232,14 +232,14 @@ def ip(*words: str) -> None:
 
 
 def training_processes(folder: Path | str) -> list[psutil.Process]:
-    """The ranks whose job lies below that folder, the torchrun above them, and what that is forked from."""
+    """The ranks whose job lies below that folder, and the torchrun above them."""
     found = []
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
         except psutil.Error:
             continue
-        if TRAINERS.intersection(command) and any(str(folder) in word for word in command):
+        if TRAINER in command and any(str(folder) in word for word in command):
             found.append(process)
     return found
 

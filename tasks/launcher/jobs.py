@@ -2,9 +2,8 @@
 
 In:   a job (tasks/distributed/contract.py), the module that does it, the number of ranks
 Out:  the child's result; raises what the child left in error.json, or what its death means
-The child's output goes to log.txt, that of what ranks are forked from to warm.txt, never to our own stdout: a child
-that holds the flow's stdout delays the detection of the flow's death by minutes. The run's log shows it from there
-(tasks/launcher/rank_logs.py).
+The child's output goes to log.txt, never to our own stdout: a child that holds the flow's stdout delays the detection
+of the flow's death by minutes. The run's log shows it from there (tasks/launcher/rank_logs.py).
 """
 
 from __future__ import annotations
@@ -23,18 +22,15 @@ from typing import Any
 
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
 from infra.nodes import Launch, Lead, NodeEnded, Nodes, interface_to, new_launch
-from infra.process import Spawn, run_group, tail
+from infra.process import run_group, tail
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.warm import Warm
 from tasks.distributed.contract import ERROR, EVENTS, GPUS_SEEN, JOB, RESULT, ROOM, Job
 from tasks.launcher.devices import environment, gpus, gpus_have_bf16
 from tasks.launcher.rank_logs import RankLines
 from tasks.runs.fence import stop_grace_s
 
-LOG, WARM = "log.txt", "warm.txt"
-GPUS_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""For a process that is to be forked: torch looks for GPUs without the driver's help, and numpy starts no threads."""
+LOG = "log.txt"
 TRAIN = "tasks.distributed.train"
 """The module that every node runs: a launch cannot name another."""
 ALONE = Nodes()
@@ -53,12 +49,11 @@ COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 def run_child(
     settings: Settings, job: Job, module: str, *, ranks: int | None = None, on_poll: Callable[[], None] | None = None,
     nodes: Nodes = ALONE, call: Callable[[Launch], None] | None = None, patience_s: Callable[[], float] | None = None,
-    start: Spawn | None = None,
 ) -> dict[str, Any]:
     """Run `python -m module`, or with `ranks` the same under torchrun, on all `nodes`; returns result.json.
 
     `call` is told of the launch, to bring the other nodes. `patience_s`: how long the ranks may tell nothing, where
-    that is not always the same. `start`: see `warm`.
+    that is not always the same.
 
     Raises:
         AnnealError: as the child said, or Transient with the log's end if it said nothing.
@@ -82,7 +77,7 @@ def run_child(
                 call(lead.launch)
             lead.wait_for_all(settings.join_timeout_s, look)
             code = run_group(
-                [sys.executable, *command], log=log, env=environment, on_poll=poll, start=start,
+                [sys.executable, *command], log=log, env=environment, on_poll=poll,
                 progress=path.with_name(EVENTS) if ranks else None,
                 stall_timeout_s=patience_s or (lambda: settings.stall_timeout_s),
                 grace_s=lambda: stop_grace_s(settings))
@@ -111,15 +106,9 @@ def compiled_in(settings: Settings) -> str:
     return str(settings.home_path / "compiled" / socket.gethostname())
 
 
-def warm(settings: Settings, run: Path, base: str, ranks: int, node: int = 0) -> Warm:
-    """What starts the ranks of a training faster: see tasks/distributed/warm.py."""
-    return Warm([sys.executable, "-m", "tasks.distributed.warm", str(run), base], log=log_of(run, WARM, node),
-                env=rank_environment(settings, ranks) | GPUS_UNTOUCHED)
-
-
-def log_of(run: Path, name: str, node: int) -> Path:
-    """A node's own file beside that of the first: several must not write to one file of a shared file system."""
-    path = run / name
+def log_of(run: Path, node: int) -> Path:
+    """A node's own log beside that of the first: several must not write to one file of a shared file system."""
+    path = run / LOG
     return path.with_stem(f"{path.stem}-node{node}") if node else path
 
 
@@ -128,7 +117,7 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
     told = read_error(folder / ERROR, code)
     if told is not None:
         return told
-    log = tail(folder / LOG, lines=200) or tail(folder / WARM, lines=200)
+    log = tail(folder / LOG, lines=200)
     name = module.rsplit(".", 1)[-1]
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if said := RAISED.findall(log):  # torchrun's banner comes after it

@@ -7,28 +7,25 @@ Dies half-way: its ranks die with it, the launch fails on the first node, and th
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from infra.errors import AnnealError
 from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
-from infra.process import Spawn, run_group
+from infra.process import run_group
 from infra.settings import Settings
-from tasks.launcher.jobs import LOG, TRAIN, log_of, rank_environment, warm
+from tasks.launcher.jobs import TRAIN, log_of, rank_environment
 from tasks.runs.fence import stop_grace_s
 
 APPEARS_S = 30.0
 """A shared file system may show a new file that late."""
 LOST_S = 60.0
 """A first node that has not beaten for this long is gone."""
-KEPT_S = 300.0
-"""So long ranks can be started quickly after those before them."""
 log = logging.getLogger(__name__)
 
 
@@ -41,20 +38,16 @@ def join(settings: Settings, node: int) -> None:
     folder = settings.home_path / FOLDER
     beats: dict[str, int] = {}
     log.info("node %d waits for trainings in %s", node, settings.home_path)
-    with Imported(settings, node) as imported:
-        rests = time.monotonic()
-        while True:
-            for path in launches_in(folder):
-                launch = read_launch(path)
-                if launch is None or node >= launch.nodes:
-                    continue
-                # What was left by a first node that was killed does not beat; what was joined once is not joined again.
-                if 0 <= beats.setdefault(launch.id, launch.beat) < launch.beat:
-                    beats[launch.id] = -1
-                    take_part(settings, launch, path, node, imported)
-                    rests = time.monotonic()
-            imported.rest(rests)
-            time.sleep(POLL_S)
+    while True:
+        for path in launches_in(folder):
+            launch = read_launch(path)
+            if launch is None or node >= launch.nodes:
+                continue
+            # What was left by a first node that was killed does not beat; what was joined once is not joined again.
+            if 0 <= beats.setdefault(launch.id, launch.beat) < launch.beat:
+                beats[launch.id] = -1
+                take_part(settings, launch, path, node)
+        time.sleep(POLL_S)
 
 
 def launches_in(folder: Path) -> list[Path]:
@@ -79,68 +72,32 @@ def join_launch(
             return f"the launch is over: {path} is not there"
         time.sleep(POLL_S)
     try:
-        with hold(launch.ranks, Watch(path)), Imported(settings, node) as imported:
-            return take_part(settings, launch, path, node, imported)
+        with hold(launch.ranks, Watch(path)):
+            return take_part(settings, launch, path, node)
     except Over as error:
         return f"{error}: no GPU was free before"
 
 
-class Imported:
-    """Starts the ranks of launches, those of one job all from one process: see tasks/distributed/warm.py."""
-
-    def __init__(self, settings: Settings, node: int) -> None:
-        self._settings, self._node = settings, node
-        self._job, self._ranks, self._warm = "", 0, ExitStack()
-        self._start: Spawn
-
-    def __enter__(self) -> Imported:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._warm.close()
-
-    def of(self, launch: Launch) -> Spawn:
-        """For that launch. Raises OSError, ValueError or KeyError where its job cannot be read."""
-        if (self._job, self._ranks) != (launch.job, launch.ranks):
-            base = json.loads(Path(launch.job).read_text(encoding="utf-8"))["base"]
-            self.forget()
-            imports = warm(self._settings, Path(launch.job).parent, base, launch.ranks, self._node)
-            self._start = self._warm.enter_context(imports).spawn
-            self._job, self._ranks = launch.job, launch.ranks
-        return self._start
-
-    def forget(self) -> None:
-        """End that process."""
-        self._job = ""
-        self._warm.close()
-
-    def rest(self, since: float) -> None:
-        """End it where no launch has come since then for KEPT_S: it would hold its memory until the next."""
-        if self._job and time.monotonic() - since > KEPT_S:
-            self.forget()
-
-
-def take_part(settings: Settings, launch: Launch, path: Path, node: int, imported: Imported) -> str:
+def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
     """Run this node's ranks of one launch to their end, or until the first node's; returns how they ended."""
     work, watch = Path(launch.job).parent.name, Watch(path)
     log.info("training=%s node %d starts %d ranks", work, node, launch.ranks)
     try:
         environment = rank_environment(settings, launch.ranks) | interface_to(launch, os.environ)
-        start = imported.of(launch)
         seen_by(path, node).touch()
         if not path.exists():  # ended in between: nobody would remove the mark
             seen_by(path, node).unlink(missing_ok=True)
             return "the launch was over before its ranks were started"
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
-            start=start, log=log_of(Path(launch.job).parent, LOG, node),
+            log=log_of(Path(launch.job).parent, node),
             # ranks save together: those whose first node has stopped its own cannot
             grace_s=lambda: 0.0 if watch.is_left else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)
         if code != 0 and path.exists():
             ended_mark(path, node).write_text(str(code), encoding="utf-8")
         return f"its ranks ended with exit code {code}"
-    except (Over, AnnealError, OSError, ValueError, KeyError) as error:
+    except (Over, AnnealError, OSError) as error:
         log.warning("training=%s node %d: %s", work, node, error)
         return str(error)
 

@@ -19,7 +19,6 @@ from typing import Any
 from infra.errors import Broken, OutOfMemory, RanksLost, Transient
 from infra.files import write_atomic
 from infra.nodes import Launch
-from infra.process import Spawn
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.contract import TrainJob, checkpoint_folders
@@ -44,8 +43,6 @@ class Launches:
     """Called about four times a second, and between launches."""
     call: Callable[[Launch], None] | None = None
     """Brings the other nodes of a launch."""
-    start: Spawn | None = None
-    """Starts torchrun on this machine; a new process unless given."""
 
     def run_while_it_gets_on(self, job: TrainJob) -> dict[str, Any]:
         """Run the ranks; where they die after a new checkpoint, again at once: only what comes no further has to wait.
@@ -86,7 +83,7 @@ class Launches:
             self.pace.launch()
             try:
                 return run_child(self.settings, job, TRAIN, ranks=ranks, on_poll=self.look, nodes=nodes,
-                                 call=self.call, patience_s=self.pace.limit_s, start=self.start)
+                                 call=self.call, patience_s=self.pace.limit_s)
             except OutOfMemory as error:
                 if parts >= share:
                     raise

@@ -8,6 +8,7 @@ runs from there, through torchrun's end and a new launch, to the first step that
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,12 +21,12 @@ from typing import Any
 import psutil
 
 from infra.nodes import new_launch
+from infra.process import spawn
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from infra.warm import Forked, Warm
 from tasks.distributed.contract import TrainJob
 from tasks.distributed.events import read_events
-from tasks.launcher.jobs import ALONE, LOG, TRAIN, rank_environment, warm
+from tasks.launcher.jobs import ALONE, LOG, TRAIN, rank_environment
 from tests.benchmarks.data import llama_20m, needs_shared, packs_of, rows_of
 from tests.benchmarks.report import finish, say
 from tests.conftest import ranks_in
@@ -47,9 +48,8 @@ def main() -> None:
         base = llama_20m(folder / "base")
         packs = packs_of(rows_of(folder / "rows", train="val", validation="val"), base, 1024, folder / "packs")
         job = job_of(folder / "run", base, packs)
-        with warm(Settings(), Path(job.out), job.base, RANKS) as imported:
-            resumes = [kill_and_resume(imported, job, nth) for nth in range(1, KILLS + 1)]
-            launch(imported, job).wait()
+        resumes = [kill_and_resume(job, nth) for nth in range(1, KILLS + 1)]
+        launch(job).wait()
         written = [event for event in read_events(Path(job.out))[0] if event["event"] == "checkpoint"]
         step_s = median_step(Path(job.out))
         stall = median(event["stall_s"] for event in written)
@@ -72,22 +72,22 @@ def job_of(out: Path, base: Path, packs: Path) -> TrainJob:
     return TrainJob(out=str(out), spec=spec.to_json(), base=str(base), packs=str(packs), chunk_tokens=1024, key="bench")
 
 
-def launch(imported: Warm, job: TrainJob) -> Forked:
+def launch(job: TrainJob) -> subprocess.Popen[bytes]:
     """The trainer on its ranks, as the pipeline starts it."""
-    return imported.spawn([sys.executable, *new_launch(ALONE, RANKS, job.write()).torchrun(0, TRAIN)],
-                          log=Path(job.out) / LOG, env=rank_environment(Settings(), RANKS))
+    return spawn([sys.executable, *new_launch(ALONE, RANKS, job.write()).torchrun(0, TRAIN)],
+                 log=Path(job.out) / LOG, env=rank_environment(Settings(), RANKS))
 
 
-def kill_and_resume(imported: Warm, job: TrainJob, nth: int) -> float:
+def kill_and_resume(job: TrainJob, nth: int) -> float:
     """Seconds from the death of a rank, one step after the nth checkpoint, to the next step that is new."""
-    out, process = Path(job.out), launch(imported, job)
+    out, process = Path(job.out), launch(job)
     wait_for(out, lambda event: event["event"] == "step" and event["step"] > CHECKPOINT_STEPS * nth)
     wait_for(out, lambda event: event["event"] == "checkpoint" and event["step"] == CHECKPOINT_STEPS * nth)
     reached = max(event["step"] for event in read_events(out)[0] if event["event"] == "step")
     killed = time.time()
     ranks_in(job.out)[-1].kill()
     process.wait()
-    again = launch(imported, job)
+    again = launch(job)
     told = wait_for(out, lambda event: event["event"] == "step" and event["step"] > reached and event["time"] > killed)
     for child in psutil.Process(again.pid).children(recursive=True):
         child.kill()

@@ -9,13 +9,12 @@ from pathlib import Path
 from infra.errors import AnnealError
 from infra.settings import Settings
 from tasks.distributed.contract import TrainJob
-from tasks.launcher.jobs import TRAIN, run_child, warm
+from tasks.launcher.jobs import TRAIN, run_child
 
 if __name__ == "__main__":
     settings, job = Settings(), TrainJob(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     ranks = int(sys.argv[2])
     try:
-        with warm(settings, Path(job.out), job.base, ranks) as imported:
-            run_child(settings, job, TRAIN, ranks=ranks, nodes=settings.machines, start=imported.spawn)
+        run_child(settings, job, TRAIN, ranks=ranks, nodes=settings.machines)
     except AnnealError as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ from infra.errors import Transient
 from infra.settings import Settings
 from tasks.distributed.contract import TrainJob
 from tasks.distributed.events import read_events
-from tasks.launcher.jobs import TRAIN, run_child, warm
+from tasks.launcher.jobs import TRAIN, run_child
 from tasks.launcher.relaunch import Launches
 from tasks.launcher.watchdog import Pace
 from tests.conftest import ranks_in, torchruns_in, training_processes
@@ -39,8 +39,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_number(
 ) -> None:
     job = make_job("run", num_ranks=ranks, checkpoint_steps=2)
     fired = inject(monkeypatch, job, wish)
-    with warm(settings, Path(job.out), job.base, ranks) as imported:
-        Launches(settings, Pace(settings), lambda: None, start=imported.spawn).run_smaller_if_needed(job)
+    Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
     assert fired.exists() and '"gradient_accumulation_steps\\": 2' in (Path(job.out) / "job.json").read_text()
     assert len(events_of(job, "start") + events_of(job, "resume")) == 2
     check(trajectory(job), recorded("lora"))
@@ -53,11 +52,10 @@ def test_a_frozen_rank_is_found_and_the_same_again_goes_on(
     settings = Settings(home=tmp_path / "home", stall_timeout_s=STALL_S, stop_grace_s=1)
     job = make_job("run", checkpoint_steps=2, parallelism=parallelism)
     fired = inject(monkeypatch, job, "train.after_backward:SIGSTOP:5:1")
-    with warm(settings, Path(job.out), job.base, 2) as imported:
-        with pytest.raises(Transient, match=f"no progress for {STALL_S} s"):
-            run_child(settings, job, TRAIN, ranks=2, start=imported.spawn)
-        assert fired.exists() and ranks_in(job.out) + torchruns_in(job.out) == []
-        run_child(settings, job, TRAIN, ranks=2, start=imported.spawn)
+    with pytest.raises(Transient, match=f"no progress for {STALL_S} s"):
+        run_child(settings, job, TRAIN, ranks=2)
+    assert fired.exists() and ranks_in(job.out) + torchruns_in(job.out) == []
+    run_child(settings, job, TRAIN, ranks=2)
     assert training_processes(job.out) == []
     assert events_of(job, "resume")[0]["step"] >= 2
     check(trajectory(job), recorded("lora"))
@@ -77,7 +75,6 @@ def test_a_rank_that_freezes_between_steps_is_found_long_before_a_start_would_be
         for event in events:
             pace.see(event)
 
-    with (warm(settings, Path(job.out), job.base, 2) as imported,
-          pytest.raises(Transient, match=f"no progress for {STEP_S} s")):
-        Launches(settings, pace, look, start=imported.spawn).run_smaller_if_needed(job)
+    with pytest.raises(Transient, match=f"no progress for {STEP_S} s"):
+        Launches(settings, pace, look).run_smaller_if_needed(job)
     assert fired.exists() and training_processes(job.out) == []
