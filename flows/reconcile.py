@@ -6,8 +6,8 @@ In:   a Prefect server, the store      Out: dead runs are scheduled again, or Fa
 While anything runs it looks every few seconds, and at once when the process of such a run on this machine dies, until
 the run of the next minute takes over: a run that crashes meanwhile has not to wait for another process to start, and
 one without a worker (it outlived the one that started it) not for the next minute.
-One at a time, by a lease of the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a
-run that died. Dies half-way: the next run does the rest.
+One at a time, by the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a run that
+died, this one for one. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from prefect.logging import get_run_logger
 from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.launcher.lease import if_free, leases_of
+from tasks.launcher.gpu_slots import make_limit, take_slots
 from tasks.runs.attempt import died_here, locks_of
 from tasks.runs.cleanup import tidy
 from tasks.runs.recover import RECOVERED, forget, recover, runs_in
@@ -52,8 +53,9 @@ WATCHED = (*RECOVERED, *OFTEN, "join")
 def reconcile() -> None:
     """Find runs whose processes died and let them go on; tell the webhook how runs ended."""
     settings, log = Settings(), get_run_logger()
-    with get_client(sync_client=True) as client, if_free(client, LIMIT, leases_of(settings), PATIENCE_S) as mine:
-        if mine:
+    with get_client(sync_client=True) as client, ExitStack() as slot:
+        make_limit(client, LIMIT, 1)
+        if take_slots(slot, LIMIT, 1, PATIENCE_S):
             began, failed = time.monotonic(), None
             store = Store(settings)
             find(settings, client, store)

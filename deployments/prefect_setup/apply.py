@@ -29,7 +29,6 @@ from deployments.prefect_setup.secrets import ensure_secrets
 from infra.errors import UserError
 from infra.settings import Settings
 from tasks.launcher import gpu_slots
-from tasks.launcher.lease import make
 from tasks.runs.start import client_of
 
 STEP = "prefect.deployments.steps.set_working_directory"
@@ -64,7 +63,7 @@ def deploy(settings: Settings, kind: Kind = "process", *, cpu_pool: bool = False
         if kind == "docker":
             done.differs += ensure_secrets(client)
         if done.limit:
-            make(client, done.limit, gpu_slots.slots())
+            gpu_slots.make_limit(client, done.limit, gpu_slots.slots())
         for one in declared():
             pool = Pool(one.work_pool.role, kind)
             if pool not in pools:

@@ -1,33 +1,34 @@
 """GPU slots: a concurrency limit in Prefect that makes trainings on one machine wait for each other.
 
 In:   the running step's ranks      Out: that many slots of the limit `gpu-<host>`, and devices of its own
-On disk meanwhile: <home>/leases/
-The slots are leases (tasks/launcher/lease.py); kept in files by the server (infra/stack/services.py), they survive its
-restart. The limit shows who has what; which devices those are, and trainings that no server knows of, is the matter of
-tasks/launcher/devices.py. A machine without GPUs has one slot. Dies half-way: the next one who wants slots gets them.
+The limit shows who has what; which devices those are, and trainings that no server knows of, is the matter of
+tasks/launcher/devices.py. A machine without GPUs has one slot. The server keeps leases in files
+(infra/stack/services.py), so they survive its restart. Dies half-way: the server frees the slots of a killed process
+LEASE_S after its last renewal.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from uuid import UUID
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.exceptions import PrefectException
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
 
 from infra.errors import Transient, UserError
 from infra.settings import Settings
 from tasks.launcher.devices import gpus, held
 from tasks.launcher.gpu_locks import lock_folder
-from tasks.launcher.lease import give_back_of_the_dead, hasty_client, held_lease, leases_of, make, take
 
+LEASE_S = 60
+"""The shortest that Prefect takes."""
 POLL_S = 2.0
 NO_LIMIT = "none"
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def hold(settings: Settings, ranks: int, look: Callable[[], None] = lambda: None
     """Wait for a GPU for each rank and keep others off them. Raises Transient when Prefect does not answer, and what
     `look` raises while it waits."""
     folder = lock_folder(settings.gpu_locks)
-    with leased(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, folder, look):
+    with gpu_slots(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, folder, look):
         yield
 
 
@@ -54,39 +55,60 @@ def slots() -> int:
 
 
 @contextmanager
-def leased(settings: Settings, count: int, look: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold slots of the limit; what the user set it to in Prefect's UI stays."""
-    limit, folder = limit_of(settings), leases_of(settings)
+def gpu_slots(settings: Settings, count: int, look: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold slots of the limit, however long it takes to get them; what the user set it to in Prefect's UI stays.
+
+    Raises UserError where the limit has fewer slots, Transient when Prefect does not answer, and what `look` raises.
+    """
+    limit = limit_of(settings)
     if not limit or not PREFECT_API_URL.value():
         yield
         return
-    with get_client(sync_client=True) as client:
-        try:
-            with hasty_client() as hasty:
-                lease = wait_for_lease(client, hasty, limit, count, folder, look)
-        except (PrefectException, httpx.HTTPError) as error:
-            raise Transient(f"no GPU slot to be had ({error})", where=f"concurrency limit {limit}") from error
-        with held_lease(client, limit, count, lease, folder):
-            yield
+    with ExitStack() as taken:
+        said = False
+        while (found := _limit(limit, count)) and not take_slots(taken, limit, count):
+            if not said:
+                log.info("waiting for %d slots of the concurrency limit %s: %d of %d are taken", count, limit,
+                         found.active_slots, found.limit)
+                said = True
+            look()
+        yield
 
 
-def wait_for_lease(
-    client: SyncPrefectClient, hasty: SyncPrefectClient, limit: str, count: int, folder: Path,
-    look: Callable[[], None],
-) -> UUID:
-    """Slots of the limit, however long it takes. Raises UserError where it has fewer, and what `look` raises."""
-    said = False
-    while True:
-        found = make(client, limit, slots())
-        if found.limit < count:
-            raise UserError(f"it has {found.limit} slots, and the training needs {count}",
-                            where=f"concurrency limit {limit}", fix="Raise it in Prefect's UI, or lower num_ranks.")
-        give_back_of_the_dead(client, folder)
-        if (lease := take(client, hasty, limit, count)) is not None:
-            return lease
-        if not said:
-            log.info("waiting for %d slots of the concurrency limit %s: %d of %d are taken", count, limit,
-                     found.active_slots, found.limit)
-            said = True
-        look()
-        time.sleep(POLL_S)
+def take_slots(taken: ExitStack, limit: str, count: int, patience_s: float = POLL_S) -> bool:
+    """Take slots of a limit for as long as `taken` is open; False if they are not free within `patience_s`.
+
+    A training whose lease cannot be renewed goes on: the locks of its GPUs are its own (tasks/launcher/gpu_locks.py).
+    Raises Transient when Prefect does not answer.
+    """
+    try:
+        taken.enter_context(concurrency(
+            limit, count, timeout_seconds=patience_s, lease_duration=LEASE_S, strict=True,
+            raise_on_lease_renewal_failure=False))
+    except TimeoutError:
+        return False
+    except (PrefectException, httpx.HTTPError) as error:
+        raise Transient(f"no slot to be had ({error})", where=f"concurrency limit {limit}") from error
+    return True
+
+
+def make_limit(client: SyncPrefectClient, limit: str, count: int) -> GlobalConcurrencyLimitResponse:
+    """Create the limit with that many slots unless it is there; returns it."""
+    try:
+        return client.read_global_concurrency_limit_by_name(limit)
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=count))
+        return client.read_global_concurrency_limit_by_name(limit)
+
+
+def _limit(limit: str, count: int) -> GlobalConcurrencyLimitResponse:
+    try:
+        with get_client(sync_client=True) as client:
+            found = make_limit(client, limit, slots())
+    except (PrefectException, httpx.HTTPError) as error:
+        raise Transient(f"no slot to be had ({error})", where=f"concurrency limit {limit}") from error
+    if found.limit < count:
+        raise UserError(f"it has {found.limit} slots, and the training needs {count}",
+                        where=f"concurrency limit {limit}", fix="Raise it in Prefect's UI, or lower num_ranks.")
+    return found

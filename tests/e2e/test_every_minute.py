@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,24 +27,20 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_second_reconcile_leaves_it_to_the_first_and_may_wait_for_its_end(
-    stack: Stack, client: SyncPrefectClient, tmp_path: Path,
+    stack: Stack, client: SyncPrefectClient,
 ) -> None:
-    from prefect.client.orchestration import get_client
+    from tasks.launcher.gpu_slots import make_limit, take_slots
 
-    from tasks.launcher.lease import if_free
-
-    with if_free(client, "alone", tmp_path) as first, if_free(client, "alone", tmp_path) as second:
-        assert (first, second) == (True, False)
-    with if_free(client, "alone", tmp_path) as third:
-        assert third
+    make_limit(client, "alone", 1)
+    took = list[tuple[bool, float]]()
 
     def follow() -> None:
-        with get_client(sync_client=True) as own, if_free(own, "alone", tmp_path, patience_s=60) as takes_over:
-            took.append((takes_over, time.monotonic()))
+        with ExitStack() as slot:
+            took.append((take_slots(slot, "alone", 1, patience_s=60), time.monotonic()))
 
-    took = list[tuple[bool, float]]()
     follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,))  # on the same server
-    with if_free(client, "alone", tmp_path):
+    with ExitStack() as first, ExitStack() as second:
+        assert take_slots(first, "alone", 1) and not take_slots(second, "alone", 1, patience_s=1)
         follower.start()
         time.sleep(2)
         ended = time.monotonic()
