@@ -3,9 +3,9 @@ webhook how runs ended.
 
 In:   a Prefect server, the store      Out: dead runs are scheduled again, or Failed with the reason
       (tasks/runs/recover.py); signed messages (tasks/runs/webhooks.py)
-While anything runs it looks every few seconds, and at once when the process of such a run on this machine dies, until
-the run of the next minute takes over: a run that crashes meanwhile has not to wait for another process to start, and
-one without a worker (it outlived the one that started it) not for the next minute.
+While anything runs it looks every few seconds, until the run of the next minute takes over: a run that crashes
+meanwhile has not to wait for another process to start, and one without a worker (it outlived the one that started it)
+not for the next minute.
 One at a time, by the limit `reconcile`: Prefect's own limit of a deployment is held for five minutes by a run that
 died, this one for one. Dies half-way: the next run does the rest.
 Run alone: python -m flows.reconcile
@@ -28,8 +28,8 @@ from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.launcher.gpu_slots import make_limit, take_slots
-from tasks.runs.attempt import died_here, locks_of
 from tasks.runs.cleanup import tidy
+from tasks.runs.locks import locks_of
 from tasks.runs.recover import RECOVERED, forget, recover, runs_in
 from tasks.runs.webhooks import notify
 
@@ -37,8 +37,8 @@ KEPT = timedelta(hours=1)
 """A run a minute, or a look every few, would bury the others in the UI."""
 TIDY_MINUTE = 17
 """Of each hour: there may be thousands of notes."""
-LOOKS_S, EVERY_S, WATCH_S = 55.0, 5.0, 0.5
-"""For so long after its start it looks so often, and at the locks of this machine's processes still more often."""
+LOOKS_S, EVERY_S = 55.0, 5.0
+"""For so long after its start it looks so often."""
 PATIENCE_S = 15.0
 """The run of the next minute waits so long for this one's end, and takes over: no crash falls in between."""
 LIMIT_S = 300
@@ -64,8 +64,7 @@ def reconcile() -> None:
             except AnnealError as error:  # such as a webhook's secret that is none: told once the runs are looked after
                 failed = error
             while_it_lasts(
-                lambda: find(settings, client, store), lambda: under_way(client), began,
-                any_died=lambda runs: any(died_here(settings, run) for run in runs))
+                lambda: find(settings, client, store), lambda: under_way(client), began)
             if failed:
                 raise failed
         else:
@@ -74,16 +73,11 @@ def reconcile() -> None:
 
 def while_it_lasts(
     again: Callable[[], None], lasting: Callable[[], list[FlowRun]], began: float,
-    any_died: Callable[[list[FlowRun]], bool], sleep: Callable[[float], None] = time.sleep,
-    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep, now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Do it again every EVERY_S, or as soon as any of the runs died, as long as there are any, until LOOKS_S after
-    `began`."""
-    while (runs := lasting()) and now() - began < LOOKS_S:
-        running = [run for run in runs if run.state and run.state.is_running()]
-        looked = now()
-        while now() - looked < EVERY_S and not any_died(running):
-            sleep(WATCH_S)
+    """Do it again every EVERY_S, as long as there are any such runs, until LOOKS_S after `began`."""
+    while lasting() and now() - began < LOOKS_S:
+        sleep(EVERY_S)
         again()
 
 

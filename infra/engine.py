@@ -9,23 +9,9 @@ from __future__ import annotations
 
 import os
 import runpy
-import sys
 from contextlib import suppress
-from pathlib import Path
-
-from infra.settings import Settings
 
 RUN = "PREFECT__FLOW_RUN_ID"
-
-
-def is_engine() -> bool:
-    """Whether this process is one."""
-    return sys.orig_argv[1:3] == ["-m", "infra.engine"]
-
-
-def runs_of(settings: Settings) -> Path:
-    """Where this machine keeps locks of its flow runs."""
-    return settings.home_path / "runs"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
 
 from infra.errors import Transient, UserError, from_os_error
 from infra.files import lock_file, locked
+from infra.settings import Settings
 
 LOCK_POLL_S = 2.0
 KILL_WAIT_S = 5.0
@@ -62,21 +66,16 @@ def _opened(lock: Path) -> IO[str]:
 
 
 def died_with(lock: Path, note: str) -> bool:
-    """Whether a process of this machine held the lock with a note that begins so and is no more: the kernel dropped it.
+    """Whether a process of this machine held the lock with that note and is no more: the kernel dropped it.
 
     False where that cannot be told, of another machine or without a lock file.
     """
-    return noted_by_the_dead(lock)[:1] == [note]
-
-
-def noted_by_the_dead(lock: Path) -> list[str]:
-    """Words of the note of a process of this machine that held the lock and is no more, if there is one."""
     try:
         with lock.open("r+") as file:
             host, _, *words = holder_of(file).split(" ")
-            return words if host == socket.gethostname() and locked(file) else []
+            return host == socket.gethostname() and words[:1] == [note] and locked(file)
     except (FileNotFoundError, ValueError):
-        return []
+        return False
 
 
 def holder_of(lock: IO[str]) -> str:
@@ -93,3 +92,18 @@ def signal_holder(lock: IO[str], number: signal.Signals) -> None:
         log.warning("%s to process %s, which lost its run", number.name, pid)
         with suppress(ProcessLookupError):
             os.kill(int(pid), number)
+
+
+def locks_of(settings: Settings) -> Path:
+    """Where this machine keeps the locks of its flow runs."""
+    return settings.home_path / "runs"
+
+
+def lock_of(settings: Settings, run: UUID) -> Path:
+    """The lock that the process of a flow run holds, with the attempt's number in it."""
+    return locks_of(settings) / f"{run}.lock"
+
+
+def died_here(settings: Settings, run: FlowRun) -> bool:
+    """Whether the process of a run's newest attempt was one of this machine, and is no more."""
+    return died_with(lock_of(settings, run.id), str(run.run_count))

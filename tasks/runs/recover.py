@@ -34,7 +34,9 @@ from prefect.states import AwaitingRetry, Crashed, Failed
 from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.runs.attempt import ALIVE_S, RUNS, SETTLE_S, died_here, read_attempts, reported_within_s
+from tasks.runs.attempt import RUNS, read_attempts
+from tasks.runs.fence import ALIVE_S
+from tasks.runs.locks import died_here
 
 SILENT_S = ALIVE_S + 10
 SECOND_LOOK_S = ALIVE_S + 10
@@ -44,6 +46,9 @@ TAKEN = ("Pending", "Submitting")
 """Names of that state. A pod that waits for a GPU is InfrastructurePending, for as long as it takes."""
 SAME_PLACES = 3
 PAUSE = timedelta(minutes=1)
+SETTLE_S = 5.0
+"""A worker reports the same crash a second time within this time, once it has looked for hooks in a process of its
+own."""
 TELLS_S = 1
 """A worker tells within this time that a process of its own has ended."""
 LOOK_BACK = timedelta(days=7)
@@ -73,7 +78,7 @@ def recover(
     done = Recovered()
     # Those that wait for a second look do so after those that are surely dead.
     gone = dead(settings, client, flows)
-    if any(reported_within_s(settings, run) for run in gone):
+    if gone:
         sleep(TELLS_S)
     for run in gone or silent(client, flows, except_run, sleep):
         now = client.read_flow_run(run.id).state
@@ -84,11 +89,11 @@ def recover(
         done.crashed.append(run.name)
     since = datetime.now(UTC) - LOOK_BACK
     crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
-    if rest_s := max((unsettled_s(settings, run) for run in crashed), default=0.0):
+    if rest_s := max((unsettled_s(run) for run in crashed), default=0.0):
         sleep(min(rest_s, 2 * SETTLE_S))  # the server's clock may be ahead
         crashed = runs_in(client, RECOVERED, StateType.CRASHED, ended_after=since)
     for run in crashed:
-        if run.deployment_id is None or unsettled_s(settings, run):  # a command is started again by whoever ran it
+        if run.deployment_id is None or unsettled_s(run):  # a command is started again by whoever ran it
             continue
         try:
             places = crashed_at(store, run)
@@ -187,9 +192,9 @@ def age_s(run: FlowRun) -> float:
     return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
 
 
-def unsettled_s(settings: Settings, run: FlowRun) -> float:
+def unsettled_s(run: FlowRun) -> float:
     """For how many seconds this crash may be reported once more, which would be taken for one of the next attempt."""
-    return max(0.0, reported_within_s(settings, run) - age_s(run))
+    return max(0.0, SETTLE_S - age_s(run))
 
 
 def crashed_at(store: Store, run: FlowRun) -> list[str]:

@@ -36,7 +36,8 @@ def test_killed_command_goes_on_when_it_is_run_again(
     elsewhere = {
         "ANNEAL_HOME": str(tmp_path), "ANNEAL_PREFECT_URL": stack.settings.prefect_api,
         "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor,
-        "ANNEAL_API_KEY": stack.settings.predictor_key}
+        "ANNEAL_API_KEY": stack.settings.predictor_key,
+        "ANNEAL_GPU_LIMIT": "none"}  # else the second waits for a minute for the slot of the first
     command = ["train", "--json", *options({**parameters, **LONG, "destination": "acme/killed"})]
     process = stack.start(*command, **elsewhere)
     checkpointed(process, tmp_path)

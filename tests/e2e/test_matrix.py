@@ -105,8 +105,8 @@ def run(stack: Stack, commands: Commands, stories: Path, tmp_path: Path) -> Run:
     alone = {
         "ANNEAL_HOME": str(tmp_path / "home"), "ANNEAL_PREFECT_URL": stack.settings.prefect_api,
         "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor,
-        "ANNEAL_API_KEY": stack.settings.predictor_key,
-        "TMPDIR": str(tmp_path / "tmp")}
+        "ANNEAL_API_KEY": stack.settings.predictor_key, "TMPDIR": str(tmp_path / "tmp"),
+        "ANNEAL_GPU_LIMIT": "none"}  # else the second waits for a minute for the slot of the first
 
     def to_its_end(command: list[str], look: Callable[[], object] = lambda: None, **more: str) -> tuple[int, Command]:
         started = commands.start(command, tmp_path, **{**alone, **more})

@@ -78,7 +78,7 @@ def test_a_dead_run_is_found_and_scheduled_again_on_postgres(
     from prefect.states import Running
 
     monkeypatch.setattr(recover, "SILENT_S", 0)
-    monkeypatch.setattr("tasks.runs.attempt.SETTLE_S", 1)
+    monkeypatch.setattr(recover, "SETTLE_S", 1)
     deployment = UUID(apply.deploy(settings).deployments["predict/batch"])
     parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")

@@ -20,9 +20,9 @@ from prefect.exceptions import ObjectNotFound
 from infra.errors import Transient
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.runs import attempt as attempts
-from tasks.runs.attempt import Attempt, Fence, Standing, name_of, reached, read_attempts, standing_of
-from tasks.runs.fence import cancellation, is_cancelled, stop_grace_s
+from tasks.runs import fence as fences
+from tasks.runs.attempt import Attempt, name_of, reached, read_attempts
+from tasks.runs.fence import Fence, Standing, cancellation, is_cancelled, standing_of, stop_grace_s
 from tasks.runs.locks import died_with, only_one
 from tasks.runs.recover import crashed_at, crashes_of, is_stuck, pause_after
 
@@ -91,11 +91,11 @@ def test_a_cancel_is_known_at_first_sight_and_for_good(
                 raise httpx.ConnectError("away")
             return FlowRun(id=run, name="r", flow_id=uuid4(), state=State(type=state), run_count=1)
 
-    monkeypatch.setattr(attempts, "POLL_S", 0.001)
-    monkeypatch.setattr(attempts, "get_client", lambda sync_client: nullcontext(Server()))
-    monkeypatch.setattr(attempts, "emit_event", lambda *_, **__: None)
-    monkeypatch.setattr("tasks.runs.attempt.signal.getsignal", lambda _: print)
-    monkeypatch.setattr("tasks.runs.attempt.os.kill", lambda pid, number: told.append((pid, number)))
+    monkeypatch.setattr(fences, "POLL_S", 0.001)
+    monkeypatch.setattr(fences, "get_client", lambda sync_client: nullcontext(Server()))
+    monkeypatch.setattr(fences, "emit_event", lambda *_, **__: None)
+    monkeypatch.setattr("tasks.runs.fence.signal.getsignal", lambda _: print)
+    monkeypatch.setattr("tasks.runs.fence.os.kill", lambda pid, number: told.append((pid, number)))
     cancelled = Event()
     token = cancellation.set(cancelled)
     try:
