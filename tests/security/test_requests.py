@@ -27,6 +27,7 @@ from tests.deployments.predictor.conftest import (
     needs_stories,
     settings_of,
     versions,  # noqa: F401  (a fixture)
+from tests.support.compose import without_settings
 )
 
 pytestmark = [needs_stories, pytest.mark.slow]
@@ -99,7 +100,7 @@ def process(tmp_path_factory: pytest.TempPathFactory, versions: Path) -> Iterato
     store.listener.close()
     settings = {"ANNEAL_HOME": str(home), "ANNEAL_PREDICTOR_PORT": str(port), "ANNEAL_THREADS": "1",
                 "ANNEAL_API_KEY": KEY, "ANNEAL_BASE_FOLDERS": str(STORIES)}
-    child = subprocess.Popen([sys.executable, "-m", "deployments.predictor"], env={**os.environ, **settings})
+    child = subprocess.Popen([sys.executable, "-m", "deployments.predictor"], env={**without_settings(), **settings})
     found = Process(child.pid, f"http://127.0.0.1:{port}")
     try:
         wait_for(lambda: answers(found), "the predictor did not start", 100)
