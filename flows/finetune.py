@@ -16,14 +16,14 @@ from dataclasses import replace
 from prefect import flow
 
 from flows.parameters import Parameters, guarded
-from infra.models.base_models import base_task, find_base, look_for_base
+from infra.models.base_models import find_base, look_for_base
 from infra.records import Split, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task, refuse_unscorable, scorable_task
-from tasks.ingest import address_of, ingest, ingest_task
+from tasks.ingest import address_of, base_task, ingest, ingest_task
 from tasks.launcher.forecast import Forecast, forecast
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task

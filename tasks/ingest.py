@@ -24,7 +24,8 @@ from typing import BinaryIO
 from infra.crashpoints import crashpoint
 from infra.errors import AnnealError, DataChanged, DataError
 from infra.files import digest_of
-from infra.records import Dataset
+from infra.models.base_models import find_base
+from infra.records import Base, Dataset
 from infra.settings import Settings
 from infra.storage.addresses import form_of
 from infra.storage.clouds import cloud_of, in_object_store
@@ -224,3 +225,9 @@ def ingest_task(source: str, subject: str) -> Dataset:
         if key and key == key_of(settings, source):
             note(store, key, dataset)
     return dataset
+
+
+@step("base model", timeout_s=6 * HOUR_S)
+def base_task(name: str, subject: str) -> Base:
+    """Find the base model, downloading it if need be."""
+    return find_base(Settings(), name)

@@ -19,6 +19,7 @@ MAY_IMPORT = {
 }
 RANKS_MAY_IMPORT = {
     "infra.spec", "infra.errors", "infra.files", "infra.records", "infra.parent_death", "infra.crashpoints",
+    "infra.models.model_folder", "infra.models.weight_headers",
     "tasks.distributed"}
 PREDICTOR_MAY_IMPORT = {"deployments.predictor", "tasks.distributed", "infra"}
 FORBIDDEN_FOR_RANKS = ("prefect", "mlflow", "s3fs", "fastapi", "pydantic", "httpx", "fsspec.implementations.http")

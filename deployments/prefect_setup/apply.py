@@ -1,6 +1,6 @@
 """Put the pipeline into Prefect: work pool, queues, GPU slots, deployments, schedules, triggers. `anneal deploy`.
 
-In:   a running Prefect server, deployments/prefect.yaml      Out: what stands there, and a list of what differs
+In:   a running Prefect server, prefect.yaml      Out: what stands there, and a list of what differs
 Dies half-way: run it again; everything is created or brought up to date. What people set in the UI stays for
 schedules, triggers that are on or off, limits and priorities of pools and queues, and the defaults of a pool's job
 variables; it is named where it differs. All else is as prefect.yaml says.

@@ -1,4 +1,4 @@
-"""What deployments/prefect.yaml declares, read strictly: a misspelt key is an error that names it.
+"""What deployments/prefect_setup/prefect.yaml declares, read strictly: a misspelt key is an error that names it.
 
 In:   prefect.yaml      Out: `Declared` deployments in Prefect's own words
 Prefect ignores keys that it does not know; pydantic models without room for them do not.

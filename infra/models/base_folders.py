@@ -45,7 +45,7 @@ class Checked:
 
 def digest_of_base(settings: Settings, folder: Path) -> str:
     """sha256 over the files that make the model what it is: transformers sees no others
-    (tasks/distributed/model_folder.py).
+    (infra/models/model_folder.py).
 
     Raises Transient when it is being changed.
     """

@@ -18,13 +18,12 @@ from typing import Any, Literal
 from infra.errors import BaseModelError, Transient, shown_path
 from infra.files import MODEL_FILES, digest_of, seal, verify, write_atomic
 from infra.models.base_folders import digest_of_base
+from infra.models.model_folder import CONFIG, check_objects, context_tokens_of
+from infra.models.weight_headers import tensors_of
 from infra.records import Base
 from infra.settings import Settings
 from infra.storage.store import filesystem, move_into_place, scratch_folder
 from infra.storage.store_errors import told
-from tasks.distributed.model_folder import CONFIG, check_objects, context_tokens_of
-from tasks.distributed.weight_headers import tensors_of
-from tasks.runs.retries import HOUR_S, step
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DEFAULT_CONTEXT_TOKENS = 2048
@@ -206,9 +205,3 @@ def _shown_name(name: str) -> str:
     """A name that does not give away where this machine keeps its files."""
     is_address = name.startswith(PREFIX) or (HUB_NAME.fullmatch(name) and not Path(name).exists())
     return name if is_address else Path(name).resolve().name
-
-
-@step("base model", timeout_s=6 * HOUR_S)
-def base_task(name: str, subject: str) -> Base:
-    """Find the base model, downloading it if need be."""
-    return find_base(Settings(), name)

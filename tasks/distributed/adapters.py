@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import BaseModelError, UserError, shown
-from tasks.distributed.model_folder import read_object
+from infra.models.model_folder import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 FREE = frozenset({"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_alpha",

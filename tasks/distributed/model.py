@@ -25,12 +25,12 @@ from transformers import (
 )
 
 from infra.errors import BaseModelError, UserError, shown
+from infra.models.model_folder import view
+from infra.models.weight_headers import tensors_of
 from infra.spec import Precision, TrainingSpec
 from tasks.distributed.adapters import ADAPTER_CONFIG, check_adapter
 from tasks.distributed.contract import GPUS_SEEN
-from tasks.distributed.model_folder import view
 from tasks.distributed.weight_check import check_finite, check_headers, check_loaded, told
-from tasks.distributed.weight_headers import tensors_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

@@ -26,11 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from infra.errors import BaseModelError
+from infra.models.model_folder import FIX, view
+from infra.models.weight_headers import tensors_of
 from tasks.distributed.model import config_of
-from tasks.distributed.model_folder import FIX, view
 from tasks.distributed.process_group import Group
 from tasks.distributed.weight_check import check_headers, is_finite, told
-from tasks.distributed.weight_headers import tensors_of
 
 
 @dataclass(frozen=True, slots=True)

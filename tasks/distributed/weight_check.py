@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from infra.errors import AnnealError, BaseModelError, from_os_error
-from tasks.distributed.model_folder import FIX, OF_THE_MACHINE
-from tasks.distributed.weight_headers import Stored, some, wrapped
+from infra.models.model_folder import FIX, OF_THE_MACHINE
+from infra.models.weight_headers import Stored, some, wrapped
 
 META = torch.device("meta")
 MOST_TABLE_BYTES = 1 << 30

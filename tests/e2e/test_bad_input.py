@@ -36,7 +36,7 @@ BASES = {
     "no-tokenizer": ["there is no tokenizer", "Copy the tokenizer's files"]}
 BATCH = """
 import json, os, sys
-from deployments import cli
+from deployments.cli import main as cli
 for number, arguments in enumerate(json.load(sys.stdin)):
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)

@@ -48,7 +48,7 @@ def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectCli
     deploy(stack.settings, cpu_pool=True)
     subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
-         "deployments/prefect.yaml"],
+         "deployments/prefect_setup/prefect.yaml"],
         cwd=ROOT, check=True, capture_output=True, timeout=120,
         env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api})
     before = client.read_deployment_by_name("retrain/weekly")

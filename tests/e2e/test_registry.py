@@ -28,9 +28,9 @@ DESTINATION = "acme/refused-by-registry"
 NAME = f"finetune {DESTINATION}"
 IMPATIENT = """
 import sys
-from tasks import policy
-policy.DELAYS_S[:] = [0.1] * len(policy.DELAYS_S)
-from deployments import cli
+from tasks.runs import retries
+retries.DELAYS_S[:] = [0.1] * len(retries.DELAYS_S)
+from deployments.cli import main as cli
 sys.exit(cli.main(sys.argv[1:]))
 """
 FEW = 3

@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save_file
 from infra.errors import BaseModelError, Transient, UserError
 from infra.files import model_files
 from infra.models.base_models import find_base, look_for_base
+from infra.models.model_folder import cleaned, cleaned_tokenizer, view
 from infra.settings import Settings
 from tasks.distributed.adapters import check_adapter
-from tasks.distributed.model_folder import cleaned, cleaned_tokenizer, view
 from tests.conftest import ROOT
 
 DEMO = ROOT / "deployments" / "examples" / "base"

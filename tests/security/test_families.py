@@ -18,9 +18,9 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from infra.errors import BaseModelError
+from infra.models.model_folder import check_objects
+from infra.models.weight_headers import tensors_of
 from tasks.distributed.model import load_base
-from tasks.distributed.model_folder import check_objects
-from tasks.distributed.weight_headers import tensors_of
 
 Weights = dict[str, torch.Tensor]
 WORDS = {"vocab_size": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,8 +26,8 @@ from tests.deployments.predictor.conftest import (
     needs_stories,
     settings_of,
     versions,  # noqa: F401  (a fixture)
-from tests.support.compose import without_settings
 )
+from tests.support.compose import without_settings
 
 pytestmark = [needs_stories, pytest.mark.slow]
 MIB = 1 << 20

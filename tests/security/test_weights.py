@@ -19,7 +19,7 @@ from transformers.integrations import hub_kernels
 
 from deployments.predictor.loading import Card, load_codecs, open_engine
 from infra.errors import AnnealError, BaseModelError, Transient, UserError
-from tasks.distributed import model_folder
+from infra.models import model_folder
 from tasks.distributed import train as trainer
 from tasks.distributed.merge import CPU, check_reloaded
 from tasks.distributed.model import load_base, load_tokenizer

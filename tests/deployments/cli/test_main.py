@@ -84,7 +84,7 @@ def options_of(*arguments: str) -> TrainingSpec:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from deployments import cli; cli.parser(); print(*sys.modules)"
+    code = "import sys; from deployments.cli import main; main.parser(); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"prefect", "mlflow", "torch", "pydantic", "httpx"} & set(modules)
 

@@ -1,4 +1,4 @@
-"""deployments/prefect.yaml and how it is read: pytest tests/deployments/prefect_setup/test_declared.py"""
+"""deployments/prefect_setup/prefect.yaml and how it is read: pytest tests/deployments/prefect_setup/test_declared.py"""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 
 KEEPER = """
 import sys
-from infra import keeper, services
+from infra.stack import services, supervisor
 from infra.stack.services import MARK, Plan
 from infra.settings import Settings
 url = "http://127.0.0.1:{port}"
@@ -39,7 +39,7 @@ plan = Plan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{port}"),
             health=url, port={port}, port_variable="ANNEAL_MLFLOW_PORT")
 services.servers = lambda _: [plan]
 print("keeping", flush=True)
-keeper.keep(Settings(home={home!r}, mlflow_port={port}))
+supervisor.keep(Settings(home={home!r}, mlflow_port={port}))
 """
 
 

@@ -62,7 +62,7 @@ WORKER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
          "print('started!', flush=True); time.sleep(600)"
 KEEPER = '''
 import sys
-from infra import keeper, services
+from infra.stack import services, supervisor
 from infra.stack.services import MARK, Plan
 from infra.settings import Settings
 env = {{MARK: {home!r}, "MODE": {mode!r}}}
@@ -72,9 +72,9 @@ plan = Plan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{port}"),
 services.servers = lambda _: [plan]
 services.worker = lambda *_: Plan(name="worker", command=(sys.executable, "-c", {worker!r}), env=env,
                                   ready_line="started!")
-keeper.ASK_EVERY_S, keeper.ANSWER_TIMEOUT_S, keeper.MISSES, keeper.FIRST_MISSES = 0.3, 1.0, 3, 60
+supervisor.ASK_EVERY_S, supervisor.ANSWER_TIMEOUT_S, supervisor.MISSES, supervisor.FIRST_MISSES = 0.3, 1.0, 3, 60
 print("keeping", flush=True)
-keeper.keep(Settings(home={home!r}, mlflow_port={port}))
+supervisor.keep(Settings(home={home!r}, mlflow_port={port}))
 '''
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import BaseModelError, shown
-from tasks.distributed.model_folder import CONFIG, EXPERTS, FIX, MOST_PARTS, fields, read_object, unread
+from infra.models.model_folder import CONFIG, EXPERTS, FIX, MOST_PARTS, fields, read_object, unread
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 LENGTH_BYTES, MOST_HEADER_BYTES = 8, 1 << 25
