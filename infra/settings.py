@@ -18,7 +18,6 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UserError, shown
-from infra.nodes import Nodes, own_rendezvous
 from infra.security.private import closed
 from infra.security.secret import USER, secret_of
 
@@ -176,12 +175,6 @@ class Settings(BaseSettings):
     def prefect_api(self) -> str:
         """The Prefect API's address, or an empty string: Prefect then starts a private server."""
         return self.prefect_url or os.environ.get("PREFECT_API_URL", "") or self._stack("prefect")
-
-    @property
-    def machines(self) -> Nodes:
-        """The machines that train together. Raises UserError."""
-        found = self.nodes > 1 and self.node_deployment and not self.rendezvous
-        return Nodes(self.nodes, own_rendezvous(self.prefect_api) if found else self.rendezvous)
 
     @property
     def trusted_bases(self) -> list[Path]:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import AnnealError, Broken, Transient, UserError, read_error
-from infra.nodes import Launch, Lead, NodeEnded, Nodes, interface_to, new_launch
 from infra.process import run_group, tail
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.contract import ERROR, EVENTS, GPUS_SEEN, JOB, RESULT, ROOM, Job
 from tasks.launcher.devices import environment, gpus, gpus_have_bf16
+from tasks.launcher.nodes import Launch, Lead, NodeEnded, Nodes, interface_to, new_launch
 from tasks.launcher.rank_logs import RankLines
 from tasks.runs.fence import stop_grace_s
 

@@ -1,6 +1,6 @@
 """What a node beside the first one does: wait for launches, run its ranks of each, stop them with it.
 
-In:   <home>/launches/*.json, written by the first node (infra/nodes.py)     Out: nothing of its own but a log
+In:   <home>/launches/*.json, written by the first node (tasks/launcher/nodes.py)     Out: nothing of its own but a log
 It decides nothing and judges nothing: the first node sees how a launch ends, and retries.
 Dies half-way: its ranks die with it, the launch fails on the first node, and the retry waits until this is run again.
 """
@@ -16,10 +16,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from infra.errors import AnnealError
-from infra.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from infra.process import run_group
 from infra.settings import Settings
 from tasks.launcher.jobs import TRAIN, log_of, rank_environment
+from tasks.launcher.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from tasks.runs.fence import stop_grace_s
 
 APPEARS_S = 30.0

@@ -18,12 +18,12 @@ from typing import Any
 
 from infra.errors import Broken, OutOfMemory, RanksLost, Transient
 from infra.files import write_atomic
-from infra.nodes import Launch
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.contract import TrainJob, checkpoint_folders
 from tasks.distributed.events import drop_torn_line
 from tasks.launcher.jobs import TRAIN, ranks_of, run_child
+from tasks.launcher.nodes import Launch, machines_of
 from tasks.launcher.watchdog import Pace
 
 PARTS = "parts"
@@ -71,7 +71,7 @@ class Launches:
         The numbers stay the same: only the cut of a batch into micro-batches changes. Training goes on at the
         last checkpoint. Raises OutOfMemory when a micro-batch is a single row.
         """
-        spec, nodes, noted = TrainingSpec.from_json(job.spec), self.settings.machines, Path(job.out) / PARTS
+        spec, nodes, noted = TrainingSpec.from_json(job.spec), machines_of(self.settings), Path(job.out) / PARTS
         ranks = ranks_of(spec.num_ranks)
         share = math.ceil(spec.train_batch_size / (ranks * nodes.count))
         parts = spec.gradient_accumulation_steps or 1

@@ -1,6 +1,6 @@
 """Bring the other machines of a training: a run of a deployment for each of them, on workers that are there.
 
-In:   a launch (infra/nodes.py)        Out: a flow run of ANNEAL_NODE_DEPLOYMENT for each node but the first
+In:   a launch (tasks/launcher/nodes.py)        Out: a flow run of ANNEAL_NODE_DEPLOYMENT for each node but the first
 They are gone when the launch is: each of them ends its ranks when the first node ends the launch, or is not heard of
 any more. On Kubernetes their jobs belong to the first node's pod, and go with it. Dies half-way: a run that starts too
 late finds its launch over and ends.
@@ -12,8 +12,8 @@ import logging
 import os
 from typing import Any
 
-from infra.nodes import Launch
 from infra.settings import Settings
+from tasks.launcher.nodes import Launch
 from tasks.runs.start import start_run
 
 POD = ("ANNEAL_POD_NAME", "ANNEAL_POD_UID")

@@ -20,13 +20,13 @@ from typing import Any
 
 import psutil
 
-from infra.nodes import new_launch
 from infra.process import spawn
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.contract import TrainJob
 from tasks.distributed.events import read_events
 from tasks.launcher.jobs import ALONE, LOG, TRAIN, rank_environment
+from tasks.launcher.nodes import new_launch
 from tests.benchmarks.data import llama_20m, needs_shared, packs_of, rows_of
 from tests.benchmarks.report import finish, say
 from tests.conftest import ranks_in

@@ -19,9 +19,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from infra.nodes import FOLDER, Launch
 from infra.settings import Settings
 from infra.stack import local as running
+from tasks.launcher.nodes import FOLDER, Launch
 from tests.conftest import ROOT, wait_for
 from tests.e2e.conftest import Stack
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from infra.errors import AnnealError, Broken, DataError, Transient, write_error
-from infra.nodes import FOLDER, Nodes, ended_mark
 from infra.settings import Settings
 from tasks.distributed.contract import ERROR, EncodeJob, TrainJob
 from tasks.launcher.devices import gpus
 from tasks.launcher.jobs import LOG, TRAIN, failure, rank_environment, run_child
+from tasks.launcher.nodes import FOLDER, Nodes, ended_mark
 
 
 def test_what_the_child_said_is_raised(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_child_that_cannot_read_its_input_says_so(settings: Settings, tmp_path
 def test_a_node_that_fails_while_others_are_waited_for_ends_the_launch(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("infra.nodes.ENDING_S", -1.0)
+    monkeypatch.setattr("tasks.launcher.nodes.ENDING_S", -1.0)
     monkeypatch.setattr("tasks.launcher.jobs.interface_to", lambda launch, environment: {})
     job = TrainJob(out=str(tmp_path), spec="", base="", packs="", chunk_tokens=8, key="k")
 

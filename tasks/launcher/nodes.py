@@ -26,6 +26,7 @@ import psutil
 
 from infra.errors import Transient, UserError, shown
 from infra.files import write_atomic
+from infra.settings import Settings
 
 FOLDER = "launches"
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:%\[\]]+):([0-9]{1,5})")
@@ -49,6 +50,12 @@ class Nodes:
             raise UserError(f"ANNEAL_RENDEZVOUS is {shown(self.rendezvous)}",
                             allowed="host:port of this machine with ANNEAL_NODES above 1",
                             fix="Take an address that the other nodes can reach and a free port: 10.0.0.1:29500.")
+
+
+def machines_of(settings: Settings) -> Nodes:
+    """The machines that train together. Raises UserError."""
+    found = settings.nodes > 1 and settings.node_deployment and not settings.rendezvous
+    return Nodes(settings.nodes, own_rendezvous(settings.prefect_api) if found else settings.rendezvous)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""infra/nodes.py: what a launch says, who has seen it, and where it meets."""
+"""tasks/launcher/nodes.py: what a launch says, who has seen it, and where it meets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import Transient, UserError
-from infra.nodes import (
+from infra.settings import Settings
+from tasks.launcher.nodes import (
     FOLDER,
     Launch,
     Lead,
@@ -17,12 +18,12 @@ from infra.nodes import (
     Nodes,
     ended_mark,
     interface_to,
+    machines_of,
     new_launch,
     own_rendezvous,
     read_launch,
     seen_by,
 )
-from infra.settings import Settings
 
 
 def launch(rendezvous: str = "10.0.0.1:29500", nodes: int = 2) -> Launch:
@@ -30,7 +31,7 @@ def launch(rendezvous: str = "10.0.0.1:29500", nodes: int = 2) -> Launch:
 
 
 def test_one_machine_needs_no_meeting_place(tmp_path: Path) -> None:
-    alone = new_launch(Settings().machines, 2, tmp_path / "job.json")
+    alone = new_launch(machines_of(Settings()), 2, tmp_path / "job.json")
     options = alone.torchrun(0, "m")
     assert "--standalone" in options and "--nproc-per-node=2" in options and options[-2:] == ["m", alone.job]
     assert interface_to(alone, {}) == {}
@@ -44,7 +45,7 @@ def test_one_machine_needs_no_meeting_place(tmp_path: Path) -> None:
 def test_several_meet_at_the_first(monkeypatch: pytest.MonkeyPatch, place: str, host: str) -> None:
     monkeypatch.setenv("ANNEAL_NODES", "3")
     monkeypatch.setenv("ANNEAL_RENDEZVOUS", place)
-    one, other = (new_launch(Settings().machines, 8, Path("job.json")) for _ in range(2))
+    one, other = (new_launch(machines_of(Settings()), 8, Path("job.json")) for _ in range(2))
     options = one.torchrun(2, "m")
     assert {"--nnodes=3", "--node-rank=2", f"--master-addr={host}", "--master-port=29500"} <= set(options)
     assert "--standalone" not in options and f"--rdzv-id={one.id}" in options and one.id != other.id
@@ -76,7 +77,7 @@ def test_ranks_that_ended_elsewhere_end_the_launch_after_a_while(
     with Lead(tmp_path, launch()) as lead:
         ended_mark(tmp_path / FOLDER / f"{lead.launch.id}.json", 1).write_text("1")
         lead.beat()
-        monkeypatch.setattr("infra.nodes.ENDING_S", -1.0)
+        monkeypatch.setattr("tasks.launcher.nodes.ENDING_S", -1.0)
         with pytest.raises(NodeEnded, match="the ranks of node 1 ended with exit code 1"):
             lead.beat()
     assert list((tmp_path / FOLDER).iterdir()) == []
@@ -102,7 +103,7 @@ def test_a_first_node_that_cannot_be_found_is_said() -> None:
 
 
 def test_a_machine_finds_its_own_address_on_the_way_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.nodes.own_address", lambda host, port: (socket.AF_INET, ip_address("10.1.2.3")))
+    monkeypatch.setattr("tasks.launcher.nodes.own_address", lambda host, port: (socket.AF_INET, ip_address("10.1.2.3")))
     host, port = own_rendezvous("http://prefect.example.org:4200/api").split(":")
     assert host == "10.1.2.3" and 0 < int(port) < 1 << 16
     assert Nodes(2, f"{host}:{port}").count == 2
@@ -117,10 +118,10 @@ def test_where_it_finds_none_it_says_what_to_set(server: str, kind: type[Excepti
 
 
 def test_only_a_machine_that_calls_others_looks_for_its_address() -> None:
-    assert Settings(prefect_url="http://127.0.0.1:4200/api").machines.count == 1
+    assert machines_of(Settings(prefect_url="http://127.0.0.1:4200/api")).count == 1
     with pytest.raises(UserError, match="ANNEAL_RENDEZVOUS is"):
-        _ = Settings(nodes=2).machines
+        _ = machines_of(Settings(nodes=2))
     with pytest.raises(UserError, match="calls itself"):
-        _ = Settings(nodes=2, node_deployment="join/machine", prefect_url="http://127.0.0.1:4200/api").machines
-    given = Settings(nodes=2, node_deployment="join/machine", rendezvous="10.0.0.1:29500").machines
+        _ = machines_of(Settings(nodes=2, node_deployment="join/machine", prefect_url="http://127.0.0.1:4200/api"))
+    given = machines_of(Settings(nodes=2, node_deployment="join/machine", rendezvous="10.0.0.1:29500"))
     assert given.rendezvous == "10.0.0.1:29500"
