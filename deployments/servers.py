@@ -17,9 +17,9 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from infra.errors import UserError
+from infra.redaction import redact_logs
 from infra.security.door import Door, Names
 from infra.security.listen import bind, serve
-from infra.security.redaction import redact_logs
 from infra.security.sign_in import page_of
 from infra.settings import Settings
 from infra.stack import services

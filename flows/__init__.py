@@ -4,7 +4,7 @@ Importing this package points Prefect at the running stack, so that `finetune(..
 seen there; prefect itself reads its settings when it is imported.
 """
 
-from infra.security.redaction import redact_logs
+from infra.redaction import redact_logs
 from infra.settings import Settings
 from infra.stack.services import adopt
 

@@ -21,14 +21,15 @@ from infra.records import Split, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
+from tasks.data.datasets import address_of
 from tasks.deploy import deploy_task
 from tasks.evaluate import evaluate_task, refuse_unscorable, scorable_task
-from tasks.ingest import address_of, base_task, ingest, ingest_task
+from tasks.ingest import base_task, ingest, ingest_task
 from tasks.launcher.forecast import Forecast, forecast
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
 from tasks.runs.attempt import attempt, cancelled
-from tasks.runs.hand_over import hand_over
+from tasks.runs.start import hand_over_task, handed_over, page_of
 from tasks.train import train_task
 from tasks.ui import reports
 from tasks.ui.histogram import show_lengths
@@ -71,7 +72,10 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to:
     reports.show("data", reports.data_report(split, packed))
     show_lengths(packed)
     if hand_over_to:
-        return hand_over(hand_over_to, spec)
+        started = hand_over_task(hand_over_to, spec, subject=hand_over_to)
+        told = f"## Handed over\n\n[{started.name}]({page_of(started)}) of {hand_over_to} goes on."
+        reports.show("handed-over", told)
+        return handed_over(started, hand_over_to)
 
     expected = forecast(settings, spec, packed, base)
     reports.show("forecast", reports.forecast_report(expected))

@@ -2,7 +2,7 @@
 
 In:   the launch's id, this machine's number among the nodes     Out: nothing of its own
 A machine that runs `anneal join` needs no such run. Dies half-way: the launch ends on all nodes, and the first one
-starts another, with runs of its own. Nobody but tasks/runs/companions.py starts it.
+starts another, with runs of its own. Nobody but tasks/runs/start.py starts it.
 """
 
 from __future__ import annotations

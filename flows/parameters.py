@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Flow
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from infra.security.redaction import NO_SECRETS
+from infra.redaction import NO_SECRETS
 from infra.spec import (
     ADDRESSES,
     DESTINATION,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from flows.parameters import guarded
 from infra.records import Answers
-from infra.security.redaction import NO_SECRETS
+from infra.redaction import NO_SECRETS
 from infra.settings import Settings
 from infra.spec import refuse_secrets
 from infra.storage.store import Store

@@ -29,7 +29,7 @@ import json
 import os
 from pathlib import Path
 
-from infra.security.redaction import redacted
+from infra.redaction import redacted
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 3

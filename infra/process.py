@@ -23,7 +23,7 @@ import psutil
 
 from infra.errors import Transient
 from infra.parent_death import die_with_parent
-from infra.security.redaction import is_secret
+from infra.redaction import is_secret
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.25

@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import UserError, shown
-from infra.security.private import closed
-from infra.security.secret import USER, secret_of
+from infra.private import closed
+from infra.secret import USER, secret_of
 
 UNFIT = re.compile(r"[?\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """In the home's path: SQLAlchemy, and so MLflow and Prefect, end a database's path at a question mark, however it is

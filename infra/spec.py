@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from infra.errors import UserError, shown
-from infra.security.redaction import secret_in
+from infra.redaction import secret_in
 
 DESTINATION = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9]+)*")
 DESTINATION_CHARACTERS = 120

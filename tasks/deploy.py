@@ -18,7 +18,7 @@ from infra.errors import BaseModelError, Broken, GateError, Transient, UserError
 from infra.models import base_folders
 from infra.models.registry import GATE_TAG, SMOKE_TAG, Registry
 from infra.records import Base, Deployment, Evaluation, Version
-from infra.security.redaction import redacted
+from infra.redaction import redacted
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.runs.retries import HOUR_S, step

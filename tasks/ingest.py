@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ from infra.storage.https import bytes_of, open_https, without_secrets
 from infra.storage.store import Store, open_remote
 from tasks.data import sources
 from tasks.data.compression import JSONL
+from tasks.data.datasets import FILE, IN_STORE, UPLOADS, folder_of, stored
 from tasks.data.jsonl import BOM
 from tasks.data.source_cache import key_of, known, note
 from tasks.data.sources import Found, Shard, find_shards, readable
@@ -41,12 +41,6 @@ from tasks.data.tables import jsonl_of
 from tasks.runs.retries import HOUR_S, found_done, step
 from tasks.ui.progress import ReadingShown
 
-FILE = "data.jsonl"
-UPLOADS = "uploads"
-"""In the store: names of datasets that stay."""
-IN_STORE = "store://"
-"""Begins the address of data that was brought in before: by a run that hands over to another one."""
-ADDRESS = re.compile(IN_STORE + r"(datasets/\w+)/[^/]+")
 LINE_BREAK = b"\n"
 
 
@@ -72,34 +66,6 @@ def upload(settings: Settings, store: Store, source: str) -> Dataset:
     dataset = ingest(settings, store, source)
     store.write(f"{UPLOADS}/{dataset.folder.rsplit('/', 1)[-1]}", dataset.source)
     return dataset
-
-
-def address_of(dataset: Dataset) -> str:
-    """Where a dataset lies in the store, for a run on another machine; its last part is the name of the data."""
-    return f"{IN_STORE}{dataset.folder}/{dataset.source.rstrip('/').rsplit('/', 1)[-1]}"
-
-
-def stored(store: Store, address: str) -> Dataset:
-    """The dataset at an address of the store. Raises DataError if it is not there."""
-    manifest = store.find(folder_at(address))
-    found = Dataset.kept(manifest.record if manifest else None)
-    if found is None:
-        raise DataError("it is not in the store", where=address, allowed=f"{IN_STORE}datasets/<hash>/<name>",
-                        fix="Give the address that the data came from.")
-    return found
-
-
-def folder_at(address: str) -> str:
-    """The folder in the store that an address names. Raises DataError for anything but a dataset's."""
-    if not (found := ADDRESS.fullmatch(address)):
-        raise DataError("it is no address of data in the store", where=address,
-                        allowed=f"{IN_STORE}datasets/<hash>/<name>", fix="Give the one that `anneal upload` printed.")
-    return found[1]
-
-
-def folder_of(sha256: str) -> str:
-    """Name in the store of the data with this hash."""
-    return f"datasets/{sha256[:32]}"
 
 
 @contextmanager

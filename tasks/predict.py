@@ -23,8 +23,8 @@ from infra.files import digest_of
 from infra.records import Answers, Dataset
 from infra.settings import Settings
 from infra.storage.store import Store
+from tasks.data.datasets import FILE
 from tasks.data.sources import Places, places_of
-from tasks.ingest import FILE
 from tasks.runs.locks import only_one
 from tasks.runs.retries import HOUR_S, found_done, step
 

@@ -27,7 +27,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.https import without_secrets
 from infra.storage.store import Store
-from tasks.ingest import IN_STORE, folder_at
+from tasks.data.datasets import IN_STORE, folder_at
 from tasks.launcher.jobs import settled
 from tasks.runs.retries import HOUR_S, found_done, step
 

@@ -30,10 +30,10 @@ from tasks.launcher.jobs import ranks_of, settled
 from tasks.launcher.relaunch import Launches
 from tasks.launcher.watchdog import Pace
 from tasks.runs.attempt import reached
-from tasks.runs.companions import call_nodes
 from tasks.runs.fence import is_cancelled
 from tasks.runs.locks import only_one
 from tasks.runs.retries import HOUR_S, found_done, step
+from tasks.runs.start import start_machines
 from tasks.ui.progress import Progress
 
 TRAINER = 4
@@ -112,7 +112,8 @@ def _launched(
         packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
         parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
         usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
-    launches = Launches(settings, pace, seen.look, call=lambda launch: call_nodes(settings, launch))
+    launches = Launches(settings, pace, seen.look,
+                        call=lambda launch: start_machines(settings, launch.id, launch.nodes))
     try:
         return launches.run_while_it_gets_on(job)
     finally:

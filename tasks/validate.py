@@ -31,11 +31,11 @@ from infra.settings import Settings
 from infra.spec import Drop
 from infra.storage.store import Store
 from tasks.data.cleaning import note_held_out, review
+from tasks.data.datasets import FILE
 from tasks.data.hash_index import Hashes
 from tasks.data.scan import Index, Row, Survey, survey
 from tasks.data.sources import places_of
 from tasks.distributed.contract import SPLITS
-from tasks.ingest import FILE
 from tasks.runs.retries import HOUR_S, found_done, step
 
 RULES = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("flows", "tasks", "deployments", "infra")
-MAY_IMPORT = {
-    "infra": {"infra"},
-    "tasks": {"tasks", "infra"},
-    "flows": {"flows", "tasks", "infra"},
-    "deployments": {"deployments", "flows", "tasks", "infra"},
-}
+STEPS = ("ingest", "validate", "pack", "train", "evaluate", "register", "deploy", "predict")
+ORDER = (
+    ("deployments",), ("flows",), tuple(f"tasks.{step}" for step in STEPS), ("tasks.ui",), ("tasks.launcher",),
+    ("tasks.runs", "tasks.scoring", "tasks.data"), ("tasks.distributed",), ("infra.stack",), ("infra.models",),
+    ("infra.storage",), ("infra.security",), ("infra",))
+"""Rooms of the house; a module imports from its own room and from those to its right."""
 RANKS_MAY_IMPORT = {
     "infra.spec", "infra.errors", "infra.files", "infra.records", "infra.parent_death", "infra.crashpoints",
-    "infra.models.model_folder", "infra.models.weight_headers",
-    "tasks.distributed"}
+    "infra.models.model_folder", "infra.models.weight_headers", "tasks.distributed"}
 PREDICTOR_MAY_IMPORT = {"deployments.predictor", "tasks.distributed", "infra"}
+MAY_IMPORT_PREFECT = {
+    "flows", "deployments", "tasks.runs", "tasks.ui", "tasks.launcher.gpu_slots", *(f"tasks.{step}" for step in STEPS)}
+WITHOUT_TORCH = ("tasks.data", "tasks.scoring", "tasks.launcher")
 FORBIDDEN_FOR_RANKS = ("prefect", "mlflow", "s3fs", "fastapi", "pydantic", "httpx", "fsspec.implementations.http")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -37,19 +40,48 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] in FOLDERS}
 
 
-def within(name: str, allowed: set[str]) -> bool:
-    return any(name == item or name.startswith(f"{item}.") or item.startswith(f"{name}.") for item in allowed)
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_follow_the_arrows(path: Path) -> None:
-    folder = path.relative_to(ROOT).parts[0]
-    allowed = MAY_IMPORT[folder]
-    if path.is_relative_to(ROOT / "tasks" / "distributed"):
-        allowed = RANKS_MAY_IMPORT
-    if path.is_relative_to(ROOT / "deployments" / "predictor"):
-        allowed = PREDICTOR_MAY_IMPORT
-    assert not {name for name in imports_of(path) if not within(name, allowed)}
+def room_of(module: str) -> int | None:
+    """Its place in ORDER; None for a package that only holds rooms."""
+    found = [place for place, rooms in enumerate(ORDER) for room in rooms if within(module, room)]
+    return found[0] if found and module != "tasks" else None
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def modules_of(path: Path) -> set[str]:
+    """Our own modules that a file imports."""
+    return {name for name in imports_of(path) if name in MODULES and "." in name}
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_order(module: str) -> None:
+    path, room = MODULES[module], room_of(module)
+    imported = modules_of(path)
+    if room is not None:
+        assert not {name for name in imported if (other := room_of(name)) is not None and other < room}
+    if module.startswith("tasks.distributed"):
+        assert not {name for name in imported if not any(within(name, one) for one in RANKS_MAY_IMPORT)}
+    if module.startswith("deployments.predictor"):
+        assert not {name for name in imported if not any(within(name, one) for one in PREDICTOR_MAY_IMPORT)}
+    if not any(within(module, one) for one in MAY_IMPORT_PREFECT):
+        assert not re.search(r"(?m)^ *(import|from) prefect\b", path.read_text(encoding="utf-8"))
+
+
+def test_no_step_imports_a_step_and_every_room_is_in_the_order() -> None:
+    steps = {f"tasks.{step}" for step in STEPS}
+    assert {module for module in MODULES if module.startswith("tasks.") and module.count(".") == 1
+            and MODULES[module].name != "__init__.py"} == steps
+    assert not {(step, name) for step in steps for name in modules_of(MODULES[step]) if name in steps - {step}}
+    assert [module for module in MODULES if room_of(module) is None] == ["tasks"]
 
 
 def test_ranks_load_no_service_libraries() -> None:
@@ -60,8 +92,9 @@ def test_ranks_load_no_service_libraries() -> None:
     assert out.strip().splitlines()[-1] == "[]"
 
 
-def test_the_flow_loads_no_torch() -> None:
-    code = ("import sys, flows.finetune, deployments.cli.merge\n"
+def test_flow_and_data_load_no_torch() -> None:
+    modules = [module for module in MODULES if any(within(module, room) for room in WITHOUT_TORCH)]
+    code = (f"import sys, flows.finetune, deployments.cli.merge, {', '.join(modules)}\n"
             "print([n for n in ('torch', 'transformers', 'mlflow') if n in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip().splitlines()[-1] == "[]"

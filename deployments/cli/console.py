@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from infra.errors import from_os_error
 from infra.files import write_atomic
-from infra.security.private import umask_for
-from infra.security.redaction import redacted
+from infra.private import umask_for
+from infra.redaction import redacted
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -33,7 +33,7 @@ def settings_here(*, private: bool = True) -> Settings:
     """The settings of this process. Raises UserError, naming the variable, for a wrong one.
 
     `private`: what this process writes, and all that it starts, is for those whom the home is for
-    (infra/security/private.py). A store in a folder elsewhere keeps the user's umask: others may be meant to read it.
+    (infra/private.py). A store in a folder elsewhere keeps the user's umask: others may be meant to read it.
     """
     from infra.settings import Settings
 

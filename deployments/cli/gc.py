@@ -22,7 +22,7 @@ from infra.files import locked
 from infra.models.registry import Registry
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.ingest import UPLOADS
+from tasks.data.datasets import UPLOADS
 from tasks.launcher.checkpoint_copies import CHECKPOINTS
 
 KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations")

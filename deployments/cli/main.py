@@ -38,7 +38,7 @@ from deployments.cli.options import (
     spec_from,
 )
 from infra.errors import AnnealError, UserError, from_os_error
-from infra.security.redaction import redact_logs, redacted
+from infra.redaction import redact_logs, redacted
 
 if TYPE_CHECKING:
     from infra.settings import Settings

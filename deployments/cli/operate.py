@@ -42,7 +42,7 @@ def upload(options: argparse.Namespace) -> Answer:
     settings = settings_here()
     set_environment(settings)
     from infra.storage.store import Store
-    from tasks.ingest import address_of
+    from tasks.data.datasets import address_of
     from tasks.ingest import upload as bring_to_stay
 
     logging.getLogger("tasks.data.streams").setLevel(logging.INFO)  # how far it is; Prefect shows warnings only

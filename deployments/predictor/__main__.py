@@ -15,9 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from deployments.predictor.app import DRAIN_S, create_app
 from infra.errors import UserError, shown
+from infra.redaction import redact_logs
 from infra.security.door import is_loopback
 from infra.security.listen import bind, serve
-from infra.security.redaction import redact_logs
 from infra.settings import Settings
 
 PROCESSES = 2

@@ -1,1 +1,1 @@
-"""Who may come in, and what may not come out: doors, the home's secret, redaction."""
+"""Who may come in: the door in front of every service, its sign-in page, and a server with time limits."""

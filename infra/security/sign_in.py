@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Literal
 from urllib.parse import quote
 
+from infra.secret import USER
 from infra.security.door import SIGN_IN, SIGNED_IN
-from infra.security.secret import USER
 
 STORES = {
     "prefect": """const password = btoa(secret);

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.security.secret import USER
+from infra.secret import USER
 from infra.settings import Settings
 
 POOL = "gpu-pool"

@@ -27,7 +27,7 @@ import fsspec
 from infra.crashpoints import crashpoint
 from infra.errors import Missing, Transient, UserError, shown
 from infra.files import MANIFEST, READ_BYTES, Manifest, seal, sync_folder, verify, write_atomic
-from infra.security.redaction import secret_in
+from infra.redaction import secret_in
 from infra.settings import Settings
 from infra.storage.clouds import cloud, cloud_of
 from infra.storage.s3 import AHEAD_BYTES, Parts, s3

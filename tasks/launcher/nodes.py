@@ -1,7 +1,7 @@
 """The machines of one training: the first one leads, the others join it.
 
 In:   a shared ANNEAL_HOME, ANNEAL_NODES and ANNEAL_RENDEZVOUS on the first node; on the others `anneal join`, or runs
-      of the deployment ANNEAL_NODE_DEPLOYMENT, which the first node starts (tasks/runs/companions.py)
+      of the deployment ANNEAL_NODE_DEPLOYMENT, which the first node starts (tasks/runs/start.py)
 On disk:   <home>/launches/<id>.json    one start of ranks: what to run, and a beat while the first node runs it
            <home>/launches/<id>.node1   that node has seen it and starts its ranks
            <home>/launches/<id>.ended1  its ranks have ended with an exit code, and not well

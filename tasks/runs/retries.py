@@ -21,7 +21,7 @@ from prefect.states import Completed
 
 from infra.errors import AnnealError, Broken, Missing, RanksLost, Transient, from_os_error
 from infra.records import Record
-from infra.security.redaction import redacted
+from infra.redaction import redacted
 from tasks.runs.attempt import reached
 
 P = ParamSpec("P")

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from infra.engine import RUN
-from infra.security.secret import USER, secret_of
+from infra.secret import USER, secret_of
 from infra.settings import Settings
 from infra.stack import local as running
 from infra.stack.processes import left_over, lives

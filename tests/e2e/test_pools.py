@@ -77,7 +77,7 @@ def test_a_kubernetes_job_fits_the_schema_of_kubernetes(client: SyncPrefectClien
 def test_the_jobs_of_other_machines_go_with_the_pod_that_leads(
     client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tasks.runs.companions import owned
+    from tasks.runs.start import owned
 
     assert owned() is None
     monkeypatch.setenv("ANNEAL_POD_NAME", "leader-x7k2p")

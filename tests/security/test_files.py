@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from deployments.cli.console import settings_here
 from infra.errors import UserError
-from infra.security.private import umask_for
+from infra.private import umask_for
 from infra.settings import Settings
 from infra.stack import local as stack
 from infra.stack import services

@@ -31,7 +31,7 @@ import httpx
 import psutil
 import pytest
 
-from infra.security.redaction import redacted
+from infra.redaction import redacted
 from infra.settings import Settings
 from tests.conftest import ROOT, free_port
 from tests.e2e.conftest import KNOBS, options
@@ -269,7 +269,7 @@ def test_a_wrong_password_for_mlflow_is_not_shown(trained: World) -> None:
 def test_a_service_that_is_away_is_named_without_its_password(trained: World) -> None:
     wrong, ask = trained.canaries["wrong password"], "from infra.settings import Settings; " \
         "from infra.models.registry import Registry; Registry(Settings()).newest('acme/canary')"
-    done = trained.run("MLflow away", "-c", f"from infra.security.redaction import redact_logs; redact_logs(); {ask}",
+    done = trained.run("MLflow away", "-c", f"from infra.redaction import redact_logs; redact_logs(); {ask}",
                        ANNEAL_MLFLOW_URI=f"http://anneal:{wrong}@127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert "Transient: 127.0.0.1:9: MLflow does not do it" in done.stderr, done.stderr
     endpoint = f"http://key:{trained.canaries['password of an endpoint']}@127.0.0.1:9"

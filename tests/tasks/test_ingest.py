@@ -18,7 +18,8 @@ from infra.files import READ_BYTES
 from infra.settings import Settings
 from infra.storage.store import Store, filesystem
 from tasks.data.compression import bounded, unpacked
-from tasks.ingest import FILE, ingest
+from tasks.data.datasets import FILE
+from tasks.ingest import ingest
 from tests.conftest import BUCKET
 
 DATA = b'{"text": "hello"}\n' * 5000

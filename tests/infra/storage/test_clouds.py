@@ -15,10 +15,11 @@ from infra.storage import clouds
 from infra.storage.store import Store
 from infra.storage.store_errors import told
 from tasks import ingest as ingest_module
+from tasks.data.datasets import FILE
 from tasks.data.source_cache import key_of
 from tasks.data.sources import find_shards
 from tasks.data.streams import Teller
-from tasks.ingest import FILE, ingest
+from tasks.ingest import ingest
 
 
 @pytest.fixture

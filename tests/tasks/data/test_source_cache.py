@@ -11,7 +11,8 @@ from infra.errors import DataError
 from infra.settings import Settings
 from infra.storage.store import Store, filesystem
 from tasks.data import source_cache
-from tasks.ingest import FILE, address_of, ingest
+from tasks.data.datasets import FILE, address_of
+from tasks.ingest import ingest
 from tests.conftest import BUCKET
 from tests.support.site import Site, private, site
 

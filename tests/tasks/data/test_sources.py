@@ -15,8 +15,9 @@ import zstandard
 from infra.errors import DataError, UserError
 from infra.settings import Settings
 from infra.storage.store import Store, filesystem
+from tasks.data.datasets import FILE
 from tasks.data.sources import find_shards, places_of, shards_in
-from tasks.ingest import FILE, ingest
+from tasks.ingest import ingest
 from tasks.validate import validate
 from tests.conftest import BUCKET
 

@@ -18,8 +18,9 @@ from infra.storage.s3 import AHEAD_BYTES
 from infra.storage.store import Store, filesystem
 from infra.storage.timeouts import Patience
 from tasks.data import streams
+from tasks.data.datasets import FILE
 from tasks.data.streams import BLOCK_BYTES, Standing, Teller
-from tasks.ingest import FILE, ingest
+from tasks.ingest import ingest
 from tests.conftest import BUCKET, S3Server
 from tests.support.site import Site, private, site
 

@@ -12,8 +12,8 @@ import pytest
 
 from infra.errors import UserError
 from infra.process import environment_with
-from infra.security.redaction import is_secret
-from infra.security.secret import BYTES, secret_of
+from infra.redaction import is_secret
+from infra.secret import BYTES, secret_of
 from infra.settings import Settings
 from infra.stack import services
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ def test_it_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_many_processes_that_start_at_once_have_the_same_one(tmp_path: Path) -> None:
-    code = ("import sys, pathlib; from infra.security.secret import secret_of; "
+    code = ("import sys, pathlib; from infra.secret import secret_of; "
             "print(secret_of(pathlib.Path(sys.argv[1])))")
 
     def one(_: int) -> str:

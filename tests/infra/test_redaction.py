@@ -1,4 +1,4 @@
-"""infra/security/redaction.py: which variables and addresses hold a secret, and what is shown of a text."""
+"""infra/redaction.py: which variables and addresses hold a secret, and what is shown of a text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 import pytest
 
 from infra.errors import DataError, Transient, UserError
-from infra.security.redaction import NO_SECRETS, is_secret, redacted, secret_in
+from infra.redaction import NO_SECRETS, is_secret, redacted, secret_in
 from infra.settings import Settings
 from infra.storage.host_guard import parsed
 from infra.storage.https import without_secrets
@@ -83,7 +83,7 @@ def test_a_text_is_shown_without_the_secrets_of_its_addresses(text: str, shown: 
 def test_the_secrets_of_the_environment_are_in_no_error_and_no_log(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from infra.security.redaction import _redacted_record
+    from infra.redaction import _redacted_record
 
     monkeypatch.setenv(name, value)
     error = Transient(f"illegal header b'Bearer {WORD}'", where=f"http://x:{WORD}@host", fix=f"Look at {WORD}.")
