@@ -1,7 +1,7 @@
-"""The tables of the README, made from the code they describe; the forecasts for the guide's models.
+"""The tables of docs/, made from the code they describe; the forecasts for the guide's models.
 
-In:   README.md with <!-- table: name --> ... <!-- end --> marks     Out: the same with fresh tables
-Run alone: python -m deployments.docs   (tests/test_docs.py fails while the README is not up to date)
+In:   docs/*.md with <!-- table: name --> ... <!-- end --> marks     Out: the same files with fresh tables
+Run alone: python -m deployments.docs   (tests/test_docs.py fails while a page is not up to date)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from deployments.predictor.schemas import Input
 from infra.files import write_atomic
 from infra.records import Pack, PackCounts
 from infra.settings import Settings
@@ -34,7 +35,7 @@ GUIDE_COUNTS = PackCounts(
 """SAMSum's training split in Llama-2 tokens, packed to 4,096 (measured)."""
 GUIDE_PACK = Pack(folder="", digest="", chunk_tokens=4096, train=GUIDE_COUNTS, validation=GUIDE_COUNTS)
 METHODS: tuple[Method, ...] = get_args(Method)
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGES = sorted((Path(__file__).resolve().parent.parent / "docs").glob("*.md"))
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -52,6 +53,15 @@ def settings() -> str:
     lines = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         lines.append(f"| `ANNEAL_{name.upper()}` | {_code(field.default)} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def inputs() -> str:
+    """What a request to the predictor may ask for."""
+    lines = ["| input | default | meaning |", "|---|---|---|"]
+    for name, field in Input.model_fields.items():
+        default = "**required**" if field.is_required() else _code("" if field.default is None else field.default)
+        lines.append(f"| `{name}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +106,7 @@ def _cell(found: tuple[Forecast, bool]) -> str:
 
 def filled(text: str) -> str:
     """The text with its tables made anew."""
-    tables = {"parameters": parameters, "settings": settings, "forecasts": forecasts}
+    tables = {"parameters": parameters, "settings": settings, "inputs": inputs, "forecasts": forecasts}
     return MARKED.sub(lambda mark: mark[1] + tables[mark[2]]() + mark[3], text)
 
 
@@ -112,4 +122,5 @@ def _code(value: object) -> str:
 
 
 if __name__ == "__main__":
-    write_atomic(README, filled(README.read_text(encoding="utf-8")))
+    for page in PAGES:
+        write_atomic(page, filled(page.read_text(encoding="utf-8")))

@@ -27,7 +27,7 @@ escaped; control characters, and bytes that are not UTF-8, do not come whole thr
 
 
 class Settings(BaseSettings):
-    """All settings. The README's table is made from these descriptions."""
+    """All settings. The table in docs/settings.md is made from these descriptions."""
 
     model_config = SettingsConfigDict(env_prefix="ANNEAL_", extra="ignore", frozen=True)
 

@@ -1,6 +1,6 @@
 """The training spec: every knob once, with its meaning, unit and range.
 
-`TrainingSpec` is what a user asks for. The Prefect form, the command line, the README's table
+`TrainingSpec` is what a user asks for. The Prefect form, the command line, the table in docs/parameters.md
 and the ranks all read the fields below; the checks run wherever a spec is made.
 Names are those of the Replicate Llama-2 trainer, with meanings that hold.
 Standard library only: ranks import this file.
