@@ -32,7 +32,6 @@ from tasks.runs.attempt import attempt, cancelled
 from tasks.runs.start import hand_over_task, handed_over, page_of
 from tasks.train import train_task
 from tasks.ui import reports
-from tasks.ui.histogram import show_lengths
 from tasks.validate import tell, validate, validate_task
 
 
@@ -70,7 +69,7 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to:
     reports.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
     packed = pack_task(split, base, spec, subject=name)
     reports.show("data", reports.data_report(split, packed))
-    show_lengths(packed)
+    reports.show_lengths(packed)
     if hand_over_to:
         started = hand_over_task(hand_over_to, spec, subject=hand_over_to)
         told = f"## Handed over\n\n[{started.name}]({page_of(started)}) of {hand_over_to} goes on."

@@ -25,7 +25,8 @@ PREDICTOR_MAY_IMPORT = {"deployments.predictor", "tasks.distributed", "infra"}
 MAY_IMPORT_PREFECT = {
     "flows", "deployments", "tasks.runs", "tasks.ui", "tasks.launcher.gpu_slots", *(f"tasks.{step}" for step in STEPS)}
 WITHOUT_TORCH = ("tasks.data", "tasks.scoring", "tasks.launcher")
-FORBIDDEN_FOR_RANKS = ("prefect", "mlflow", "s3fs", "fastapi", "pydantic", "httpx", "fsspec.implementations.http")
+FORBIDDEN_FOR_RANKS = ("prefect", "mlflow", "s3fs", "fastapi", "pydantic", "httpx", "matplotlib",
+                       "fsspec.implementations.http")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -95,7 +96,7 @@ def test_ranks_load_no_service_libraries() -> None:
 def test_flow_and_data_load_no_torch() -> None:
     modules = [module for module in MODULES if any(within(module, room) for room in WITHOUT_TORCH)]
     code = (f"import sys, flows.finetune, deployments.cli.merge, {', '.join(modules)}\n"
-            "print([n for n in ('torch', 'transformers', 'mlflow') if n in sys.modules])")
+            "print([n for n in ('torch', 'transformers', 'mlflow', 'matplotlib') if n in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip().splitlines()[-1] == "[]"
 

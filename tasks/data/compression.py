@@ -7,15 +7,19 @@ Memory stays flat also for a file that was packed to fill it. A file that is cut
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import zstandard
-
 from infra.errors import DataError
 from infra.files import READ_BYTES
 from tasks.data.schema import KEYS
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTANDARD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -131,7 +135,7 @@ def _chunks(raw: Readable, name: str) -> Iterator[bytes]:
             while head:
                 yield head
                 head = raw.read(PLAIN_BYTES)
-    except (EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (EOFError, zlib.error, zstd.ZstdError) as error:
         kind = "gzip" if head.startswith(GZIP_MAGIC) else "zstandard"
         raise DataError(f"the {kind} file is damaged ({error})", where=name,
                         fix="Pack it again, or give the plain file.") from error
@@ -155,8 +159,11 @@ def _of_gzip(raw: Readable, name: str) -> Iterator[bytes]:
 
 
 def _of_zstandard(raw: Readable, name: str) -> Iterator[bytes]:
-    """Frame after frame. The library's own stream reader takes a file that is cut off for a whole one."""
-    return _of_frames(raw, lambda: zstandard.ZstdDecompressor().decompressobj(), ZSTD_BYTES, name)
+    """Frame after frame. The library's ZstdFile goes through any number of empty frames within one read.
+
+    A window of more than 128 MiB is refused by the library's default of window_log_max, 27.
+    """
+    return _of_frames(raw, zstd.ZstdDecompressor, ZSTD_BYTES, name)
 
 
 def _of_frames(

@@ -9,8 +9,6 @@ same message is sent again, with the same id, by which receivers know it.
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import threading
 import time
@@ -22,6 +20,7 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
+from standardwebhooks import Webhook
 
 from infra.crashpoints import crashpoint
 from infra.errors import UserError
@@ -57,7 +56,7 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
     """Deliver what is due; yields a sentence for each try. Raises UserError for a secret that is none."""
     if not settings.webhook_url:
         return
-    key, began = key_of(settings.webhook_secret), time.monotonic()
+    webhook, began = webhook_of(settings.webhook_secret), time.monotonic()
     known = set(store.names(NOTIFICATIONS))
     for run in runs_in(client, RECOVERED, *TOLD, ended_after=datetime.now(UTC) - KEPT):
         if time.monotonic() - began > BUDGET_S:
@@ -71,7 +70,7 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
         message = Message(**json.loads(text)) if text else message_of(run)
         if message.due > datetime.now(UTC).timestamp():
             continue
-        status, over = deliver(settings.webhook_url, key, message)
+        status, over = deliver(settings.webhook_url, webhook, message)
         over = over or message.tries == len(DELAYS_S)
         crashpoint("notify.after_send")
         # Noted after the try: a crash in between sends it twice, with one id, rather than never.
@@ -85,12 +84,12 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
         yield f"{run.name}: {status}{'' if over else f', again in {DELAYS_S[message.tries]} s'}"
 
 
-def deliver(url: str, key: bytes, message: Message) -> tuple[str, bool]:
+def deliver(url: str, webhook: Webhook, message: Message) -> tuple[str, bool]:
     """Send it once; returns what came of it, and whether that is the end. 410 is a receiver's wish for no more."""
-    stamp = int(datetime.now(UTC).timestamp())
+    now = datetime.now(UTC)
     headers = {
-        "content-type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(stamp),
-        "webhook-signature": signature(key, message.id, stamp, message.body)}
+        "content-type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": webhook.sign(message.id, now, message.body)}
     found: list[httpx.Response | httpx.HTTPError] = []
     sending = threading.Thread(target=_send, args=(url, message.body, headers, found), name="webhook", daemon=True)
     sending.start()
@@ -112,14 +111,11 @@ def _send(url: str, body: str, headers: dict[str, str], found: list[httpx.Respon
         found.append(error)
 
 
-def signature(key: bytes, identity: str, stamp: int, body: str) -> str:
-    """HMAC-SHA256 over id.timestamp.body, as Standard Webhooks 1.0 has it."""
-    signed = f"{identity}.{stamp}.{body}".encode()
-    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+def webhook_of(secret: str) -> Webhook:
+    """What signs with that secret, with or without its whsec_. Raises UserError.
 
-
-def key_of(secret: str) -> bytes:
-    """The key in a secret, with or without its whsec_. Raises UserError."""
+    Checked here, because the library takes any text for base64 and a key of any length.
+    """
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except ValueError:
@@ -127,7 +123,7 @@ def key_of(secret: str) -> bytes:
     if not 24 <= len(key) <= 64:
         raise UserError("it is not the base64 of 24 to 64 bytes", where="ANNEAL_WEBHOOK_SECRET",
                         fix='Make one: echo "whsec_$(openssl rand -base64 32)".')
-    return key
+    return Webhook(key)
 
 
 def message_of(run: FlowRun) -> Message:

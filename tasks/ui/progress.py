@@ -5,7 +5,6 @@ The events are the truth (events.jsonl); what is shown here is a view that may m
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from infra.progress import Every
 from tasks.data.streams import Standing, Teller
-from tasks.ui.charts import Panel, curves
+from tasks.ui.charts import Panel, curves, picture_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,14 +95,16 @@ class Progress:
 
     def _draw(self, *, at_once: bool) -> None:
         if self._losses:
-            svg = curves([
-                Panel(title="Loss of each step, and validation loss (dots), in nats per token", line=self._losses,
-                      dots=self._validation),
-                Panel(title="Learning rate", line=self._rates, numbers=".3g"),
-                Panel(title="Tokens per second since the launch, without padding", line=self._speeds, numbers=".0f")])
-            picture = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
             self._curves = if_it_can(
-                lambda: drawn(self._curves, picture, f"{self._key}-loss"), at_once=at_once) or self._curves
+                lambda: drawn(self._curves, self._picture(), f"{self._key}-loss"), at_once=at_once) or self._curves
+
+    def _picture(self) -> str:
+        return picture_of(curves([
+            Panel(title="Loss of each step, and validation loss", unit="nats per token", line=self._losses,
+                  dots=self._validation),
+            Panel(title="Learning rate", unit="learning rate", line=self._rates),
+            Panel(title="Tokens per second since the launch, without padding", unit="tokens per second",
+                  line=self._speeds)]))
 
 
 def drawn(artifact: UUID | None, picture: str, key: str) -> UUID:

@@ -6,7 +6,7 @@ import math
 from uuid import UUID
 
 from prefect import runtime
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 
@@ -15,6 +15,7 @@ from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Spl
 from infra.settings import Settings
 from infra.storage.https import without_secrets
 from tasks.launcher.forecast import Forecast
+from tasks.ui.charts import bars, picture_of
 from tasks.ui.progress import if_it_can
 
 CELL_CHARACTERS = 400
@@ -120,6 +121,15 @@ def show(key: str, markdown: str) -> None:
     """Put a report on the run's Artifacts page."""
     title = markdown.splitlines()[0].lstrip("# ")
     if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown, description=title))
+
+
+def show_lengths(pack: Pack) -> None:
+    """Put the histogram of lengths on the run's Artifacts page; packs of an earlier release have none."""
+    if pack.lengths:
+        if_it_can(lambda: create_image_artifact(
+            image_url=picture_of(bars(pack)), key="data-lengths",
+            description="Tokens per example before cutting: training rows blue, held-out rows orange, as shares; "
+                        f"dashed: chunk_size, {pack.chunk_tokens} tokens"))
 
 
 def tag(**about: str) -> None:

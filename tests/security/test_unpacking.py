@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-import zstandard
+from backports import zstd
 from pyarrow import parquet
 
 from infra.errors import DataError
@@ -51,7 +51,7 @@ def read(form: str, path: Path) -> tuple[str, int]:
     return message, int(taken)
 
 
-@pytest.mark.parametrize("piece", [gzip.compress(b""), zstandard.compress(b""), SKIPPED, gzip.compress(b"{")],
+@pytest.mark.parametrize("piece", [gzip.compress(b""), zstd.compress(b""), SKIPPED, gzip.compress(b"{")],
                          ids=["gzip", "zstandard", "skipped", "a byte each"])
 def test_pieces_that_hold_nothing_are_refused_at_once(piece: bytes) -> None:
     began = time.monotonic()
@@ -61,8 +61,20 @@ def test_pieces_that_hold_nothing_are_refused_at_once(piece: bytes) -> None:
 
 
 def test_pieces_of_a_row_each_and_a_few_empty_ones_are_read() -> None:
-    for pack in (gzip.compress, zstandard.compress):
+    for pack in (gzip.compress, zstd.compress):
         assert content(pack(ROW) * 5000 + pack(b"") * FREE_FRAMES) == ROW * 5000
+
+
+@pytest.mark.parametrize(("window_log", "passes"), [(27, True), (28, False)])
+def test_a_zstandard_window_is_128_mib_at_most(window_log: int, passes: bool) -> None:
+    """The window is memory that a few bytes ask for."""
+    packing = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: window_log})
+    packed = packing.compress(ROW) + packing.flush(zstd.ZstdCompressor.FLUSH_BLOCK) + packing.flush()
+    if passes:
+        assert content(packed) == ROW
+        return
+    with pytest.raises(DataError, match=r"zstandard file is damaged .*requires too much memory"):
+        content(packed)
 
 
 def test_zeros_between_and_after_gzip_members_are_left_out() -> None:
@@ -79,8 +91,8 @@ def test_a_long_name_in_a_gzip_header_takes_no_time() -> None:
     assert time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize("outer", [gzip.compress, zstandard.compress])
-@pytest.mark.parametrize("inner", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("outer", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("inner", [gzip.compress, zstd.compress])
 def test_what_is_packed_twice_is_refused(outer: object, inner: object) -> None:
     with pytest.raises(DataError, match=r"the file is packed twice.*Unpack it once"):
         content(outer(inner(ROW)))  # type: ignore[operator]

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import zstandard
+from backports import zstd
 
 from infra.errors import DataError
 from infra.files import READ_BYTES
@@ -39,7 +39,7 @@ def test_gzip_is_unpacked_to_the_same_data(settings: Settings, store: Store, tmp
     assert plain.sha256 == packed.sha256 and plain.folder == packed.folder
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
 def test_a_file_that_was_packed_to_fill_a_disk_is_refused(
     monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes],
 ) -> None:
@@ -67,7 +67,7 @@ def test_zstandard_is_unpacked_to_the_same_data(
     settings: Settings, store: Store, tmp_path: Path, begins: bytes,
 ) -> None:
     """A frame to be skipped may stand at the beginning too."""
-    pack = zstandard.ZstdCompressor().compress
+    pack = zstd.compress
     (tmp_path / "plain").write_bytes(DATA)
     (tmp_path / "packed").write_bytes(begins + pack(DATA[:9000]) + begins + pack(b"") + pack(DATA[9000:]) + begins)
     plain, packed = (ingest(settings, store, str(tmp_path / name)) for name in ("plain", "packed"))
@@ -76,7 +76,7 @@ def test_zstandard_is_unpacked_to_the_same_data(
 
 def test_a_file_that_was_packed_to_fill_the_memory_comes_in_pieces() -> None:
     zeros = 200 << 20
-    chunks = unpacked(io.BytesIO(zstandard.ZstdCompressor().compress(bytes(zeros))), "zeros.zst")
+    chunks = unpacked(io.BytesIO(zstd.compress(bytes(zeros))), "zeros.zst")
     sizes = [len(chunk) for chunk in chunks]
     assert sum(sizes) == zeros and max(sizes) <= (32 << 20) + READ_BYTES
 
@@ -108,8 +108,8 @@ def test_an_s3_object_is_read_into_an_s3_store(s3_endpoint: str, tmp_path: Path)
     (b"\xfe\xff\0{", "UTF-16.* iconv -f UTF-16 -t UTF-8"), (b"PAR1", "a Parquet file.* Put parquet: in front"),
     (b"%PDF-1.7", "a PDF document.* Extract the text"),
     (gzip.compress(DATA, mtime=0)[:60], "gzip file is damaged"),
-    (zstandard.ZstdCompressor().compress(DATA)[:-1], "zstandard file is damaged .it is cut off."),
-    (zstandard.ZstdCompressor().compress(DATA) + b"x", "zstandard file is damaged"),
+    (zstd.compress(DATA)[:-1], "zstandard file is damaged .it is cut off."),
+    (zstd.compress(DATA) + b"x", "zstandard file is damaged"),
     (b"\xef\xbb\xbf  [1]", "one JSON array"), (b'{\n  "text": "a"\n}\n', "pretty-printed JSON.* jq -c ."),
     (b'id,"prompt",completion\n1,a,b\n', "a table with a line of column names. .* csv: in front"),
     (b"text\na\n", "a table with a line of column names"), (b"prompt\tcompletion\r\na\tb\r\n", "a table")])

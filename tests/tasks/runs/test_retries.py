@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable
 from itertools import groupby
@@ -12,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 from uuid import uuid4
-from xml.etree import ElementTree
 
 import pytest
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
@@ -30,7 +28,6 @@ from tasks.launcher.forecast import forecast
 from tasks.runs.retries import DELAYS_S, may_pass, step
 from tasks.train import training_id
 from tasks.ui import reports
-from tasks.ui.histogram import COLOURS, bars
 from tasks.ui.progress import if_it_can, standing
 from tests.support.past import SCORE, Past
 
@@ -176,16 +173,6 @@ def test_a_split_and_a_pack_of_an_earlier_release_can_be_reported(past: Past) ->
     assert "Nothing else was found" not in reports.data_report(split, pack)  # nothing else was looked for
     looked = dataclasses.replace(split, compared=20)
     assert "Nothing else was found (20 rows" in reports.data_report(looked, pack)
-
-
-@pytest.mark.parametrize(("chunk", "lines"), [(64, 1), (300, 0)])
-def test_the_lengths_are_a_picture_with_a_line_where_rows_end(past: Past, chunk: int, lines: int) -> None:
-    lengths = {"train": [0, 3, 1], "validation": [2, 0, 0]}
-    picture = bars(dataclasses.replace(past.pack, chunk_tokens=chunk, lengths=lengths, bin_tokens=100))
-    blue, orange = (re.findall(rf'height="([\d.]+)" fill="{colour}"', picture) for colour in COLOURS.values())
-    assert [float(height) for height in blue] == [0, 159, 53] and [float(height) for height in orange] == [212, 0, 0]
-    assert picture.count("stroke-dasharray") == lines and ">300 tokens<" in picture
-    ElementTree.fromstring(picture)
 
 
 @pytest.mark.parametrize(("eta_s", "usd", "end"), [
