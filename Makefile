@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
+TOGETHER := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: install demo test chaos chaos-train bench-train bench-packing bench-data bench-large bench-resume bench-overhead bench-gpu soak check up down clean help
+.PHONY: install demo test quick test-slow chaos chaos-train bench-train bench-packing bench-data bench-large bench-resume bench-overhead bench-gpu soak check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -22,9 +23,14 @@ $(DONE): pyproject.toml constraints.txt
 demo: $(DONE)  ## the whole job on the built-in data: train, evaluate, register, deploy, ask
 	$(BIN)/python -m deployments.examples.demo
 
-test: $(DONE)  ## the checks and every test that this machine can run
-	$(MAKE) check
-	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+test: $(DONE)  ## ruff, types, the quick tests and one slow one of each kind
+	$(MAKE) --jobs 2 --output-sync check quick
+
+quick: $(DONE)
+	$(BIN)/pytest $(TOGETHER) -m "(smoke or not slow) and not chaos and not gpu"
+
+test-slow: $(DONE)  ## the other slow tests that this machine can run
+	$(BIN)/pytest $(TOGETHER) -m "slow and not smoke and not chaos and not gpu"
 
 chaos: $(DONE)  ## the slower tests: a kill at every named point of the pipeline, the stack by itself
 	$(BIN)/pytest -m chaos

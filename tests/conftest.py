@@ -30,7 +30,7 @@ from infra.storage.store import Store
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-pytest_plugins = ["tests.support.past"]
+pytest_plugins = ["tests.support.past", "tests.support.smoke"]
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 END_TO_END = "tests/e2e/"

@@ -9,11 +9,14 @@ import textwrap
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from infra.engine import RUN
 
 NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
 
 
+@pytest.mark.slow
 def test_the_engine_is_prefects_in_a_session_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(textwrap.dedent("""
         import atexit, os, sys

@@ -48,6 +48,7 @@ def test_a_child_without_progress_is_stopped(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 def test_grandchildren_in_their_own_session_are_stopped_too(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = (f"import subprocess, sys, time; p = subprocess.Popen({SLEEPER!r}, start_new_session=True); "

@@ -110,6 +110,7 @@ def test_several_templates_without_a_usable_default_are_refused(stories: Path, n
         codec.turn("hi", "")
 
 
+@pytest.mark.slow
 def test_a_killed_child_is_started_again(templates: Templates) -> None:
     for number in range(3):
         assert templates.render(f"{PLAIN}{number}", TURNS, TOKENS).endswith(str(number))
@@ -121,6 +122,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 def test_a_child_that_is_started_again_leaves_no_open_file(templates: Templates) -> None:
     templates.render(PLAIN, TURNS, TOKENS)
     before = open_files()

@@ -17,6 +17,7 @@ from tasks.pack import find_pack, pack
 from tasks.validate import validate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_how_far_tokenising_is_can_be_heard(
     store: Store, tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch, threads: int,

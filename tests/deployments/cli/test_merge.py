@@ -78,6 +78,7 @@ def held_out(store: Store, past: Past) -> None:
         draft.commit(folder, dataclasses.replace(past.split, folder=folder).to_json())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("held_out")
 def test_the_folder_is_a_whole_model(
     settings: Settings, store: Store, base: Path, make: Make, tmp_path: Path,
@@ -102,6 +103,7 @@ def test_the_folder_is_a_whole_model(
     assert find_base(settings, str(out)).context_tokens == 512, "the next training can start from it"
 
 
+@pytest.mark.slow
 def test_the_command_tells_what_was_compared(
     settings: Settings, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -163,6 +165,7 @@ def test_a_folder_in_use_is_refused(settings: Settings, tmp_path: Path, folder: 
         merge(settings, NAME, tmp_path / folder)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_gone_is_asked_for(settings: Settings, make: Make, base: Path, tmp_path: Path) -> None:
     make()
     base.rename(tmp_path / "moved")
@@ -216,6 +219,7 @@ def nothing_left(settings: Settings, tmp_path: Path) -> bool:
     return not list(tmp_path.glob("out*")) and not list((settings.home_path / "work").iterdir())
 
 
+@pytest.mark.slow
 def test_weights_that_change_on_the_disk_are_noticed(
     settings: Settings, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:

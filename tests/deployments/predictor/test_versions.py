@@ -38,6 +38,7 @@ def test_models_answer_from_one_base_and_from_full_weights(predictor: Predictor,
     assert predictor.ask(model="acme/tales", version=b).status_code == 404
 
 
+@pytest.mark.slow
 def test_switch_under_load_never_mixes_and_drops_nothing(predictor: Predictor, expected: dict[str, str]) -> None:
     a, b, stop = predictor.put("a"), predictor.put("b"), threading.Event()
     found: list[dict[str, Any]] = []
@@ -59,6 +60,7 @@ def test_switch_under_load_never_mixes_and_drops_nothing(predictor: Predictor, e
     assert all(text_of(one) == expected[one["version"]] for one in found)
 
 
+@pytest.mark.slow
 def test_rows_under_way_finish_on_their_version(predictor: Predictor, expected: dict[str, str]) -> None:
     a, b, given = predictor.put("a"), predictor.put("b"), {**GREEDY, "max_new_tokens": 80}
     whole = text_of(predictor.answer(given))
@@ -203,6 +205,7 @@ def test_record_that_cannot_be_written_leaves_the_old_version(predictor: Predict
     assert text_of(predictor.answer()) == expected[predictor.put("a")]
 
 
+@pytest.mark.slow
 def test_restart_serves_again_and_reports_what_it_cannot(
     tmp_path: Path, versions: Path, expected: dict[str, str],
 ) -> None:

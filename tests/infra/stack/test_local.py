@@ -244,6 +244,7 @@ def test_real_servers_and_worker_start_run_and_stop(settings: Settings) -> None:
     assert not of_stack(settings)
 
 
+@pytest.mark.slow
 def test_what_prefect_answers_without_its_database_is_tried_again(settings: Settings) -> None:
     asked = []
 

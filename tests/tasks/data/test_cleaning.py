@@ -101,6 +101,7 @@ def test_no_more_rows_are_compared_than_the_limit(
     assert split.compared == compared and counts(split).get(NEAR, 0) == compared - 1
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_finds_the_same(
     settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_number_may_have_as_many_digits_as_python_reads(digits: int, passes: b
             parse(line, "here")
 
 
+@pytest.mark.slow
 def test_of_a_million_lines_exactly_the_three_bad_ones_are_named(tmp_path: Path) -> None:
     bad = {3: "[1]", 500_000: '{"text": 17}', 1_000_000: '{"text": "cut'}
     with (tmp_path / "data.jsonl").open("w") as file:
@@ -142,6 +143,7 @@ def test_of_a_million_lines_exactly_the_three_bad_ones_are_named(tmp_path: Path)
     assert grown_mib < 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [b"", b'{"text": "'])
 def test_a_gigabyte_without_a_line_feed_is_refused_in_little_memory(tmp_path: Path, start: bytes) -> None:
     with (tmp_path / "data.jsonl").open("wb") as file:
@@ -151,6 +153,7 @@ def test_a_gigabyte_without_a_line_feed_is_refused_in_little_memory(tmp_path: Pa
     assert message.startswith("data.jsonl line 1: the line is longer than 16777216 bytes.") and grown_mib < 128
 
 
+@pytest.mark.slow
 def test_long_bad_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
     with (tmp_path / "data.jsonl").open("wb") as file:
         for _ in range(20):
@@ -159,6 +162,7 @@ def test_long_bad_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
     assert "20 of 20 lines cannot be used" in message and grown_mib < 160
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [
     pytest.param("1\n", marks=[pytest.mark.chaos, pytest.mark.timeout(900)]), "\n"], ids=["of one digit", "empty"])
 def test_ten_million_tiny_lines_are_refused_in_little_memory(tmp_path: Path, line: str) -> None:
@@ -168,11 +172,13 @@ def test_ten_million_tiny_lines_are_refused_in_little_memory(tmp_path: Path, lin
     assert wanted in message and grown_mib < 64
 
 
+@pytest.mark.slow
 def test_a_million_keys_are_read_and_noted(tmp_path: Path) -> None:
     many = json.dumps({"text": "t", **dict.fromkeys(map(str, range(1_000_000)), 1)}, separators=(",", ":"))
     assert of_lines(tmp_path, [many]).notes.counts == {UNUSED_KEYS: 1}
 
 
+@pytest.mark.slow
 def test_a_key_that_is_repeated_among_a_million_is_named(tmp_path: Path) -> None:
     names = [*map(str, range(1_000_000)), "text", "777777"]
     with pytest.raises(DataError, match='the key "777777" stands twice'):

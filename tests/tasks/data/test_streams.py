@@ -43,6 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "d"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [1, 2])
 def test_an_object_that_changes_while_it_is_read_is_read_once_more(
     s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int,
@@ -100,6 +101,7 @@ def test_a_file_on_a_disk_that_changes_while_it_is_read_is_read_once_more(
         assert file.read_bytes().endswith(row("new 0"))
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_while_it_is_read_is_blamed_and_not_the_store(
     settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:

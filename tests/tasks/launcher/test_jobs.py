@@ -56,6 +56,7 @@ def test_every_rank_is_told_how_many_threads_it_has(
     assert rank_environment(settings, ranks)["OMP_NUM_THREADS"] == told
 
 
+@pytest.mark.slow
 def test_a_child_that_cannot_read_its_input_says_so(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     job = EncodeJob(out=str(tmp_path / "out"), rows=str(tmp_path), tokenizer=str(tmp_path / "none"), kind="text",
