@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_data_that_cannot_be_trained_on_is_not_tried_again_unless_its_source_was
     monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
     monkeypatch.setattr(module, "data_of", fails)
     monkeypatch.setattr("tasks.data.source_cache.SETTLE_S", 0.0)
-    training = Parameters(train_data=str(data), base_model="m", destination="acme/notes")
+    training = Parameters(**asdict(spec_of(data)))
     with pytest.raises(type(error)):
         module.retrain.fn(training, watch=True)
     assert isinstance(looked(settings, data, "another"), Look) is is_tried_again
@@ -120,7 +121,7 @@ def test_what_came_of_the_data_is_noted(
     monkeypatch.setattr(module, "data_of", lambda spec: ())
     monkeypatch.setattr(module, "trained", lambda *_: ("what came of it", number))
     monkeypatch.setattr("tasks.data.source_cache.SETTLE_S", 0.0)
-    training = Parameters(train_data=str(data), base_model="m", destination="acme/notes")
+    training = Parameters(**asdict(spec_of(data)))
     for watch in (False, True):
         assert module.retrain.fn(training, watch=watch) == "what came of it"
         noted = last_look(Store(settings), spec_of(data))
