@@ -30,7 +30,8 @@ from infra.storage.store import Store
 from tasks.launcher.gpu_slots import make_limit, take_slots
 from tasks.runs.cleanup import tidy
 from tasks.runs.locks import locks_of
-from tasks.runs.recover import RECOVERED, forget, recover, runs_in
+from tasks.runs.queries import RECOVERED, runs_in
+from tasks.runs.recover import forget, forget_looks, recover
 from tasks.runs.webhooks import notify
 
 KEPT = timedelta(hours=1)
@@ -45,8 +46,7 @@ LIMIT_S = 300
 """A request that hangs, or is answered with 500 again and again, must not keep the next one out."""
 LIMIT = "reconcile"
 AGAIN = "AwaitingRetry"
-OFTEN = ("reconcile", "watch")
-WATCHED = (*RECOVERED, *OFTEN, "join")
+WATCHED = (*RECOVERED, "reconcile", "join")
 
 
 @flow(name="reconcile", flow_run_name="reconcile", persist_result=False, timeout_seconds=LIMIT_S)
@@ -99,8 +99,8 @@ def find(settings: Settings, client: SyncPrefectClient, store: Store) -> None:
 def keep_house(settings: Settings, client: SyncPrefectClient, store: Store) -> None:
     """Forget what ended long ago, and tell the webhook what ended. Raises AnnealError."""
     log = get_run_logger()
-    for often in OFTEN:
-        forget(client, often, KEPT)
+    forget(client, "reconcile", KEPT)
+    forget_looks(client, KEPT)
     if datetime.now(UTC).minute == TIDY_MINUTE:
         log.info("notes of runs removed: %d", tidy(client, store, locks_of(settings)))
     for told in notify(settings, client, store):

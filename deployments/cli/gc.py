@@ -83,7 +83,7 @@ def refuse_while_runs_use_them(settings: Settings) -> None:
         return
     from prefect.client.schemas.objects import StateType
 
-    from tasks.runs.recover import LOOK_BACK, RECOVERED, runs_in
+    from tasks.runs.queries import LOOK_BACK, RECOVERED, runs_in
     from tasks.runs.start import client_of
 
     now = datetime.now(UTC)

@@ -117,7 +117,8 @@ def watch(options: argparse.Namespace) -> Answer:
     spec = spec_from(options)
     set_environment(settings)
     from deployments.cli import watch
-    from tasks.watch import look, sources_of
+    from deployments.prefect_setup.apply import WATCH
+    from tasks.data.source_cache import look, sources_of
 
     every = options.every or watch.EVERY
     slug, done = watch.switch_on(settings, spec, every, options.cron)
@@ -126,7 +127,7 @@ def watch(options: argparse.Namespace) -> Answer:
     except AnnealError as error:
         now = "not to be seen from here"
         print(f"warning: {error}", file=sys.stderr)
-    lines = {"schedule": f"{slug} of {watch.DEPLOYMENT}, {done}", "looks": options.cron or f"every {every}",
+    lines = {"schedule": f"{slug} of {WATCH}, {done}", "looks": options.cron or f"every {every}",
              "data": f"{', '.join(sources_of(spec))} ({now})", "trains": spec.destination}
     return Answer({"schedule": slug, "done": done, "data": now}, "\n".join(table(lines)))
 

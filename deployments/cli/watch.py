@@ -1,6 +1,6 @@
 """Switch the watching of a training's data on and off: what `anneal watch` does.
 
-In:   a spec, how often            Out: one schedule of watch/data for each destination, with the parameters
+In:   a spec, how often            Out: one schedule of retrain/watch for each destination, with the parameters
 Dies half-way: run the same command again. `anneal deploy` leaves these schedules alone; so may the UI change them.
 """
 
@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from pydantic import ValidationError
 
 from deployments.cli.remote import from_anywhere
+from deployments.prefect_setup.apply import WATCH
 from flows.parameters import Parameters
 from infra.errors import Transient, UserError, shown
 from infra.files import digest_of
@@ -29,7 +30,6 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.runs.start import client_of
 
-DEPLOYMENT = "watch/data"
 EVERY = "5m"
 SPAN = re.compile(r"(\d+)([mhd])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -80,14 +80,14 @@ def cron_of(cron: str) -> CronSchedule:
 
 @contextmanager
 def deployment(settings: Settings) -> Iterator[tuple[SyncPrefectClient, DeploymentResponse]]:
-    """The deployment watch/data and a client of its server. Raises UserError without them, Transient for no answer."""
+    """That deployment and a client of its server. Raises UserError without them, Transient for no answer."""
     if not settings.prefect_api:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
     try:
         with client_of(settings) as client:
-            yield client, client.read_deployment_by_name(DEPLOYMENT)
+            yield client, client.read_deployment_by_name(WATCH)
     except ObjectNotFound as error:
-        raise UserError(f"there is no deployment {DEPLOYMENT}", where=settings.prefect_api,
+        raise UserError(f"there is no deployment {WATCH}", where=settings.prefect_api,
                         fix="Run `anneal deploy` once.") from error
     except (httpx.HTTPError, PrefectException) as error:
         raise Transient(f"Prefect does not do it ({error})", where=settings.prefect_api) from error

@@ -31,6 +31,7 @@ from infra.settings import Settings
 from tasks.launcher import gpu_slots
 from tasks.runs.start import client_of
 
+WATCH = "retrain/watch"
 STEP = "prefect.deployments.steps.set_working_directory"
 
 
@@ -73,6 +74,7 @@ def deploy(settings: Settings, kind: Kind = "process", *, cpu_pool: bool = False
             done.differs += [f"deployment {one.full_name}: {difference}" for difference in (
                 *differences(stored, wanted(one, pool)), *ensure_schedules(client, stored, one),
                 *ensure_triggers(client, stored, one))]
+        done.differs += take_over_watches(client)
     return done
 
 
@@ -146,6 +148,25 @@ def ensure_triggers(client: SyncPrefectClient, stored: DeploymentResponse, one: 
         if first.enabled != trigger.enabled:
             differs.append(f"trigger {trigger.name!r} is {'on' if first.enabled else 'off'} (kept)")
     return differs
+
+
+def take_over_watches(client: SyncPrefectClient) -> list[str]:
+    """Move the schedules of an earlier release's watch/data, whose flow is gone, to retrain/watch, and delete it."""
+    try:
+        old = client.read_deployment_by_name("watch/data")
+    except ObjectNotFound:
+        return []
+    if old.entrypoint != "flows/watch.py:watch":  # somebody else's
+        return []
+    new = client.read_deployment_by_name(WATCH)
+    known = {schedule.slug for schedule in new.schedules}
+    moved = [DeploymentScheduleCreate(
+        schedule=one.schedule, active=one.active, slug=one.slug, parameters=one.parameters)
+        for one in old.schedules if one.slug not in known]
+    if moved:
+        client.create_deployment_schedules(new.id, moved)
+    client.delete_deployment(old.id)
+    return [f"deployment watch/data is gone: {WATCH} has its schedules now ({len(moved)})"]
 
 
 def flow_of(entrypoint: str) -> Flow[..., Any]:

@@ -15,10 +15,11 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from infra.storage.store import Store
-from tasks.runs import recover, webhooks
+from tasks.runs import webhooks
 from tasks.runs.attempt import RUNS
+from tasks.runs.queries import LOOK_BACK
 
-KEPT = max(webhooks.KEPT, 2 * recover.LOOK_BACK)
+KEPT = max(webhooks.KEPT, 2 * LOOK_BACK)
 IDENTITY = len(str(UUID(int=0)))
 AT_A_TIME = 200
 

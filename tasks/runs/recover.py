@@ -18,17 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterEndTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.events.filters import EventFilter, EventOccurredFilter, EventOrder, EventResourceFilter
 from prefect.states import AwaitingRetry, Crashed, Failed
 
 from infra.errors import AnnealError
@@ -37,6 +27,7 @@ from infra.storage.store import Store
 from tasks.runs.attempt import RUNS, read_attempts
 from tasks.runs.fence import ALIVE_S
 from tasks.runs.locks import died_here
+from tasks.runs.queries import LOOK_BACK, LOOKED, RECOVERED, REFUSED, age_s, last_sign, only_looked, runs_in
 
 SILENT_S = ALIVE_S + 10
 SECOND_LOOK_S = ALIVE_S + 10
@@ -51,14 +42,7 @@ SETTLE_S = 5.0
 own."""
 TELLS_S = 1
 """A worker tells within this time that a process of its own has ended."""
-LOOK_BACK = timedelta(days=7)
-"""What crashed earlier is history; a stack that was down for a holiday goes on."""
-PAGE = 200
 log = logging.getLogger(__name__)
-REFUSED = "Deployment concurrency limit reached."
-"""What Prefect says of a run that it cancelled because another one was under way."""
-RECOVERED = ("finetune", "retrain", "predict")
-"""Flows that are started again; the next scheduled run takes the place of any other."""
 
 
 @dataclass(kw_only=True)
@@ -131,6 +115,15 @@ def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:
         client.delete_flow_run(run.id)
 
 
+def forget_looks(client: SyncPrefectClient, kept: timedelta) -> None:
+    """Delete runs of `anneal watch` that trained nothing and ended longer ago than that."""
+    ended = (StateType.COMPLETED, StateType.CANCELLED, StateType.FAILED)
+    for run in runs_in(client, ("retrain",), *ended, names=(*LOOKED, "Cancelled"),
+                       ended_before=datetime.now(UTC) - kept):
+        if only_looked(run):
+            client.delete_flow_run(run.id)
+
+
 def dead(settings: Settings, client: SyncPrefectClient, flows: tuple[str, ...]) -> list[FlowRun]:
     """Runs of workers that say they run, whose process was one of this machine. A command gives its lock back before it
     tells how it ended."""
@@ -157,39 +150,6 @@ def silent(
         return []
     sleep(SECOND_LOOK_S)
     return [run for identity, (run, sign) in suspects().items() if identity in first and first[identity][1] == sign]
-
-
-def last_sign(client: SyncPrefectClient, run: FlowRun) -> datetime:
-    """When the run was last heard of: its newest event, or its last change of state."""
-    page = client.read_events(EventFilter(
-        occurred=EventOccurredFilter(since=datetime.now(UTC) - LOOK_BACK), order=EventOrder.DESC,
-        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])), limit=1)
-    assert run.state is not None
-    return max([run.state.timestamp, *(event.occurred for event in page.events)])
-
-
-def runs_in(
-    client: SyncPrefectClient, flows: tuple[str, ...], *states: StateType, ended_after: datetime | None = None,
-    ended_before: datetime | None = None,
-) -> list[FlowRun]:
-    """Runs of these flows that are in one of these states, those that ended last first."""
-    ended = FlowRunFilterEndTime(after_=ended_after, before_=ended_before) if ended_after or ended_before else None
-    found: list[FlowRun] = []
-    while len(found) % PAGE == 0:
-        page = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))), end_time=ended),
-            sort=FlowRunSort.END_TIME_DESC, limit=PAGE, offset=len(found))
-        found += page
-        if not page:
-            break
-    return found
-
-
-def age_s(run: FlowRun) -> float:
-    """Seconds since the run came into its state."""
-    return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
 
 
 def unsettled_s(run: FlowRun) -> float:

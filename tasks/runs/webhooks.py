@@ -26,7 +26,7 @@ from infra.crashpoints import crashpoint
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.runs.recover import RECOVERED, age_s, runs_in
+from tasks.runs.queries import RECOVERED, age_s, only_looked, runs_in
 
 TOLD = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)
 BUDGET_S = 20.0
@@ -63,6 +63,8 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
             return
         if run.state and run.state.is_crashed() and run.deployment_id:
             continue  # it is started again, or fails
+        if only_looked(run):
+            continue
         name = f"{NOTIFICATIONS}/{run.id}-{run.run_count}"
         if f"{name}.done" in known or (f"{name}.json" not in known and age_s(run) > NEW.total_seconds()):
             continue

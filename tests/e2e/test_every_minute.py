@@ -93,6 +93,7 @@ def test_every_minute_it_keeps_house(
     store = Store(Settings(home=tmp_path))  # of its own: nothing was told yet
     monkeypatch.setattr(reconcile, "TIDY_MINUTE", datetime.now(UTC).minute)
     monkeypatch.setattr(reconcile, "forget", lambda client, name, kept: asked.append(name))
+    monkeypatch.setattr(reconcile, "forget_looks", lambda client, kept: asked.append("looks"))
 
     def tidied(*_: Any) -> int:
         asked.append("tidy")
@@ -106,7 +107,7 @@ def test_every_minute_it_keeps_house(
 
     try:
         keeps(settings)
-        assert asked[:2] == ["reconcile", "watch"] and asked[2:] in ([], ["tidy"])  # the minute may have passed
+        assert asked[:2] == ["reconcile", "looks"] and asked[2:] in ([], ["tidy"])  # the minute may have passed
         told = {body["data"]["run"]: body for body in (json.loads(text) for _, text in receiver.got)}
         assert len(told) == len(receiver.got), "each run once"
         assert told[str(runs["ended"].id)]["type"] == "run.completed"

@@ -37,7 +37,7 @@ def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
     found = json.loads(done.stdout)
     assert found["differs"] == []
     assert set(found["deployments"]) == {
-        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch", "watch/data"}
+        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch", "retrain/watch"}
 
 
 def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:

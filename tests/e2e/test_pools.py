@@ -134,8 +134,8 @@ def test_a_small_deployment_asks_docker_for_no_gpu() -> None:
 
     found = {one.full_name: wanted(one, Pool("gpu", "docker"))["job_variables"] for one in declared()}
     counts = {name: sent(**values)["host_config"]["DeviceRequests"][0]["Count"] for name, values in found.items()}
-    assert counts["reconcile/every-minute"] == counts["predict/batch"] == counts["watch/data"] == 0
-    assert counts["finetune/gpu"] == -1
+    assert counts["reconcile/every-minute"] == counts["predict/batch"] == 0
+    assert counts["finetune/gpu"] == counts["retrain/watch"] == -1
 
 
 @pytest.mark.usefixtures("secrets")

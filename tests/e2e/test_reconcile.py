@@ -148,6 +148,7 @@ def test_a_retraining_that_lost_its_place_to_another_one_goes_on_after_it(
     from prefect.states import AwaitingRetry, Cancelled, Running
 
     from tasks.runs import recover
+    from tasks.runs.queries import REFUSED
 
     deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
     training = {"train_data": "/nowhere.jsonl", "base_model": "/nowhere", "destination": "acme/nobody"}
@@ -167,7 +168,7 @@ def test_a_retraining_that_lost_its_place_to_another_one_goes_on_after_it(
             client.set_flow_run_state(run, Running(), force=True)
         client.set_flow_run_state(cancelled, Cancelled(), force=True)
         for run in (never, begun):
-            client.set_flow_run_state(run, Cancelled(message=recover.REFUSED), force=True)
+            client.set_flow_run_state(run, Cancelled(message=REFUSED), force=True)
         client.set_flow_run_state(other, Running(), force=True)
         assert look() == [], "the other one is still there"
         client.set_flow_run_state(other, Cancelled(), force=True)

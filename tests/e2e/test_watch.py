@@ -1,8 +1,9 @@
-"""Data that is watched: `anneal watch`, looks on the worker, a retraining: pytest tests/e2e/test_watch.py"""
+"""Data that is watched: `anneal watch`, runs on the worker that look and train: pytest tests/e2e/test_watch.py"""
 
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,31 +31,31 @@ def watched(stack: Stack, shared: Path, stories: Path) -> dict[str, Any]:
             "destination": DESTINATION, **KNOBS}
 
 
-def test_new_data_is_seen_told_and_learned(
+def test_new_data_is_seen_and_learned(
     stack: Stack, shared: Path, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:
-    first = look(stack, watched)
-    assert first["name"] == "Updated", first
-    assert "1 file" in first["message"] and "not looked at before" in first["message"]
-    (trained,) = retrainings(stack, 1)
-    assert stack.wait_until_over(trained["id"])["type"] == "COMPLETED"
-    assert trained["created_by"]["type"] == "AUTOMATION"
-    assert len(stack.versions(DESTINATION)) == 1
+    from tasks.runs.recover import forget_looks
+
+    first, state = look(stack, watched)
+    assert state["name"] == "Completed", state
     (name,) = Store(stack.settings).names("watched")
     noted = json.loads(Store(stack.settings).read(name) or "")
-    assert (noted["destination"], noted["files"]) == (DESTINATION, 1)
+    assert (noted["destination"], noted["files"], noted["version"], noted["run"]) == (DESTINATION, 1, 1, first)
 
-    again = look(stack, watched)
-    assert (again["name"], len(retrainings(stack, 1))) == ("Unchanged", 1), again
+    again, state = look(stack, watched)
+    assert state["name"] == "Unchanged" and "has not changed since version 1 (1 file," in state["message"], state
+    assert stack.steps(again) == {}
+    assert len(stack.versions(DESTINATION)) == 1
 
     with (shared / "data" / "mts_dialog" / "train.jsonl").open() as file:
         put(stack, "day=2/b.jsonl", "".join(islice(file, 40, 60)))
-    second = look(stack, watched)
-    assert second["name"] == "Updated" and "2 files" in second["message"], second
-    newest = retrainings(stack, 2)[-1]
-    assert stack.wait_until_over(newest["id"])["type"] == "COMPLETED"
-    assert "2 shards, 1 new and 0 gone since version 1" in stack.artifacts(newest["id"])["news"]
+    second, state = look(stack, watched)
+    assert state["name"] == "Completed", state
+    assert "2 shards, 1 new and 0 gone since version 1" in stack.artifacts(second)["news"]
     assert len(stack.versions(DESTINATION)) == 2
+
+    forget_looks(client, timedelta(0))
+    assert stack.runs(f"retrain {DESTINATION}") == [first, second]
 
 
 def test_a_long_reading_is_shown_as_a_progress_bar(stack: Stack, client: SyncPrefectClient) -> None:
@@ -119,7 +120,7 @@ def test_what_s3_has_unchanged_is_not_read_twice_and_is_shown_as_cached(
     assert states == ["Completed", "Cached", "Completed"]
 
 
-def test_nothing_is_told_while_another_retraining_is_under_way(
+def test_nothing_is_trained_while_another_retraining_of_it_is_under_way(
     stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:
     from uuid import UUID
@@ -127,23 +128,23 @@ def test_nothing_is_told_while_another_retraining_is_under_way(
     from prefect.states import Cancelled, Running
 
     deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
+    training = {**watched, "destination": "acme/postponed"}
     run = client.create_flow_run_from_deployment(
-        deployment, parameters={"training": watched}, name="the other one", state=Running())  # no process has it
+        deployment, parameters={"training": training}, name="the other one", state=Running())  # no process has it
     try:
-        postponed = look(stack, {**watched, "destination": "acme/postponed"})
+        _, postponed = look(stack, training)
     finally:
         client.set_flow_run_state(run.id, Cancelled(), force=True)
     assert postponed["name"] == "Postponed" and "'the other one' is under way" in postponed["message"], postponed
+    assert stack.versions("acme/postponed") == []
 
 
 def test_a_retraining_beside_another_one_is_cancelled_and_says_why(
     stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
 ) -> None:
-    from datetime import UTC, datetime
+    from prefect.client.schemas.objects import StateType
 
-    from infra.spec import TrainingSpec
-    from tasks.runs.recover import REFUSED
-    from tasks.watch import retraining, was_refused
+    from tasks.runs.queries import REFUSED, runs_in
 
     def begin(destination: str) -> str:
         wanted = {**watched, **LONG, "max_steps": 200, "destination": destination}
@@ -153,8 +154,9 @@ def test_a_retraining_beside_another_one_is_cancelled_and_says_why(
     def state(run: str) -> str:
         return str(stack.prefect(f"/flow_runs/{run}")["state"]["type"])
 
-    wait_for(lambda: not retraining(client), "an earlier retraining does not end")
-    deployment, told = stack.prefect("/deployments/name/retrain/weekly")["id"], datetime.now(UTC)
+    wait_for(lambda: not runs_in(client, ("retrain",), StateType.RUNNING, StateType.PENDING),
+             "an earlier retraining does not end")
+    deployment = stack.prefect("/deployments/name/retrain/weekly")["id"]
     first = begin("acme/one")
     try:
         wait_for(lambda: state(first) == "RUNNING", "the first does not start")
@@ -166,33 +168,35 @@ def test_a_retraining_beside_another_one_is_cancelled_and_says_why(
     assert stack.wait_until_over(first)["type"] == "CANCELLED"
     assert (refused["type"], refused["message"]) == ("CANCELLED", REFUSED)
     assert stack.prefect(f"/flow_runs/{second}")["run_count"] == 0
-    for destination, was in (("acme/one", False), ("acme/two", True)):
-        assert was_refused(client, TrainingSpec.of({**watched, "destination": destination}), told) == was
 
 
-def test_a_retraining_that_was_refused_is_asked_for_again(
-    stack: Stack, watched: dict[str, Any], client: SyncPrefectClient,
-) -> None:
-    from datetime import UTC, datetime
-    from uuid import UUID
+def test_what_an_earlier_release_watched_goes_on(stack: Stack, client: SyncPrefectClient) -> None:
+    from prefect import flow
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.exceptions import ObjectNotFound
 
-    from prefect.client.schemas.objects import State
-    from prefect.states import Cancelled, Completed
+    from deployments.prefect_setup.apply import deploy
 
-    from infra.spec import TrainingSpec
-    from tasks.runs.recover import REFUSED
-    from tasks.watch import was_refused
+    @flow(name="watch")
+    def gone() -> None:
+        """flows/watch.py of that release."""
 
-    spec = TrainingSpec.of({**watched, "destination": "acme/refused"})
-    deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
-    told = datetime.now(UTC)
-    assert not was_refused(client, spec, told)
-    ends: list[tuple[State[Any], bool]] = [(Cancelled(message=REFUSED), True), (Completed(), False)]
-    for state, is_refused in ends:
-        run = client.create_flow_run_from_deployment(
-            deployment, parameters={"training": {**watched, "destination": "acme/refused"}}, state=state)
-        assert client.read_flow_run(run.id).state_name == state.name
-        assert was_refused(client, spec, told) == is_refused
+    training = {"train_data": "s3://b/d.jsonl", "base_model": "m", "destination": "acme/earlier"}
+    old = client.create_deployment(client.create_flow(gone), name="data", entrypoint="flows/watch.py:watch", schedules=[
+        DeploymentScheduleCreate(schedule=CronSchedule(cron="7 3 1 1 *", timezone="UTC"), active=False,
+                                 slug="acme--earlier", parameters={"training": training})])
+    assert deploy(stack.settings).differs == [
+        "deployment watch/data is gone: retrain/watch has its schedules now (1)"]
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment(old)
+    stored = client.read_deployment_by_name("retrain/watch")
+    (schedule,) = stored.schedules
+    client.delete_deployment_schedule(stored.id, schedule.id)
+    assert (schedule.slug, schedule.active, getattr(schedule.schedule, "cron", "")) == (
+        "acme--earlier", False, "7 3 1 1 *")
+    assert schedule.parameters == {"training": training}
+    assert deploy(stack.settings).differs == []
 
 
 def test_watching_is_one_schedule_a_destination_which_deploying_keeps(
@@ -205,17 +209,17 @@ def test_watching_is_one_schedule_a_destination_which_deploying_keeps(
     done = stack.anneal(*command, "--cron", "7 3 1 1 *")
     assert json.loads(done.stdout)["done"] == "updated", done.stderr
     assert stack.anneal("deploy").returncode == 0
-    (schedule,) = [one for one in client.read_deployment_by_name("watch/data").schedules
+    (schedule,) = [one for one in client.read_deployment_by_name("retrain/watch").schedules
                    if one.slug == "acme--scheduled"]
     assert getattr(schedule.schedule, "cron", "") == "7 3 1 1 *" and schedule.active
     training = schedule.parameters["training"]
     assert (training["train_data"], training["max_steps"]) == (watched["train_data"], KNOBS["max_steps"])
     wait_for(lambda: client.get_scheduled_flow_runs_for_deployments(
-        [client.read_deployment_by_name("watch/data").id]), "nothing is scheduled")
+        [client.read_deployment_by_name("retrain/watch").id]), "nothing is scheduled")
 
     done = stack.anneal("watch", "--off", "--destination", "acme/scheduled")
     assert (done.returncode, "is not watched any more" in done.stdout) == (0, True), done.stderr
-    assert client.read_deployment_by_name("watch/data").schedules == []
+    assert client.read_deployment_by_name("retrain/watch").schedules == []
     again = stack.anneal("watch", "--off", "--destination", "acme/scheduled")
     assert (again.returncode, "was not watched" in again.stdout) == (0, True), again.stderr
 
@@ -225,20 +229,10 @@ def put(stack: Stack, name: str, text: str) -> None:
     filesystem("s3://", stack.settings).pipe_file(f"s3://{BUCKET}/chats/{name}", text.encode())
 
 
-def look(stack: Stack, training: dict[str, Any]) -> dict[str, Any]:
-    """The final state of a run of watch/data on the worker."""
-    deployment = stack.prefect("/deployments/name/watch/data")["id"]
-    run = stack.prefect(f"/deployments/{deployment}/create_flow_run", parameters={"training": training})["id"]
+def look(stack: Stack, training: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A run of retrain/watch on the worker, and its final state."""
+    deployment = stack.prefect("/deployments/name/retrain/watch")["id"]
+    run = str(stack.prefect(f"/deployments/{deployment}/create_flow_run", parameters={"training": training})["id"])
     state = stack.wait_until_over(run)
     assert state["type"] == "COMPLETED", state
-    return state
-
-
-def retrainings(stack: Stack, count: int) -> list[dict[str, Any]]:
-    """The retrainings of the destination, the oldest first, once there are so many."""
-    def found() -> list[dict[str, Any]]:
-        return list(stack.prefect("/flow_runs/filter", flow_runs={"name": {"any_": [f"retrain {DESTINATION}"]}},
-                                  sort="EXPECTED_START_TIME_ASC"))
-
-    wait_for(lambda: len(found()) >= count, f"{count} retrainings did not appear", 60)
-    return found()
+    return run, state

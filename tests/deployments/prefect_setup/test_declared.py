@@ -16,7 +16,7 @@ from infra.stack.services import POOL
 def test_the_deployments_that_are_declared() -> None:
     assert [one.full_name for one in declared()] == [
         "finetune/gpu", "finetune/cpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch",
-        "watch/data"]
+        "retrain/watch"]
 
 
 def test_the_stacks_worker_serves_the_pool_of_trainings() -> None:

@@ -1,20 +1,24 @@
-"""The same content is downloaded once: pytest tests/tasks/data/test_source_cache.py"""
+"""Content is downloaded once, and a change is seen from outside: pytest tests/tasks/data/test_source_cache.py"""
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infra.errors import DataError
+from infra.errors import DataError, UserError
 from infra.settings import Settings
+from infra.spec import TrainingSpec
 from infra.storage.store import Store, filesystem
 from tasks.data import source_cache
 from tasks.data.datasets import FILE, address_of
+from tasks.data.source_cache import Look, last_look, look, look_until_settled, note_look
 from tasks.ingest import ingest
 from tests.conftest import BUCKET
-from tests.support.site import Site, private, site
+from tests.support.site import Handler, Site, private, site
 
 __all__ = ["private", "site"]
 
@@ -88,3 +92,109 @@ def test_an_address_in_the_store_is_taken_as_it_is(settings: Settings, store: St
 def test_an_address_of_anything_else_in_the_store_is_refused(settings: Settings, store: Store, address: str) -> None:
     with pytest.raises(DataError, match="it is no address of data in the store"):
         ingest(settings, store, address)
+
+
+def write(path: Path, content: bytes, time_ns: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    os.utime(path, ns=(time_ns, time_ns))
+
+
+def test_every_change_of_a_folder_is_seen_and_nothing_else(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    write(folder / "a.jsonl", b"1", 1)
+    first = look(settings, [str(folder)])
+    assert look(settings, [str(folder)]) == first and (first.files, first.bytes) == (1, 1)
+    (folder / "notes.txt").write_text("unrelated")
+    assert look(settings, [str(folder)]) == first
+    seen = {first.fingerprint}
+    for name, content, time_ns in (("a.jsonl", b"2", 2), ("a.jsonl", b"22", 2), ("b.jsonl", b"", 1)):
+        write(folder / name, content, time_ns)
+        seen.add(look(settings, [str(folder)]).fingerprint)
+    (folder / "b.jsonl").rename(folder / "c.jsonl")
+    seen.add(look(settings, [str(folder)]).fingerprint)
+    assert len(seen) == 5
+
+
+def test_rows_that_move_from_training_to_held_out_data_are_a_change(settings: Settings, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", b"1", 1)
+    write(tmp_path / "b.jsonl", b"1", 1)
+    one, other = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    assert look(settings, [one, other]) != look(settings, [one])
+
+
+@pytest.mark.parametrize("address", [
+    f"s3://{BUCKET}/watched/*.jsonl", f"s3://{BUCKET}/watched/", f"s3://{BUCKET}/watched/a.jsonl"])
+def test_objects_of_s3_are_looked_at_without_being_read(
+    remote: Settings, monkeypatch: pytest.MonkeyPatch, address: str,
+) -> None:
+    files = filesystem("s3://", remote)
+    files.pipe_file(f"s3://{BUCKET}/watched/a.jsonl", b"1")
+    for reads in ("open", "cat_file", "_cat_file", "get_file", "_get_file"):
+        monkeypatch.setattr(type(files), reads, None)
+    first = look(remote, [address])
+    files.pipe_file(f"s3://{BUCKET}/watched/a.jsonl", b"2")
+    assert look(remote, [address]) != first
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ({"ETag": '"1"'}, {"ETag": '"2"'}), ({"Last-Modified": "Mon"}, {"Last-Modified": "Tue"}),
+    ({"ETag": "1", "Content-Length": "1"}, {"ETag": "1", "Content-Length": "2"})])
+def test_a_web_address_is_asked_for_its_headers(
+    private: Settings, site: Site, monkeypatch: pytest.MonkeyPatch, before: dict[str, str], after: dict[str, str],
+) -> None:
+    monkeypatch.delattr(Handler, "do_GET")  # so it knows HEAD and nothing else
+    site.version, site.extra = {}, before
+    first = look(private, [site.address])
+    assert look(private, [site.address]) == first
+    site.extra = after
+    assert look(private, [site.address]) != first
+
+
+def test_a_server_that_tells_nothing_and_one_that_is_private_are_refused(
+    settings: Settings, private: Settings, site: Site,
+) -> None:
+    site.version = {}
+    with pytest.raises(DataError, match=r"neither ETag nor Last-Modified.*cannot be watched"):
+        look(private, [site.address])
+    with pytest.raises(DataError, match=r"expected https"):
+        look(settings, [site.address])
+
+
+def test_files_that_are_still_being_written_are_waited_for(settings: Settings, tmp_path: Path) -> None:
+    contents = iter([b"12", b"123"])
+    write(tmp_path / "d.jsonl", b"1", 1)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        write(tmp_path / "d.jsonl", next(contents, b"123"), 2)
+
+    settled = look_until_settled(settings, [str(tmp_path / "d.jsonl")], sleep)
+    assert settled is not None and settled.bytes == 3
+    assert waits == [source_cache.SETTLE_S] * 3
+
+
+def test_files_that_never_stop_changing_are_left_for_the_next_time(settings: Settings, tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", b"", 1)
+
+    def sleep(_: float) -> None:
+        with (tmp_path / "d.jsonl").open("ab") as file:
+            file.write(b"x")
+
+    assert look_until_settled(settings, [str(tmp_path / "d.jsonl")], sleep) is None
+
+
+def test_the_last_look_is_noted_for_each_destination_and_its_data(store: Store) -> None:
+    given: dict[str, Any] = {"train_data": "s3://a/*.jsonl", "base_model": "m", "destination": "acme/notes"}
+    spec = TrainingSpec(**given)
+    seen = Look(fingerprint="f", files=2, bytes=3, run="1", version=4)
+    assert last_look(store, spec) is None
+    note_look(store, spec, seen)
+    found = last_look(store, spec)
+    assert found == seen and (found.run, found.version) == ("1", 4)
+    for other in ({"destination": "acme/other"}, {"train_data": "s3://b/*.jsonl"}, {"validation_data": "v.jsonl"}):
+        assert last_look(store, TrainingSpec(**{**given, **other})) is None
+    (_,) = store.names("watched")
+    with pytest.raises(UserError, match="a password"):  # so none can be noted
+        TrainingSpec(**{**given, "train_data": "s3://me:pw@b/*.jsonl"})

@@ -110,6 +110,12 @@ def test_the_message_says_how_the_run_ended(kind: StateType) -> None:
     assert (told["data"]["state"], told["data"]["message"]) == (kind.value.title(), "why")
 
 
+def test_a_look_at_data_is_not_told(rounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "only_looked", lambda run: True)
+    receiver, said = rounds(1, 200)
+    assert receiver.got == said == []
+
+
 @pytest.mark.parametrize("drips", ["head", "body"])
 def test_a_receiver_that_drips_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch, drips: str) -> None:
     """A minute for its answer, or for what nobody reads of it."""
