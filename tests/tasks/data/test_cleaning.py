@@ -1,4 +1,4 @@
-"""tasks/{review,near,flags}.py: copies, near copies, leaks and doubtful rows are found, and dropped on request."""
+"""tasks/data/cleaning.py and what it calls: copies, near copies, leaks and doubtful rows are found, and dropped on request."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_what_is_dropped_is_kept_with_its_line_and_reason(
     said = list[str]()
     tell(split, drop, said.append)
     left_out = [f"drop={drop} left {len(lines)} rows out of those found; they are in {split.folder}/dropped.jsonl"]
-    assert said == [*map(str, split.findings), *(left_out if jsonl else [])]
+    assert said == [*map(str, split.findings), *(left_out if lines else [])]
 
 
 def test_of_near_copies_one_stays_that_is_not_dropped_itself(
