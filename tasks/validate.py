@@ -33,7 +33,7 @@ from infra.storage.store import Store
 from tasks.data.cleaning import note_held_out, review
 from tasks.data.datasets import FILE
 from tasks.data.hash_index import Hashes
-from tasks.data.scan import Index, Row, Survey, survey
+from tasks.data.scan import FileScan, Index, Row, survey
 from tasks.data.sources import places_of
 from tasks.distributed.contract import SPLITS
 from tasks.runs.retries import HOUR_S, found_done, step
@@ -117,7 +117,7 @@ def split_folder(digest: str) -> str:
 
 def both_surveyed(
     store: Store, data: Dataset, validation: Dataset | None, index: Index, say: Callable[[str], None],
-) -> tuple[Survey, Survey | None]:
+) -> tuple[FileScan, FileScan | None]:
     """Judge the validation data also where the training data is bad: raises one DataError for both."""
     try:
         train = surveyed(store, data, index, SoFar(say, "judged", "MB", data.bytes).at)
@@ -134,7 +134,7 @@ def both_surveyed(
 
 def surveyed(
     store: Store, data: Dataset, index: Index | None = None, at: Callable[[int], None] | None = None,
-) -> Survey:
+) -> FileScan:
     """Fetch a data set and judge its lines; they are called by the files that they came from."""
     folder = store.fetch(data.folder)
     return survey(folder / FILE, places_of(folder, data), index, at)
@@ -205,7 +205,7 @@ class Files:
         return self._stack.enter_context((self._folder / name).open("wb"))
 
 
-def _findings(train: Survey, others: Survey | None, held: int) -> list[Finding]:
+def _findings(train: FileScan, others: FileScan | None, held: int) -> list[Finding]:
     """What was noted of the files."""
     findings = train.notes.findings() + (others.notes.findings() if others else [])
     if held == 0:

@@ -1,6 +1,6 @@
 """Look at the clean rows: copies, near duplicates, leaks, doubtful ones; and which of them are to be dropped.
 
-In:   surveys of the training data, and of the validation data if there is one     Out: a Review
+In:   FileScans of the training data, and of the validation data if there is one     Out: a Review
 Rows are counted through from 0, those of the validation data behind those of the training data. Only training rows
 are ever dropped: the validation data says what is to be measured.
 """
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from infra.records import Finding
 from infra.spec import Drop
-from tasks.data.quality import look
+from tasks.data.quality import scan_quality
 from tasks.data.quality_rules import RULES
-from tasks.data.scan import SHOWN_PLACES, Index, Survey, common_opening
+from tasks.data.scan import SHOWN_PLACES, FileScan, Index, common_opening
 
 COPY = "rows that repeat an earlier one word for word"
 NEAR = "rows that nearly repeat an earlier one"
@@ -84,7 +84,7 @@ class Review:
 
 
 def review(
-    train: Survey, others: Survey | None, index: Index, drop: Drop, *, folder: Path, processes: int,
+    train: FileScan, others: FileScan | None, index: Index, drop: Drop, *, folder: Path, processes: int,
 ) -> Review:
     """Look at all rows, in order; the training rows are the first of the index. `folder` takes what is noted of them.
 
@@ -93,10 +93,10 @@ def review(
     opening = train.opening or ""
     if others:
         opening = common_opening(opening, others.opening or "")
-    looked = look([train, others] if others else [train], len(f"{opening}.".split()) - 1, processes, folder)
+    scanned = scan_quality([train, others] if others else [train], len(f"{opening}.".split()) - 1, processes, folder)
     found = Review(
-        guilt_of(looked.doubts[: train.count]), DROPS[drop], looked.sketches.rows, looked.sketches.first(),
-        index.rows, looked.spaced)
+        guilt_of(scanned.doubts[: train.count]), DROPS[drop], scanned.sketches.rows, scanned.sketches.first(),
+        index.rows, scanned.spaced)
     is_train = np.arange(index.rows) < train.count
     for groups in index.contents.groups():
         copies = groups.repeats()

@@ -13,7 +13,7 @@ Hashing", WWW 2010): 256 bytes a row. The estimate's standard error at 0.8 is 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +45,6 @@ def sketch_of(grams: list[str]) -> bytes:
     sketch = RMinHash(num_perm=VALUES, seed=SEED)
     sketch.update(grams)
     return np.array(sketch.digest(), dtype=np.uint32).astype(np.uint16).tobytes()
-
-
-def sketches_of(hashes: NDArray[np.uint64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """The same of texts whose 5-grams are hashed already (tasks/data/words.py), so many of each, one at least."""
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-    rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts, num_perm=VALUES, seed=SEED).to_rows()
-    values = np.fromiter(chain.from_iterable(rows), np.uint32, len(counts) * VALUES)
-    return values.astype(np.uint16).reshape(-1, VALUES)
 
 
 @dataclass(frozen=True)

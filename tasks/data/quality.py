@@ -1,9 +1,9 @@
-"""Look at the text of every row: what makes it doubtful, and its signature for near duplicates.
+"""Scan the text of every row: what makes it doubtful, and its signature for near duplicates.
 
-In:   files of clean rows, surveyed     Out: a `Looked`
-A large file is looked at in parts, each by a process of its own, which leaves three arrays in a scratch folder. The
-signatures of rows beyond near.MOST_ROWS are not made; row numbers, not parts, decide, so that the findings do not
-depend on how many processes there were.
+In:   FileScans, whose rows are clean     Out: a QualityScan
+A large file is scanned in parts, each by a process of its own, which leaves its arrays in a scratch folder. Rows are
+counted through all files, and those from minhash.MOST_ROWS on get no signature, so the result does not depend on the
+number of processes.
 Dies half-way: the scratch folder is swept, and its processes die with their parent.
 Run alone: python -m tasks.data.quality PART.json
 """
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,23 +27,20 @@ from infra.errors import Transient
 from infra.process import no_grace, spawn, stop_tree, tail
 from tasks.data import schema as check
 from tasks.data.jsonl import numbered
-from tasks.data.minhash import MOST_ROWS, VALUES, Sketches, grams_of, sketch_of, sketches_of
-from tasks.data.quality_rules import ECHO, RULES, echoes, flags_of
-from tasks.data.scan import Row, Survey, judge
+from tasks.data.minhash import MOST_ROWS, Sketches, grams_of, sketch_of
+from tasks.data.quality_rules import RULES, flags_of
+from tasks.data.scan import FileScan, judge
 from tasks.data.sources import Places
-from tasks.data.words import Words, words_of
 
 DOUBTS = {rule: 1 << i for i, rule in enumerate(RULES)}
 """The bit of each rule that a row may meet."""
-BATCH_ROWS, BATCH_BYTES = 1 << 8, 1 << 18
-"""Looked at together: as much as a processor's cache holds."""
 COPY_BYTES = 1 << 20
 POLL_S = 0.05
 S = TypeVar("S", bound=np.generic)
 
 
 @dataclass(frozen=True)
-class Looked:
+class QualityScan:
     """What was seen in all rows, those of the first file before those of the second."""
 
     doubts: NDArray[np.uint16]
@@ -70,8 +66,8 @@ class Part:
     """What the files of its arrays begin with."""
 
 
-def look(files: list[Survey], shared: int, processes: int, folder: Path) -> Looked:
-    """Look at all rows, by so many processes. Near duplicates are looked for behind the first `shared` words.
+def scan_quality(files: list[FileScan], shared: int, processes: int, folder: Path) -> QualityScan:
+    """Scan all rows, in up to `processes` processes. Near duplicates are looked for after the first `shared` words.
 
     Raises Transient when a process died.
     """
@@ -85,14 +81,14 @@ def look(files: list[Survey], shared: int, processes: int, folder: Path) -> Look
         _side_by_side(parts, processes, folder)
     else:
         for part in parts:
-            look_at(part)
-    return Looked(
+            scan_part(part)
+    return QualityScan(
         _joined(parts, "doubts", np.uint16),
         Sketches(_appended(parts, "values"), _joined(parts, "rows", np.int64)),
         sum(json.loads(Path(f"{part.out}.json").read_text()) for part in parts))
 
 
-def cuts(file: Survey, pieces: int) -> list[tuple[int, int, int | None]]:
+def cuts(file: FileScan, pieces: int) -> list[tuple[int, int, int | None]]:
     """(first byte, rows before it, byte behind the last one) of at most so many pieces of about the same size."""
     size = file.path.stat().st_size
     wanted = [size * i / pieces for i in range(1, pieces)]
@@ -102,66 +98,28 @@ def cuts(file: Survey, pieces: int) -> list[tuple[int, int, int | None]]:
     return [(at, rows, end) for (at, rows), end in zip(begins, ends, strict=True)]
 
 
-def look_at(part: Part) -> None:
-    """Look at one part, and leave its arrays."""
-    doubts, rows, spaced = array("H"), array("q"), 0
+def scan_part(part: Part) -> None:
+    """Scan one part, and leave its arrays."""
+    doubts, rows, spaced, places = array("H"), array("q"), 0, Places(part.path)
     with Path(f"{part.out}.values").open("wb") as values:
-        first = part.row
-        for batch in _batches(part):
-            texts = [check.texts_of(row.value, row.kind) for row in batch]
-            lower = ["\n".join(one).lower() for one in texts]
-            words = words_of(lower)
-            doubts.extend(_doubts(texts, lower, words.suspects.tolist()))
-            spaced += sum(row.kind == "prompt" and (one[0][-1:].isspace() or one[1][:1].isspace())
-                          for row, one in zip(batch, texts, strict=True))
-            if (count := min(len(batch), MOST_ROWS - first)) > 0:
-                has, sketches = _sketches(lower[:count], words, part.shared)
-                values.write(sketches.tobytes())
-                rows.extend((first + np.flatnonzero(has)).tolist())
-            first += len(batch)
+        lines = numbered(Path(part.path), start=part.start, end=part.end)
+        for number, (line_number, line) in enumerate(lines, start=part.row):
+            row = judge(line, line_number, places)
+            texts = check.texts_of(row.value, row.kind)
+            words = "\n".join(texts).lower().split()
+            grams = grams_of(words)
+            doubts.append(sum(DOUBTS[rule] for rule in flags_of(texts, words, grams)))
+            spaced += row.kind == "prompt" and (texts[0][-1:].isspace() or texts[1][:1].isspace())
+            if number < MOST_ROWS and (compared := grams[part.shared :]):
+                values.write(sketch_of(compared))
+                rows.append(number)
     Path(f"{part.out}.doubts").write_bytes(doubts)
     Path(f"{part.out}.rows").write_bytes(rows)
     Path(f"{part.out}.json").write_text(json.dumps(spaced))
 
 
-def _batches(part: Part) -> Iterator[list[Row]]:
-    places, batch, size = Places(part.path), list[Row](), 0
-    for number, line in numbered(Path(part.path), start=part.start, end=part.end):
-        batch.append(judge(line, number, places))
-        size += len(line)
-        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _doubts(texts: list[list[str]], lower: list[str], suspects: list[bool]) -> Iterator[int]:
-    """DOUBTS of each row; only suspected ones are looked at by all rules."""
-    for one, text, suspected in zip(texts, lower, suspects, strict=True):
-        if suspected:
-            words = text.split()
-            yield sum(DOUBTS[doubt] for doubt in flags_of(one, words, grams_of(words)))
-        else:
-            yield DOUBTS[ECHO] if echoes(one, [], []) else 0
-
-
-def _sketches(lower: list[str], words: Words, shared: int) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
-    """Which of these texts have 5-grams behind the first `shared` ones; and the signatures of those."""
-    grams = words.grams[: len(lower)]
-    hashes, counts = words.hashes[: grams.sum()], np.maximum(grams - shared, 0)
-    place = np.arange(len(hashes)) - np.repeat(np.cumsum(grams) - grams, grams)
-    has = counts > 0
-    values = np.zeros((len(lower), VALUES), np.uint16)
-    values[has] = sketches_of(hashes[place >= shared], counts[has])
-    for number in np.flatnonzero(words.too_long[: len(lower)]).tolist():
-        if compared := grams_of(lower[number].split())[shared:]:
-            has[number], values[number] = True, np.frombuffer(sketch_of(compared), np.uint16)
-    return has, values[has]
-
-
 def _side_by_side(parts: list[Part], processes: int, folder: Path) -> None:
-    log, waiting = folder / "look.log", list(parts)
+    log, waiting = folder / "scan.log", list(parts)
     running: list[subprocess.Popen[bytes]] = []
     try:
         while waiting or running:
@@ -206,4 +164,4 @@ def _appended(parts: list[Part], name: str) -> Path:
 
 
 if __name__ == "__main__":
-    look_at(Part(**json.loads(Path(sys.argv[1]).read_text())))
+    scan_part(Part(**json.loads(Path(sys.argv[1]).read_text())))

@@ -14,8 +14,6 @@ LETTER = re.compile(r"[^\W\d_]")
 LETTER_WORDS = 0.8
 REPEATED_GRAMS = 0.15
 RUN_SIGNS = 100
-MOST_FOLDED = 3
-"""Characters that `casefold` makes of one."""
 RUN = re.compile(rf"(.)\1{{{RUN_SIGNS - 1}}}")
 
 
@@ -43,20 +41,14 @@ def repeats_itself(texts: list[str], words: list[str], grams: list[str]) -> bool
 
 def echoes(texts: list[str], words: list[str], grams: list[str]) -> bool:
     """The answer is what was asked, but for case and the space around it."""
-    if len(texts) < 2:
-        return False
-    answer, asked = texts[-1].strip(), texts[-2].strip()
-    if not len(asked) / MOST_FOLDED <= len(answer) <= len(asked) * MOST_FOLDED:
-        return False
-    return answer.casefold() == asked.casefold()
+    return len(texts) > 1 and texts[-1].strip().casefold() == texts[-2].strip().casefold()
 
 
-ECHO = "an answer that is the prompt"
 RULES: dict[str, Callable[[list[str], list[str], list[str]], bool]] = {
     "control characters or U+FFFD": has_control_characters,
     "fewer than 80 % of the words with a letter": is_mostly_signs,
     "more than 15 % repeated 5-grams, or one sign 100 times": repeats_itself,
-    ECHO: echoes,
+    "an answer that is the prompt": echoes,
 }
 
 

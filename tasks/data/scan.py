@@ -1,6 +1,6 @@
 """Judge every line of a data file: which cannot be used, and what is remembered of the others.
 
-In:   data.jsonl     Out: a Survey, or one DataError that names every bad line (the first 20 in full)
+In:   data.jsonl     Out: a FileScan, or one DataError that names every bad line (the first 20 in full)
 Streams: what is remembered of a row is on disk (tasks/data/hash_index.py).
 """
 
@@ -103,7 +103,7 @@ class Index:
 
 
 @dataclass
-class Survey:
+class FileScan:
     """What is remembered of a file without a bad line."""
 
     path: Path
@@ -161,7 +161,7 @@ class Survey:
 
 def survey(
     path: Path, places: Places, index: Index | None = None, at: Callable[[int], None] | None = None,
-) -> Survey:
+) -> FileScan:
     """Judge every line, and put the rows into the index. Raises DataError for bad lines, and for a file without rows.
 
     A file with a bad line is read to its end, but nothing more goes into the index. `at` hears how many bytes are read.
@@ -187,7 +187,7 @@ def survey(
             try:
                 row = judge(line, number, places)
                 if found is None:
-                    found = Survey(path, places, row.kind, notes, places.of(number))
+                    found = FileScan(path, places, row.kind, notes, places.of(number))
                 check_kind(row, found)
             except DataError as error:
                 bad.add(error)
@@ -223,7 +223,7 @@ def common_opening(one: str, other: str) -> str:
     return one[: next(differs, min(len(one), len(other)))]
 
 
-def check_kind(row: Row, found: Survey) -> None:
+def check_kind(row: Row, found: FileScan) -> None:
     """Raise DataError if a row is not like the first one."""
     if row.kind != found.kind:
         raise DataError(f"the row is of the kind {row.kind}", where=found.places.of(row.line),

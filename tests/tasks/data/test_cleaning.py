@@ -1,4 +1,4 @@
-"""tasks/{review,near,flags}.py: copies, near copies, leaks and doubtful rows are found, and dropped on request."""
+"""tasks/data/cleaning.py and its rules: copies, near copies, leaks and doubtful rows are found and dropped."""
 
 from __future__ import annotations
 

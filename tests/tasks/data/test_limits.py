@@ -14,7 +14,7 @@ import pytest
 from infra.errors import DataError
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.data.scan import UNUSED_KEYS, Survey, survey
+from tasks.data.scan import UNUSED_KEYS, FileScan, survey
 from tasks.data.schema import INTEGER_DIGITS, parse
 from tasks.data.sources import Places
 from tasks.ingest import ingest
@@ -61,7 +61,7 @@ def surveyed(path: Path) -> tuple[str, int]:
     return message, int(grown)
 
 
-def of_lines(tmp_path: Path, lines: list[str]) -> Survey:
+def of_lines(tmp_path: Path, lines: list[str]) -> FileScan:
     (tmp_path / "data.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return survey(tmp_path / "data.jsonl", Places("data.jsonl"))
 
