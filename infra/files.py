@@ -211,11 +211,3 @@ def verify(folder: Path) -> Manifest | None:
     except (OSError, ValueError):
         return None
     return manifest
-
-
-def write_back(file: IO[Any], start: int, size: int) -> None:
-    """Let the kernel begin to put these bytes on the disk, which were just written: less is left to wait for at fsync.
-
-    Linux writes back what it is told not to need; pages that are not on the disk yet stay in memory all the same.
-    """
-    os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_DONTNEED)

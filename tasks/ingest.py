@@ -36,7 +36,7 @@ from tasks.data.datasets import FILE, IN_STORE, UPLOADS, folder_of, stored
 from tasks.data.jsonl import BOM
 from tasks.data.source_cache import key_of, known, note
 from tasks.data.sources import Found, Shard, find_shards, readable
-from tasks.data.streams import Behind, Meter, Teller, ahead
+from tasks.data.streams import Meter, Teller, ahead
 from tasks.data.tables import jsonl_of
 from tasks.runs.retries import HOUR_S, found_done, step
 from tasks.ui.progress import ReadingShown
@@ -87,7 +87,7 @@ def opened(settings: Settings, source: str) -> Iterator[BinaryIO]:
 class Joined:
     """data.jsonl while it is written, and which lines of it came from where."""
 
-    def __init__(self, target: Behind, limit_bytes: int, name: str) -> None:
+    def __init__(self, target: BinaryIO, limit_bytes: int, name: str) -> None:
         self._target, self._limit, self._name = target, limit_bytes, name
         self._digest = hashlib.sha256()
         self._last = LINE_BREAK
@@ -134,7 +134,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
     name, found = without_secrets(address), find_shards(settings, source, teller.say)
     meter = Meter(found, teller)
     with store.draft() as draft, store.scratch() as scratch:
-        with (draft.path / FILE).open("wb") as file, Behind(file) as target:
+        with (draft.path / FILE).open("wb") as target:
             joined = Joined(target, settings.max_data_bytes, name)
             for one in found:
                 with opened(settings, one.address) as raw, ahead(raw) as stream:

@@ -1,7 +1,7 @@
 """How far the reading of a data source has come: counted while it is read, told every few seconds.
 
 In:   the raw bytes of its files, the lines that were found in them      Out: a `Standing` for a `Teller`
-Reading, hashing and writing overlap: `ahead` and `Behind`.
+A thread reads ahead of who hashes: `ahead`.
 Nothing is told of what takes a moment. Bytes are counted as they lie there, packed, because only their sum is known.
 """
 
@@ -14,10 +14,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from infra.errors import DataChanged
-from infra.files import READ_BYTES, write_back
 from infra.progress import MEGABYTE, TELL_EVERY_S, Every
 from infra.storage.s3 import Parts
 from infra.storage.store_errors import told
@@ -167,50 +165,3 @@ class Ahead:
                 break
             pieces.append(self._raw.read1(BLOCK_BYTES - size))
         return b"".join(pieces) if len(pieces) > 1 else pieces[0]
-
-
-class Behind:
-    """A file that a thread writes a piece behind, so that hashing and writing overlap. Used as a context.
-
-    What the file raises comes at the next piece, of a megabyte at least, or at the end.
-    """
-
-    def __init__(self, target: BinaryIO) -> None:
-        self._target, self._written = target, 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="behind")
-        self._last: Future[None] | None = None
-        self._gathered, self._size = list[bytes](), 0
-
-    def __enter__(self) -> Behind:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._hand_over()
-                self._wait()
-        finally:
-            self._thread.shutdown()
-
-    def write(self, chunk: bytes) -> None:
-        """Take a chunk. Small ones are gathered: handing one over takes a tenth of a millisecond."""
-        self._gathered.append(chunk)
-        self._size += len(chunk)
-        if self._size >= READ_BYTES:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Once what was handed over before is written: memory holds no third piece."""
-        self._wait()
-        piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
-        self._gathered, self._size = [], 0
-        self._last = self._thread.submit(self._put, piece)
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-
-    def _put(self, chunk: bytes) -> None:
-        self._target.write(chunk)
-        write_back(self._target, self._written, len(chunk))
-        self._written += len(chunk)

@@ -1,4 +1,4 @@
-"""tasks/data/streams.py: a thread that reads ahead of who hashes, and one that writes behind."""
+"""tasks/data/streams.py: a thread that reads ahead of who hashes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import threading
 import time
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from infra.files import READ_BYTES
-from tasks.data.streams import BLOCK_BYTES, Ahead, Behind
+from tasks.data.streams import BLOCK_BYTES, Ahead
 
 FULL = Path("/dev/full")
 
@@ -73,40 +71,3 @@ def test_nothing_is_read_after_the_end_of_the_context() -> None:
     with Slow(b"0123456789" * 100) as raw, Ahead(raw) as stream:
         assert stream.read(5) == b"01234"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
-
-
-def test_what_is_written_behind_is_all_there_and_in_order(tmp_path: Path) -> None:
-    pieces = [bytes([i]) * (i * 1000 + 1) for i in range(100)]
-    with (tmp_path / "f").open("wb") as file:
-        with Behind(file) as target:
-            for piece in pieces:
-                target.write(piece)
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
-    assert (tmp_path / "f").read_bytes() == b"".join(pieces)
-
-
-def test_what_breaks_behind_is_raised_at_the_end() -> None:
-    with FULL.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"), Behind(file) as target:
-        target.write(b"x")
-
-
-def test_what_breaks_behind_is_raised_at_the_next_piece_which_is_not_written() -> None:
-    class Breaks(io.BytesIO):
-        def write(self, data: Any, /) -> int:
-            if not self.tell():
-                super().write(data[:1])
-                raise OSError("gone")
-            return super().write(data)
-
-    file = Breaks()
-    with pytest.raises(OSError, match="gone"), Behind(file) as target:
-        target.write(bytes(READ_BYTES))
-        target.write(bytes(READ_BYTES))
-        raise AssertionError("it takes more")
-    assert file.tell() == 1
-
-
-def test_an_error_is_not_replaced_by_what_breaks_behind_it() -> None:
-    with FULL.open("wb", buffering=0) as file, pytest.raises(KeyError), Behind(file) as target:
-        target.write(bytes(READ_BYTES))  # so much is handed over at once
-        raise KeyError
