@@ -17,7 +17,7 @@ from infra.files import write_atomic
 from infra.records import Pack, PackCounts
 from infra.settings import Settings
 from infra.spec import FIELD_TYPES, FIELDS, Method, TrainingSpec, range_of
-from tasks.launcher.forecast import Device, Forecast, count_parameters, devices, estimate
+from tasks.launcher.forecast import Device, Forecast, count_parameters, device_table, estimate
 
 
 def _llama_2(hidden: int, inner: int, layers: int, heads: int, keys: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def inputs() -> str:
 
 def forecasts() -> str:
     """What the guide's job (SAMSum, 3 epochs) takes on common devices, from the models' configurations alone."""
-    places = [(device, count) for name, device in devices().items() if name != "CPU" for count in (1, 8)]
+    places = [(device, count) for name, device in device_table().items() if name != "CPU" for count in (1, 8)]
     lines = ["| model, method | " + " | ".join(f"{count} x {device.name}" for device, count in places) + " |",
              "|---" * (1 + len(places)) + "|"]
     for (model, config), method in product(GUIDE_MODELS.items(), METHODS):

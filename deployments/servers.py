@@ -20,7 +20,7 @@ from infra.errors import UserError
 from infra.redaction import redact_logs
 from infra.security.door import Door, Names
 from infra.security.listen import bind, serve
-from infra.security.sign_in import page_of
+from infra.security.sign_in import sign_in_page
 from infra.settings import Settings
 from infra.stack import services
 
@@ -33,7 +33,7 @@ def prefect(settings: Settings) -> ASGIApp:
     os.environ.update(services.of_prefect_server(settings))
     from prefect.server.api.server import create_app
 
-    page = page_of("prefect") if settings.own_prefect_auth else ""
+    page = sign_in_page("prefect") if settings.own_prefect_auth else ""
     return Door(create_app(final=True), names=Names.of(settings), sign_in=page)
 
 
@@ -46,7 +46,7 @@ def mlflow(settings: Settings) -> ASGIApp:
     from mlflow.server.fastapi_app import app
 
     return Door(app, names=Names.of(settings), secret=settings.secret, open_paths=("/health",),
-                sign_in=page_of("mlflow") if settings.secret else "")
+                sign_in=sign_in_page("mlflow") if settings.secret else "")
 
 
 SERVERS: dict[str, Callable[[Settings], ASGIApp]] = {"prefect": prefect, "mlflow": mlflow}

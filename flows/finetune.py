@@ -29,7 +29,7 @@ from tasks.launcher.forecast import Forecast, forecast
 from tasks.pack import find_pack, pack, pack_task
 from tasks.register import register_task
 from tasks.runs.attempt import attempt, cancelled
-from tasks.runs.start import hand_over_task, handed_over, page_of
+from tasks.runs.start import hand_over_task, handed_over, run_page
 from tasks.train import train_task
 from tasks.ui import reports
 from tasks.validate import tell, validate, validate_task
@@ -68,21 +68,21 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to:
     base = base_task(spec.base_model, subject=name)
     reports.tag(model=base.name.rstrip("/").rsplit("/", 1)[-1], destination=name, data=split.digest[:12])
     packed = pack_task(split, base, spec, subject=name)
-    reports.show("data", reports.data_report(split, packed))
+    reports.show_report("data", reports.data_report(split, packed))
     reports.show_lengths(packed)
     if hand_over_to:
         started = hand_over_task(hand_over_to, spec, subject=hand_over_to)
-        told = f"## Handed over\n\n[{started.name}]({page_of(started)}) of {hand_over_to} goes on."
-        reports.show("handed-over", told)
+        told = f"## Handed over\n\n[{started.name}]({run_page(started)}) of {hand_over_to} goes on."
+        reports.show_report("handed-over", told)
         return handed_over(started, hand_over_to)
 
     expected = forecast(settings, spec, packed, base)
-    reports.show("forecast", reports.forecast_report(expected))
+    reports.show_report("forecast", reports.forecast_report(expected))
     trained = train_task(spec, packed, base, subject=name)
-    reports.show("actual", reports.forecast_report(expected, trained))
+    reports.show_report("actual", reports.forecast_report(expected, trained))
 
     evaluation = evaluate_task(spec, trained, split, packed, base, subject=name)
-    reports.show("rouge", reports.rouge_report(evaluation))
+    reports.show_report("rouge", reports.rouge_report(evaluation))
 
     version = register_task(spec, trained, evaluation, split, packed, base, subject=name)
     deployment = deploy_task(spec, version, evaluation, base, subject=name)

@@ -50,7 +50,7 @@ def predict(
     with attempt(settings, store):
         data = ingest_task(prompts, subject="prompts")
         answers = answer_task(data, version_task(model, subject=model), inputs, subject=model)
-        reports.show("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
+        reports.show_report("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
                                f"by version {answers.version[:12]}")
         return answers
     return cancelled()

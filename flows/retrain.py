@@ -93,10 +93,10 @@ def trained(
     if newest is not None and newest.data_digest == split.digest and newest.is_settled:
         reason = (f"version {newest.number} of {asked.destination} learned from the same "
                   f"{split.train_rows} rows (digest {split.digest[:12]}{news and f'; {news}'})")
-        reports.show("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
+        reports.show_report("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
         return Completed(name="Skipped", message=f"Nothing is new: {reason}."), newest.number
     if news:
-        reports.show("news", f"## New data: {news}\n\n{split.train_rows} training rows in all.")
+        reports.show_report("news", f"## New data: {news}\n\n{split.train_rows} training rows in all.")
         get_run_logger().info("%s, %d training rows in all", news, split.train_rows)
     version = pipeline(settings, spec, split, hand_over_to)
     return version, version.number if isinstance(version, Version) else 0

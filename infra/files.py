@@ -151,7 +151,7 @@ def not_plain(path: Path) -> UserError:
                      fix="Find out who put it there, and remove it.")
 
 
-def locked(file: IO[Any]) -> bool:
+def try_lock(file: IO[Any]) -> bool:
     """Whether this process now holds the file's lock, which goes with it. Does not wait."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

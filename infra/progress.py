@@ -15,7 +15,7 @@ Unit = Literal["MB", "rows"]
 UNITS: dict[Unit, int] = {"MB": MEGABYTE, "rows": 1}
 
 
-class Every:
+class Throttle:
     """Is due once in so many seconds, first when so many are over."""
 
     def __init__(self, seconds: float) -> None:
@@ -30,13 +30,13 @@ class Every:
         return True
 
 
-class SoFar:
+class ProgressLog:
     """Says now and then how much of a pass is done."""
 
     def __init__(self, say: Callable[[str], None], what: str, unit: Unit, total: int) -> None:
         """`total`: rows, or bytes with MB for a unit."""
         self._say, self._what, self._unit, self._total = say, what, unit, total
-        self._every = Every(TELL_EVERY_S)
+        self._every = Throttle(TELL_EVERY_S)
 
     def at(self, done: int) -> None:
         """It is so far. Of less than a megabyte there is nothing to tell."""

@@ -61,7 +61,7 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
 
 def switch(settings: Settings, url: str, version: Version, base: Base) -> str:
     """Ask the predictor to load, try and switch; returns its answer to the smoke prompt."""
-    base_folders.note(settings, Path(base.path))
+    base_folders.note_base(settings, Path(base.path))
     body = {"version": version.id, "folder": version.folder, "base_path": base.path, "base_digest": base.digest}
     timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     try:

@@ -51,7 +51,7 @@ def refuse_unscorable(store: Store, spec: TrainingSpec, split: Split) -> None:
     if spec.task_type == "extraction":
         with (store.fetch(split.folder) / "validation.jsonl").open(encoding="utf-8", newline="\n") as file:
             for line in islice(file, spec.num_evaluation_samples):
-                reference = asked(split.kind, json.loads(line))[1]
+                reference = prompt_and_reference(split.kind, json.loads(line))[1]
                 if metrics.fields_of(reference) is None:
                     raise DataError(f"task_type is extraction and a held-out answer is {shown(reference)}",
                                     allowed="JSON", fix="Write the fields as a JSON object, or use another task_type.")
@@ -76,7 +76,7 @@ def evaluate(
     by_rouge = spec.task_type in metrics.BY_ROUGE
     rouge = score(table) if by_rouge else {}
     scores = {} if by_rouge else metrics.scored(spec.task_type, table, losses, labels)
-    passed, verdict = judge(rouge or scores, result["loss"], spec, held_out=split.validation_rows)
+    passed, verdict = judge_version(rouge or scores, result["loss"], spec, held_out=split.validation_rows)
     with store.draft() as draft:
         with (draft.path / "answers.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
@@ -97,7 +97,7 @@ def find_evaluation(store: Store, spec: TrainingSpec, trained: Trained, split: S
     found = Evaluation.kept(manifest.record if manifest else None)
     if found is None:
         return None
-    passed, verdict = judge(found.rouge or found.scores, found.loss, spec, held_out=split.validation_rows)
+    passed, verdict = judge_version(found.rouge or found.scores, found.loss, spec, held_out=split.validation_rows)
     return replace(found, passed=passed, verdict=verdict)
 
 
@@ -114,7 +114,7 @@ def read_losses(work: Path, model: str) -> Floats:
     return np.array([[row["nats"], row["tokens"], row["bytes"]] for row in rows], np.float64).reshape(-1, 3)
 
 
-def asked(kind: RowKind, row: dict[str, Any]) -> tuple[str, str]:
+def prompt_and_reference(kind: RowKind, row: dict[str, Any]) -> tuple[str, str]:
     """Prompt and reference of a row; of a conversation, all before the assistant's last message, and that."""
     if kind == "prompt":
         return row["prompt"], row["completion"]
@@ -126,7 +126,7 @@ def asked(kind: RowKind, row: dict[str, Any]) -> tuple[str, str]:
 def labels_of(rows: Path, kind: RowKind) -> Counter[str]:
     """The labels of the training rows, with their number."""
     with rows.open(encoding="utf-8", newline="\n") as file:
-        return Counter(metrics.label_of(asked(kind, json.loads(line))[1]) for line in file)
+        return Counter(metrics.label_of(prompt_and_reference(kind, json.loads(line))[1]) for line in file)
 
 
 def compared(
@@ -135,7 +135,7 @@ def compared(
     """Prompt, reference and every model's answer, row by row."""
     with rows.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(islice(file, spec.num_evaluation_samples)):
-            prompt, reference = asked(split.kind, json.loads(line))
+            prompt, reference = prompt_and_reference(split.kind, json.loads(line))
             found = {
                 "prompt": prompt, "reference": reference.strip(), "tuned": answers["tuned"][number].strip(),
                 "base": answers["base"][number].strip()}
@@ -162,7 +162,7 @@ def as_lists(scores: Scores) -> dict[str, list[float]]:
     return {metric: [round(value, 6) for value in getattr(scores, metric)] for metric in METRICS}
 
 
-def judge(
+def judge_version(
     scores: dict[str, dict[str, list[float]]], loss: dict[str, float], spec: TrainingSpec, *, held_out: int,
 ) -> tuple[bool, str]:
     """Pass or fail by the task type's first metric, with the reason in one sentence."""

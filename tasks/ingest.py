@@ -34,9 +34,9 @@ from tasks.data import sources
 from tasks.data.compression import JSONL
 from tasks.data.datasets import FILE, IN_STORE, UPLOADS, folder_of, stored
 from tasks.data.jsonl import BOM
-from tasks.data.source_cache import key_of, known, note
-from tasks.data.sources import Found, Shard, find_shards, readable
-from tasks.data.streams import Meter, Teller, ahead
+from tasks.data.source_cache import known, note_source, source_key
+from tasks.data.sources import Shard, SourceFile, find_shards, readable
+from tasks.data.streams import Meter, ProgressListener, read_ahead
 from tasks.data.tables import jsonl_of
 from tasks.runs.retries import HOUR_S, found_done, step
 from tasks.ui.progress import ReadingShown
@@ -44,7 +44,7 @@ from tasks.ui.progress import ReadingShown
 LINE_BREAK = b"\n"
 
 
-def ingest(settings: Settings, store: Store, source: str, teller: Teller | None = None) -> Dataset:
+def ingest(settings: Settings, store: Store, source: str, teller: ProgressListener | None = None) -> Dataset:
     """Copy `source` into the store. One that changes meanwhile is read once more; the teller hears how far it is.
 
     Raises:
@@ -53,7 +53,7 @@ def ingest(settings: Settings, store: Store, source: str, teller: Teller | None 
     """
     if source.startswith(IN_STORE):
         return stored(store, source)
-    teller = teller or Teller()
+    teller = teller or ProgressListener()
     try:
         return _brought(settings, store, source, teller)
     except DataChanged as error:
@@ -129,7 +129,7 @@ class Joined:
         self._last = chunk[-1:] or self._last
 
 
-def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> Dataset:
+def _brought(settings: Settings, store: Store, source: str, teller: ProgressListener) -> Dataset:
     form, address = form_of(source)
     name, found = without_secrets(address), find_shards(settings, source, teller.say)
     meter = Meter(found, teller)
@@ -137,7 +137,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
         with (draft.path / FILE).open("wb") as target:
             joined = Joined(target, settings.max_data_bytes, name)
             for one in found:
-                with opened(settings, one.address) as raw, ahead(raw) as stream:
+                with opened(settings, one.address) as raw, read_ahead(raw) as stream:
                     crashpoint("ingest.opened")
                     counted = meter.counted(stream, one.name, bytes_of(raw))
                     rows = jsonl_of(form, counted, one.name, scratch, settings.max_data_bytes)
@@ -159,14 +159,14 @@ def _brought(settings: Settings, store: Store, source: str, teller: Teller) -> D
     return dataset
 
 
-def refuse_changed(settings: Settings, one: Found) -> None:
+def refuse_changed(settings: Settings, one: SourceFile) -> None:
     """Raise DataChanged if a file is another one by now: readings of S3 and of the web are held to one."""
     (now,) = find_shards(settings, one.address)
     if (now.mark, now.bytes) != (one.mark, one.bytes):
         raise DataChanged("it changed while it was read", where=one.name, fix=DataChanged.FIX)
 
 
-def _described(folder: Path, joined: Joined, found: list[Found], name: str, unit: str) -> Dataset:
+def _described(folder: Path, joined: Joined, found: list[SourceFile], name: str, unit: str) -> Dataset:
     """The record of a draft's data; several files are listed beside it."""
     if len(found) == 1:
         return Dataset(folder=folder_of(joined.sha256), sha256=joined.sha256, bytes=joined.bytes,
@@ -182,14 +182,14 @@ def ingest_task(source: str, subject: str) -> Dataset:
     """Bring one data source into the store; returns its Dataset."""
     settings = Settings()
     store = Store(settings)
-    key = "" if source.startswith(IN_STORE) else key_of(settings, source)
+    key = "" if source.startswith(IN_STORE) else source_key(settings, source)
     if (found := known(store, key)) is not None:
         return found_done(found)
     with ReadingShown(subject.replace(" ", "-")) as shown:
         dataset = ingest(settings, store, source, shown)
     with suppress(AnnealError):  # not noted, it is read once more some day
-        if key and key == key_of(settings, source):
-            note(store, key, dataset)
+        if key and key == source_key(settings, source):
+            note_source(store, key, dataset)
     return dataset
 
 

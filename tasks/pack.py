@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 
 from infra.crashpoints import crashpoint
 from infra.files import digest_of
-from infra.progress import SoFar
+from infra.progress import ProgressLog
 from infra.records import Base, Pack, RowKind, Split
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -38,7 +38,7 @@ def pack(
     chunk = min(spec.chunk_size, base.context_tokens)
     rows = store.fetch(split.folder)
     with store.draft() as draft:
-        so_far = SoFar(say, "tokenised", "MB", sum((rows / f"{name}.jsonl").stat().st_size for name in SPLITS))
+        so_far = ProgressLog(say, "tokenised", "MB", sum((rows / f"{name}.jsonl").stat().st_size for name in SPLITS))
         job = EncodeJob(
             out=str(draft.path), rows=str(rows), tokenizer=base.path, kind=split.kind, separator=split.separator,
             chunk_tokens=chunk, pack=spec.pack_sequences, wrap=spec.wrap_packed_sequences,

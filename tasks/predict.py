@@ -25,7 +25,7 @@ from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.data.datasets import FILE
 from tasks.data.sources import Places, places_of
-from tasks.runs.locks import only_one
+from tasks.runs.locks import exclusive_lock
 from tasks.runs.retries import HOUR_S, found_done, step
 
 FOLDER = "predictions"
@@ -42,16 +42,16 @@ def answer(settings: Settings, store: Store, data: Dataset, version: str, inputs
         UserError: an input is wrong, or another process is at the same answers.
         Transient: the predictor does not answer.
     """
-    key = key_of(version, data, inputs)
+    key = prediction_key(version, data, inputs)
     part = settings.home_path / FOLDER / f"{key}.jsonl"
-    with only_one(part.with_suffix(".lock"), f"answers {key}"), connected(settings) as client:
+    with exclusive_lock(part.with_suffix(".lock"), f"answers {key}"), connected(settings) as client:
         done = rows_done(part)
         with part.open("a", encoding="utf-8") as file, ThreadPoolExecutor(AT_A_TIME) as pool:
             folder = store.fetch(data.folder)
             rows_given = prompts(folder / FILE, places_of(folder, data))
             waiting = ((number, row) for number, row in rows_given if number not in done)
             while rows := list(islice(waiting, AT_A_TIME)):
-                outputs = pool.map(lambda row: ask(client, version, row[1]["prompt"], inputs), rows)
+                outputs = pool.map(lambda row: ask_predictor(client, version, row[1]["prompt"], inputs), rows)
                 write(file, ({"line": number, "row": {**row, "output": text}}
                              for (number, row), text in zip(rows, outputs, strict=True)))
         with store.draft() as draft:
@@ -66,11 +66,11 @@ def answer(settings: Settings, store: Store, data: Dataset, version: str, inputs
 
 def find_answers(store: Store, data: Dataset, version: str, inputs: dict[str, Any]) -> Answers | None:
     """What the version answered earlier, if it still verifies."""
-    manifest = store.find(f"{FOLDER}/{key_of(version, data, inputs)}")
+    manifest = store.find(f"{FOLDER}/{prediction_key(version, data, inputs)}")
     return Answers.kept(manifest.record if manifest else None)
 
 
-def key_of(version: str, data: Dataset, inputs: dict[str, Any]) -> str:
+def prediction_key(version: str, data: Dataset, inputs: dict[str, Any]) -> str:
     """Name of the answers: 32 hex digits of what they depend on."""
     return digest_of([version, data.sha256, inputs])[:32]
 
@@ -107,7 +107,7 @@ def prompts(path: Path, places: Places) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def ask(client: httpx.Client, version: str, prompt: str, inputs: dict[str, Any]) -> str:
+def ask_predictor(client: httpx.Client, version: str, prompt: str, inputs: dict[str, Any]) -> str:
     """One answer."""
     body = {"version": version, "input": {**inputs, "prompt": prompt}}
     found = sent(client, "POST", "/predictions", body).json()

@@ -46,7 +46,7 @@ def register(
     """Build the version's folder, put it into the store and into MLflow, alias `challenger`."""
     lineage = lineage_of(spec, trained, evaluation, split, pack, base)
     with store.draft() as draft:
-        build(draft.path, store, trained, evaluation, split, base, lineage)
+        write_version(draft.path, store, trained, evaluation, split, base, lineage)
         identity = digest_of({
             p.relative_to(draft.path).as_posix(): sha256_of(p) for p in draft.path.rglob("*") if p.is_file()})
         folder = f"versions/{identity}"
@@ -97,7 +97,7 @@ def lineage_of(
             *map(folder_at, addresses), *filter(None, [split.data]), split.folder, pack.folder, trained.folder]}
 
 
-def build(
+def write_version(
     folder: Path, store: Store, trained: Trained, evaluation: Evaluation, split: Split, base: Base,
     lineage: dict[str, Any],
 ) -> None:

@@ -24,17 +24,17 @@ from infra.storage.store import Store
 from tasks.distributed.contract import EVENTS, TrainJob
 from tasks.distributed.events import drop_torn_line, read_events
 from tasks.launcher.checkpoint_copies import Copies, bring_checkpoint, in_store
-from tasks.launcher.forecast import device_of, forecast
+from tasks.launcher.forecast import forecast, known_device
 from tasks.launcher.gpu_slots import hold
 from tasks.launcher.jobs import ranks_of, settled
 from tasks.launcher.relaunch import Launches
-from tasks.launcher.watchdog import Pace
+from tasks.launcher.watchdog import StallWatchdog
 from tasks.runs.attempt import reached
 from tasks.runs.fence import is_cancelled
-from tasks.runs.locks import only_one
+from tasks.runs.locks import exclusive_lock
 from tasks.runs.retries import HOUR_S, found_done, step
 from tasks.runs.start import start_machines
-from tasks.ui.progress import Progress
+from tasks.ui.progress import RunProgress
 
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
@@ -71,7 +71,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
     run = settings.home_path / "trainings" / identity
     run.mkdir(parents=True, exist_ok=True)
     # The lock lies beside the folder, which is removed at the end.
-    with only_one(run.with_suffix(".lock"), f"training {identity}"):
+    with exclusive_lock(run.with_suffix(".lock"), f"training {identity}"):
         done = find_trained(store, spec, pack, base)
         if done is not None:  # somebody finished it while we waited for the lock
             return done
@@ -104,9 +104,9 @@ def _launched(
     for event in earlier:
         if event["event"] in CURVE:
             watch(event)
-    pace = Pace(settings)
+    pace = StallWatchdog(settings)
     seen = _Seen(store, identity, run, offset, watch, pace)
-    device, expected = device_of(settings)[1], forecast(settings, spec, pack, base)
+    device, expected = known_device(settings)[1], forecast(settings, spec, pack, base)
     job = TrainJob(
         out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
         packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
@@ -141,7 +141,7 @@ def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Tr
 class _Seen:
     """Passes events on as they are written, and has new checkpoints copied to a remote store."""
 
-    def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch, pace: Pace) -> None:
+    def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch, pace: StallWatchdog) -> None:
         self._run, self._offset, self._watch, self._pace = run, offset, watch, pace
         self.copies = Copies(store, identity, run)
 
@@ -165,7 +165,7 @@ def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trai
     found = find_trained(store, spec, pack, base)
     if found is not None:
         return found_done(found)
-    with Progress("training") as progress, hold(settings, ranks_of(spec.num_ranks)):
+    with RunProgress("training") as progress, hold(settings, ranks_of(spec.num_ranks)):
 
         def watch(event: dict[str, Any]) -> None:
             progress.see(event)

@@ -25,7 +25,7 @@ from prefect.logging import get_run_logger
 from infra.crashpoints import crashpoint
 from infra.errors import DataError
 from infra.files import digest_of
-from infra.progress import SoFar
+from infra.progress import ProgressLog
 from infra.records import Dataset, Finding, Split
 from infra.settings import Settings
 from infra.spec import Drop
@@ -79,7 +79,7 @@ def validate(
     places: dict[int, str] = {}
     with store.draft() as draft:
         with Files(draft.path, not kept.all()) as files:
-            so_far = SoFar(say, "written", "rows", train.count)
+            so_far = ProgressLog(say, "written", "rows", train.count)
             for number, row in enumerate(train.rows()):
                 so_far.at(number)
                 side, where = "validation" if held_out[number] else "train", train.places.of(row.line)
@@ -120,7 +120,7 @@ def both_surveyed(
 ) -> tuple[FileScan, FileScan | None]:
     """Judge the validation data also where the training data is bad: raises one DataError for both."""
     try:
-        train = surveyed(store, data, index, SoFar(say, "judged", "MB", data.bytes).at)
+        train = surveyed(store, data, index, ProgressLog(say, "judged", "MB", data.bytes).at)
     except DataError as error:
         if validation is None:
             raise

@@ -24,6 +24,7 @@ RANKS_MAY_IMPORT = {
 PREDICTOR_MAY_IMPORT = {"deployments.predictor", "tasks.distributed", "infra"}
 MAY_IMPORT_PREFECT = {
     "flows", "deployments", "tasks.runs", "tasks.ui", "tasks.launcher.gpu_slots", *(f"tasks.{step}" for step in STEPS)}
+TWICE = {"main"}
 WITHOUT_TORCH = ("tasks.data", "tasks.scoring", "tasks.launcher")
 FORBIDDEN_FOR_RANKS = ("prefect", "mlflow", "s3fs", "fastapi", "pydantic", "httpx", "matplotlib",
                        "fsspec.implementations.http")
@@ -83,6 +84,16 @@ def test_no_step_imports_a_step_and_every_room_is_in_the_order() -> None:
             and MODULES[module].name != "__init__.py"} == steps
     assert not {(step, name) for step in steps for name in modules_of(MODULES[step]) if name in steps - {step}}
     assert [module for module in MODULES if room_of(module) is None] == ["tasks"]
+
+
+def test_no_two_public_classes_or_functions_have_one_name() -> None:
+    found: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        if within(module, "tasks") or within(module, "infra"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    found.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1 and name not in TWICE} == {}
 
 
 def test_ranks_load_no_service_libraries() -> None:

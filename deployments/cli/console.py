@@ -93,13 +93,13 @@ def signed_in(settings: Settings, links: dict[str, str]) -> dict[str, str]:
     """The same addresses, those of the running stack with what signs a browser in. For the eyes of who started it."""
     from urllib.parse import quote
 
-    from infra.security.sign_in import link
+    from infra.security.sign_in import sign_in_link
 
     found = dict(links)
     if "prefect" in links and settings.is_own("prefect", settings.prefect_api):
-        found["prefect"] = link(links["prefect"], settings.own_prefect_auth)
+        found["prefect"] = sign_in_link(links["prefect"], settings.own_prefect_auth)
     if "mlflow" in links and settings.is_own("mlflow", settings.tracking_uri):
-        found["mlflow"] = link(links["mlflow"], settings.secret)
+        found["mlflow"] = sign_in_link(links["mlflow"], settings.secret)
     if "predictor" in links and settings.is_own("predictor", settings.predictor) and settings.predictor_key:
         found["predictor"] = f"{links['predictor']}/#key={quote(settings.predictor_key, safe='')}"
     return found

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from infra.errors import UserError
-from infra.files import locked
+from infra.files import try_lock
 from infra.models.registry import Registry
 from infra.settings import Settings
 from infra.storage.store import Store
@@ -108,7 +108,7 @@ def _left_here(settings: Settings, before: datetime, *, dry_run: bool) -> Iterat
             continue
         lock = folder.with_suffix(".lock")
         with lock.open("a") if lock.exists() else nullcontext() as file:
-            if file is not None and not locked(file):
+            if file is not None and not try_lock(file):
                 continue
             if not dry_run:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -213,8 +213,8 @@ def _check_server(settings: Settings) -> None:
     """Raise UserError if the stack's Prefect server should answer and does not: Prefect tries for minutes."""
     from infra.stack import local as stack
 
-    server = stack.read(settings).get("prefect")
-    if server and server.url == settings.prefect_api and not stack.answers(server.health):
+    server = stack.read_stack(settings).get("prefect")
+    if server and server.url == settings.prefect_api and not stack.is_answering(server.health):
         raise UserError(
             "the Prefect server of the local stack does not answer", where=server.url,
             fix="Run `anneal down` and `anneal up`.")

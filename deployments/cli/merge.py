@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError, from_os_error
-from infra.files import flushed, lock_file, locked, sync_folder
+from infra.files import flushed, lock_file, sync_folder, try_lock
 from infra.models.base_models import find_same
 from infra.models.registry import Registry
 from infra.records import Base, Merged, Split, Version
@@ -114,7 +114,7 @@ def part_of(folder: Path) -> Iterator[Path]:
     if part.exists() and not lock.exists():
         raise UserError("it is there and was not left by a merge", where=str(part), fix="Move it away.")
     with lock_file(lock) as held:
-        if not locked(held):
+        if not try_lock(held):
             raise UserError("another merge writes there", where=str(part), fix="Wait for it, or name another folder.")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()

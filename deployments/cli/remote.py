@@ -35,7 +35,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.addresses import form_of
 from tasks.data.sources import MAGIC
-from tasks.runs.start import page_of, start_run
+from tasks.runs.start import run_page, start_run
 
 DEPLOYMENT = "finetune/gpu"
 POLL_S = 2.0
@@ -56,7 +56,7 @@ def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
     parameters = Parameters(**dataclasses.asdict(from_anywhere(spec))).model_dump(mode="json")
     started = start_run(DEPLOYMENT, {"training": parameters})
-    page = page_of(started)
+    page = run_page(started)
     print(f"Started {started.name}: {page}\nCtrl-C ends the watching, not the run.", file=sys.stderr)
     with get_client(sync_client=True) as client:
         run = watch(client, started.id)

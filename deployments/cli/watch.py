@@ -25,7 +25,7 @@ from deployments.prefect_setup.apply import WATCH
 from flows.parameters import Parameters
 from infra.errors import Transient, UserError, shown
 from infra.files import digest_of
-from infra.models.registry import name_of
+from infra.models.registry import mlflow_name
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.runs.start import client_of
@@ -38,7 +38,7 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 def switch_on(settings: Settings, spec: TrainingSpec, every: str, cron: str) -> tuple[str, str]:
     """Create or update the destination's schedule. Returns its slug and "created" or "updated"."""
     parameters = Parameters(**dataclasses.asdict(from_anywhere(spec))).model_dump(mode="json")
-    slug, schedule = name_of(spec.destination), cron_of(cron) if cron else interval_of(every, spec.destination)
+    slug, schedule = mlflow_name(spec.destination), cron_of(cron) if cron else interval_of(every, spec.destination)
     with deployment(settings) as (client, stored):
         for known in stored.schedules:
             if known.slug == slug:
@@ -52,7 +52,7 @@ def switch_on(settings: Settings, spec: TrainingSpec, every: str, cron: str) -> 
 
 def switch_off(settings: Settings, destination: str) -> tuple[str, bool]:
     """Remove the destination's schedule. Returns its slug and whether there was one."""
-    slug = name_of(destination)
+    slug = mlflow_name(destination)
     with deployment(settings) as (client, stored):
         found = [known for known in stored.schedules if known.slug == slug]
         for known in found:

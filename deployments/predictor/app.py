@@ -35,7 +35,7 @@ from deployments.predictor.playground import HEADERS, PAGE
 from deployments.predictor.predictions import Prediction
 from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, described, read
 from deployments.predictor.served import Conflict, NotServed, Order
-from deployments.predictor.versions import Shelf
+from deployments.predictor.versions import ServedVersions
 from infra.errors import AnnealError, Transient, UserError
 from infra.security.door import Door, Names
 from infra.settings import Settings
@@ -55,7 +55,7 @@ MOST_ORDERS = 16
 
 def create_app(settings: Settings) -> FastAPI:
     """The service. What was served before is loaded in the background once it has started."""
-    shelf = Shelf(settings)
+    shelf = ServedVersions(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,12 +75,12 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-async def _shelf(request: Request) -> Shelf:
-    shelf: Shelf = request.app.state.shelf
+async def _shelf(request: Request) -> ServedVersions:
+    shelf: ServedVersions = request.app.state.shelf
     return shelf
 
 
-Shelved = Annotated[Shelf, Depends(_shelf)]
+Shelved = Annotated[ServedVersions, Depends(_shelf)]
 
 
 @router.get("/", include_in_schema=False)
@@ -130,7 +130,7 @@ async def deploy(owner: str, name: str, request: Request, shelf: Shelved) -> JSO
     return await orders.run(partial(_deploy, owner, name, given, shelf))
 
 
-def _deploy(owner: str, name: str, body: DeploymentRequest, shelf: Shelf) -> JSONResponse:
+def _deploy(owner: str, name: str, body: DeploymentRequest, shelf: ServedVersions) -> JSONResponse:
     model = f"{owner}/{name}"
     try:
         served = shelf.deploy(model, Order(**body.model_dump()))

@@ -29,7 +29,7 @@ from infra.settings import Settings
 from infra.spec import Precision
 from tasks.distributed.adapters import check_adapter
 from tasks.distributed.codec import Codec
-from tasks.distributed.model import device_of, dtype_of, load_base, load_tokenizers
+from tasks.distributed.model import dtype_of, load_base, load_tokenizers, torch_device
 
 T = TypeVar("T")
 ADAPTER = "adapter_model.safetensors"
@@ -129,7 +129,7 @@ def check_base(settings: Settings, card: Card, order: Order) -> Checked | None:
 
 def open_engine(card: Card, folder: Path, base: Checked | None, version: str) -> Engine:
     """Load a base with its first adapter, or full weights, and start their engine."""
-    device = device_of()
+    device = torch_device()
     dtype = dtype_of(card.precision, device)
     if card.method == "full":
         return Engine(_guarded(version, lambda: _own(load_base(folder, dtype=dtype, device=device))), version)

@@ -23,7 +23,7 @@ from deployments.predictor.lanes import Lane
 from deployments.predictor.prompts import encode
 from deployments.predictor.schemas import PredictionRequest
 from deployments.predictor.stream import TextStream
-from deployments.predictor.versions import Shelf
+from deployments.predictor.versions import ServedVersions
 from infra.errors import Transient
 from tasks.distributed.decode import Sampling
 
@@ -42,7 +42,7 @@ class Prediction:
     row: Row
     _loop: asyncio.AbstractEventLoop
 
-    def __init__(self, shelf: Shelf, request: PredictionRequest) -> None:
+    def __init__(self, shelf: ServedVersions, request: PredictionRequest) -> None:
         """Choose the version and queue the prompt for its tokenizer; not for the event loop.
 
         Raises:
@@ -68,7 +68,7 @@ class Prediction:
             raise
 
     @classmethod
-    async def begin(cls, shelf: Shelf, request: PredictionRequest, lane: Lane) -> Prediction:
+    async def begin(cls, shelf: ServedVersions, request: PredictionRequest, lane: Lane) -> Prediction:
         """A prediction whose row is in its engine's queue.
 
         Raises:

@@ -33,7 +33,7 @@ from infra.storage.store import Store
 log = logging.getLogger(__name__)
 
 
-class Shelf:
+class ServedVersions:
     """All versions in memory and the pointers of the models."""
 
     def __init__(self, settings: Settings) -> None:

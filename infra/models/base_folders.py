@@ -52,7 +52,7 @@ def digest_of_base(settings: Settings, folder: Path) -> str:
     return _digested(settings, folder)[0]
 
 
-def note(settings: Settings, folder: Path) -> None:
+def note_base(settings: Settings, folder: Path) -> None:
     """Write down that a version which is deployed now needs this base: the predictor of this home trusts it then."""
     place, path = _note_of(settings, folder.resolve()), str(folder.resolve())
     if not place.exists() or place.read_text(encoding="utf-8") != path:

@@ -23,7 +23,7 @@ from infra.models.weight_headers import tensors_of
 from infra.records import Base
 from infra.settings import Settings
 from infra.storage.store import filesystem, move_into_place, scratch_folder
-from infra.storage.store_errors import told
+from infra.storage.store_errors import translate_storage_errors
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DEFAULT_CONTEXT_TOKENS = 2048
@@ -174,7 +174,7 @@ def _from_hub(settings: Settings, name: str) -> Path:
 
 def _listed(settings: Settings, address: str) -> dict[str, dict[str, Any]]:
     """The model files under an s3:// prefix. Raises BaseModelError if there are none, Transient."""
-    with told(address):
+    with translate_storage_errors(address):
         listing = filesystem(address, settings).find(address.rstrip("/"), detail=True)
     found = {k: v for k, v in listing.items() if any(Path(k).match(p) for p in MODEL_FILES)}
     if not found:
@@ -190,7 +190,7 @@ def _from_s3(settings: Settings, address: str) -> Path:
     folder = settings.home_path / "cache" / "bases" / key[:32]
     if verify(folder) is None:
         start = len(prefix.removeprefix(PREFIX)) + 1
-        with told(address), scratch_folder(folder.parent) as draft:
+        with translate_storage_errors(address), scratch_folder(folder.parent) as draft:
             for name in found:
                 target = draft / name[start:]
                 target.parent.mkdir(parents=True, exist_ok=True)

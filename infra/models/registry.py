@@ -71,19 +71,19 @@ class Registry:
         self.uri = settings.tracking_uri
         self._work = settings.home_path / "work"
         self._artifacts = (settings.home_path / "mlflow-artifacts").as_uri()
-        with told(self.uri):  # without a server it opens the database here
+        with translate_mlflow_errors(self.uri):  # without a server it opens the database here
             self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def find(self, destination: str, training_id: str) -> Version | None:
         """The version of a training, or None."""
-        with told(self.uri):
+        with translate_mlflow_errors(self.uri):
             found = self._search(destination, training_id)
         return _version(destination, found[0]) if found else None
 
     def newest(self, destination: str) -> Origin | None:
         """The version registered last, and the data it learned from; None without one."""
-        with told(self.uri):
-            found = self.client.search_model_versions(f"name='{name_of(destination)}'")
+        with translate_mlflow_errors(self.uri):
+            found = self.client.search_model_versions(f"name='{mlflow_name(destination)}'")
         last = max(found, key=lambda version: int(version.version), default=None)
         if last is None:
             return None
@@ -95,7 +95,7 @@ class Registry:
         """Ids of all versions of all models."""
         found: set[str] = set()
         token = None
-        with told(self.uri):
+        with translate_mlflow_errors(self.uri):
             while page := self.client.search_model_versions(max_results=PAGE, page_token=token):
                 found |= {version.tags[ID_TAG] for version in page if ID_TAG in version.tags}
                 if not (token := page.token):
@@ -110,9 +110,9 @@ class Registry:
 
     def look_up(self, destination: str, which: str = "") -> Version:
         """A version by its number, alias or id; by default the champion, else the challenger. Raises UserError."""
-        with told(self.uri):
-            found = self.client.search_model_versions(f"name='{name_of(destination)}'")
-            aliases = self.client.get_registered_model(name_of(destination)).aliases if found else {}
+        with translate_mlflow_errors(self.uri):
+            found = self.client.search_model_versions(f"name='{mlflow_name(destination)}'")
+            aliases = self.client.get_registered_model(mlflow_name(destination)).aliases if found else {}
         if not found:
             raise UserError("no version of it is registered", where=destination,
                             fix="Check the name, ANNEAL_HOME and ANNEAL_MLFLOW_URI.")
@@ -129,18 +129,18 @@ class Registry:
         without: tuple[str, ...] = (),
     ) -> tuple[int, str]:
         """Register `folder` once; returns the version's number and uri."""
-        with told(self.uri):
+        with translate_mlflow_errors(self.uri):
             if not self._search(destination, training_id):
                 self._create(destination, training_id, identity, folder, lineage, without)
             first, *others = self._search(destination, training_id)
             for extra in others:
-                self.client.delete_model_version(name_of(destination), extra.version)
+                self.client.delete_model_version(mlflow_name(destination), extra.version)
         return int(first.version), uri_of(destination, int(first.version))
 
     def point(self, alias: str, destination: str, number: int) -> None:
         """Move an alias to a version."""
-        with told(self.uri):
-            self.client.set_registered_model_alias(name_of(destination), alias, str(number))
+        with translate_mlflow_errors(self.uri):
+            self.client.set_registered_model_alias(mlflow_name(destination), alias, str(number))
 
     def challenge(self, destination: str, number: int, verdict: str) -> None:
         """Let `challenger` stand for a version, unless it stands for a newer one. The version's description, which is
@@ -148,32 +148,32 @@ class Registry:
         now = self.number_at("challenger", destination)
         if now is None or now < number:
             self.point("challenger", destination, number)
-        with told(self.uri):
-            self.client.update_model_version(name_of(destination), str(number), description=verdict)
+        with translate_mlflow_errors(self.uri):
+            self.client.update_model_version(mlflow_name(destination), str(number), description=verdict)
 
     def number_at(self, alias: str, destination: str) -> int | None:
         """The version that an alias points to, or None."""
-        with told(self.uri):
-            aliases = self.client.get_registered_model(name_of(destination)).aliases
+        with translate_mlflow_errors(self.uri):
+            aliases = self.client.get_registered_model(mlflow_name(destination)).aliases
         return int(aliases[alias]) if alias in aliases else None
 
     def run_of(self, destination: str, number: int) -> tuple[str, str]:
         """Ids of the experiment and the run that a version belongs to."""
-        with told(self.uri):
-            run = self.client.get_model_version(name_of(destination), str(number)).run_id
+        with translate_mlflow_errors(self.uri):
+            run = self.client.get_model_version(mlflow_name(destination), str(number)).run_id
             return str(self.client.get_run(run).info.experiment_id), str(run)
 
     def tag(self, destination: str, number: int, tags: dict[str, str]) -> None:
         """Set tags of a version."""
-        with told(self.uri):
+        with translate_mlflow_errors(self.uri):
             for key, value in tags.items():
-                self.client.set_model_version_tag(name_of(destination), str(number), key, value[:TAG_CHARACTERS])
+                self.client.set_model_version_tag(mlflow_name(destination), str(number), key, value[:TAG_CHARACTERS])
 
     def _create(
         self, destination: str, training_id: str, identity: str, folder: Path, lineage: dict[str, Any],
         without: tuple[str, ...],
     ) -> None:
-        name = name_of(destination)
+        name = mlflow_name(destination)
         self._ensure_model(name)
         experiment = self._experiment()
         tags = {TRAINING_TAG: training_id, ID_TAG: identity}
@@ -210,7 +210,7 @@ class Registry:
 
     def _search(self, destination: str, training_id: str) -> list[ModelVersion]:
         """Versions of a training, the lowest number first."""
-        query = f"name='{name_of(destination)}' and tags.{TRAINING_TAG}='{training_id}'"
+        query = f"name='{mlflow_name(destination)}' and tags.{TRAINING_TAG}='{training_id}'"
         return sorted(self.client.search_model_versions(query), key=lambda version: int(version.version))
 
     def _ensure_model(self, name: str) -> None:
@@ -256,18 +256,18 @@ def _version(destination: str, found: ModelVersion) -> Version:
         uri=uri_of(destination, number), training_id=tags[TRAINING_TAG])
 
 
-def name_of(destination: str) -> str:
+def mlflow_name(destination: str) -> str:
     """MLflow's model name: it allows no slash, and a destination no double dash."""
     return destination.replace("/", "--")
 
 
 def uri_of(destination: str, number: int) -> str:
     """MLflow's address of a version."""
-    return f"models:/{name_of(destination)}/{number}"
+    return f"models:/{mlflow_name(destination)}/{number}"
 
 
 @contextmanager
-def told(uri: str) -> Iterator[None]:
+def translate_mlflow_errors(uri: str) -> Iterator[None]:
     """Turn MLflow's failures into Transient where they may pass, and into UserError where it refuses who asks."""
     from mlflow.exceptions import MlflowException
 

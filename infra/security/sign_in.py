@@ -53,11 +53,11 @@ else {
 """
 
 
-def page_of(service: Literal["prefect", "mlflow"]) -> str:
+def sign_in_page(service: Literal["prefect", "mlflow"]) -> str:
     """The page of a service."""
     return PAGE % STORES[service]
 
 
-def link(url: str, secret: str) -> str:
+def sign_in_link(url: str, secret: str) -> str:
     """An address that signs in; without a secret there is nothing to sign in with."""
     return f"{url.rstrip('/')}{SIGN_IN}#{quote(secret, safe='')}" if secret else url

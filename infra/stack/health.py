@@ -34,7 +34,7 @@ class Reply(NamedTuple):
     body: bytes = b""
 
 
-def asked(url: str, timeout_s: float) -> Reply:
+def get_within(url: str, timeout_s: float) -> Reply:
     """The whole answer to a GET over http://, if it is there within that time."""
     parts, deadline = urlsplit(url), time.monotonic() + timeout_s
     client, status, body = h11.Connection(h11.CLIENT), 0, b""
@@ -61,7 +61,7 @@ def asked(url: str, timeout_s: float) -> Reply:
 
 def readiness(predictor: str) -> Condition:
     """Whether every version that the predictor at this address should serve is loaded."""
-    status, body = asked(f"{predictor}/health/ready", ANSWER_TIMEOUT_S)
+    status, body = get_within(f"{predictor}/health/ready", ANSWER_TIMEOUT_S)
     try:
         said = json.loads(body)
         failed = {str(model): " ".join(str(why).split()) for model, why in said.get("failed", {}).items()}

@@ -23,9 +23,9 @@ from infra.files import write_atomic
 from infra.process import tail
 from infra.settings import Settings
 from infra.stack import services
-from infra.stack.health import ANSWER_TIMEOUT_S, Condition, State, asked, readiness
+from infra.stack.health import ANSWER_TIMEOUT_S, Condition, State, get_within, readiness
 from infra.stack.processes import Service, is_stopped, kill, left_over, process_of, remains_of, start, stop_all
-from infra.stack.services import Plan
+from infra.stack.services import ServicePlan
 
 NAMES = ("prefect", "mlflow", "predictor", "worker", "keeper")
 START_TIMEOUT_S = 180
@@ -47,9 +47,9 @@ def up(
         UserError: a port is taken by another program.
         Broken: a service died or did not answer. What this call started is stopped again.
     """
-    with locked(settings):
+    with stack_lock(settings):
         before = _alive(settings)
-        for name, service in read(settings).items():
+        for name, service in read_stack(settings).items():
             if name in only and name not in before and name != "worker":  # its runs go on
                 kill(remains_of(service, settings.home_path))
         _write(settings, before)
@@ -67,9 +67,9 @@ def up(
                 if plan.name in only:
                     _start(settings, plan)
                     _wait_until_ready(settings, plan)
-            return read(settings)
+            return read_stack(settings)
         except BaseException:
-            mine = {name: service for name, service in read(settings).items() if before.get(name) != service}
+            mine = {name: service for name, service in read_stack(settings).items() if before.get(name) != service}
             stop_all(mine, settings.stop_grace_s)
             _write(settings, before)
             raise
@@ -79,7 +79,7 @@ def down(settings: Settings) -> list[str]:
     """Stop what `up` started, and nothing else. Returns the names of the services that were stopped."""
     keeper = {name: service for name, service in _alive(settings).items() if name == "keeper"}
     stopped = stop_all(keeper, 0)  # before the lock, which it may hold, and before it starts the others again
-    with locked(settings):
+    with stack_lock(settings):
         stopped += stop_all(_alive(settings), settings.stop_grace_s)
         if left := left_over(settings.home_path):
             kill(left)
@@ -95,7 +95,7 @@ def status(settings: Settings, *, ask: bool = True) -> dict[str, State]:
 
 def conditions(settings: Settings, *, ask: bool = True) -> dict[str, Condition]:
     """The same with the reasons."""
-    running = read(settings)
+    running = read_stack(settings)
     return {name: _condition(settings, name, running.get(name), ask) for name in NAMES}
 
 
@@ -105,7 +105,7 @@ def missing(settings: Settings) -> list[str]:
     return [name for name, state in status(settings, ask=False).items() if name in here and state == "stopped"]
 
 
-def read(settings: Settings) -> dict[str, Service]:
+def read_stack(settings: Settings) -> dict[str, Service]:
     """What stack.json says; empty without one."""
     try:
         state = json.loads(_file(settings).read_text(encoding="utf-8"))
@@ -122,12 +122,12 @@ def wait_until_responds(
     url: str, timeout_s: float, log: Path, is_alive: Callable[[], bool] = lambda: True,
 ) -> None:
     """Wait until `url` answers 200. Raises Broken with the end of `log` if it dies or takes too long."""
-    _wait_until(lambda: answers(url), timeout_s, url, log, is_alive)
+    _wait_until(lambda: is_answering(url), timeout_s, url, log, is_alive)
 
 
-def answers(url: str) -> bool:
+def is_answering(url: str) -> bool:
     """Whether `url` answers 200 now; proxies are not asked."""
-    return asked(url, ANSWER_TIMEOUT_S).status == 200
+    return get_within(url, ANSWER_TIMEOUT_S).status == 200
 
 
 def beat_of(settings: Settings) -> Path:
@@ -135,7 +135,7 @@ def beat_of(settings: Settings) -> Path:
     return settings.home_path / "logs" / "keeper.beat"
 
 
-def log_of(settings: Settings, name: str) -> Path:
+def service_log(settings: Settings, name: str) -> Path:
     """Where a service's output stands."""
     return settings.home_path / "logs" / f"{name}.log"
 
@@ -146,16 +146,16 @@ def log_of(settings: Settings, name: str) -> Path:
 def _condition(settings: Settings, name: str, service: Service | None, ask: bool) -> Condition:
     process = process_of(service) if service else None
     if service is None or process is None:
-        return Condition("stopped", f"its process ended; see {log_of(settings, name)}" if service else "")
-    if not ask or (service.health and answers(service.health)):
+        return Condition("stopped", f"its process ended; see {service_log(settings, name)}" if service else "")
+    if not ask or (service.health and is_answering(service.health)):
         return readiness(service.url) if ask and name == "predictor" else Condition("running")
     if is_stopped(process):
         return Condition("not answering", f"process {service.pid} is stopped by a signal; "
                                           f"`kill -CONT {service.pid}` lets it go on")
     if service.health:
-        found = asked(service.health, ANSWER_TIMEOUT_S).status
+        found = get_within(service.health, ANSWER_TIMEOUT_S).status
         said = f"answers {found}" if found else f"does not answer within {ANSWER_TIMEOUT_S} s"
-        return Condition("not answering", f"{service.health} {said}; see {log_of(settings, name)}")
+        return Condition("not answering", f"{service.health} {said}; see {service_log(settings, name)}")
     if name == "keeper" and _silence_s(settings, service) > KEEPER_SILENT_S:
         return Condition("not answering", f"it has not looked for {_silence_s(settings, service) / 60:.0f} minutes; "
                                           "run `anneal down` and `anneal up`")
@@ -173,7 +173,7 @@ def _silence_s(settings: Settings, keeper: Service) -> float:
 # --- start -------------------------------------------------------------------
 
 
-def _check_port(settings: Settings, plan: Plan, running: Mapping[str, Service]) -> None:
+def _check_port(settings: Settings, plan: ServicePlan, running: Mapping[str, Service]) -> None:
     if plan.name in running:
         return
     with socket.socket() as probe:
@@ -188,20 +188,20 @@ def _check_port(settings: Settings, plan: Plan, running: Mapping[str, Service]) 
                     f"or set {plan.port_variable} to a free port.") from error
 
 
-def _start(settings: Settings, plan: Plan) -> None:
+def _start(settings: Settings, plan: ServicePlan) -> None:
     """Start a service unless it runs, and note it in stack.json."""
-    running = read(settings)
+    running = read_stack(settings)
     if plan.name in running:
         return
-    _write(settings, {**running, plan.name: start(plan, log_of(settings, plan.name))})
+    _write(settings, {**running, plan.name: start(plan, service_log(settings, plan.name))})
 
 
-def _wait_until_ready(settings: Settings, plan: Plan) -> None:
-    service, log = read(settings)[plan.name], log_of(settings, plan.name)
+def _wait_until_ready(settings: Settings, plan: ServicePlan) -> None:
+    service, log = read_stack(settings)[plan.name], service_log(settings, plan.name)
 
     def is_ready() -> bool:
         if service.health:
-            return answers(service.health)
+            return is_answering(service.health)
         return plan.ready_line in log.read_text(encoding="utf-8", errors="replace")
 
     _wait_until(is_ready, START_TIMEOUT_S, plan.name, log, lambda: process_of(service) is not None)
@@ -224,7 +224,7 @@ def _wait_until(
 
 
 def _alive(settings: Settings) -> dict[str, Service]:
-    return {name: service for name, service in read(settings).items() if process_of(service)}
+    return {name: service for name, service in read_stack(settings).items() if process_of(service)}
 
 
 def _write(settings: Settings, running: Mapping[str, Service]) -> None:
@@ -240,7 +240,7 @@ def _file(settings: Settings) -> Path:
 
 
 @contextmanager
-def locked(settings: Settings) -> Iterator[None]:
+def stack_lock(settings: Settings) -> Iterator[None]:
     """While nobody else starts or stops services of this home; the lock goes with the process."""
     with (settings.home_path / "stack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

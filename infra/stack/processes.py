@@ -22,7 +22,7 @@ import psutil
 
 from infra.process import spawn
 from infra.settings import Settings
-from infra.stack.services import MARK, Plan
+from infra.stack.services import MARK, ServicePlan
 
 STOP_ORDER = ("keeper", "worker", "predictor", "mlflow", "prefect")
 TERM_GRACE_S = 5
@@ -49,7 +49,7 @@ class Service:
     move; 0 in a stack.json of an earlier release."""
 
 
-def start(plan: Plan, log: Path) -> Service:
+def start(plan: ServicePlan, log: Path) -> Service:
     """Start a process that outlives this one; the log of its predecessor becomes <service>.log.1."""
     with suppress(FileNotFoundError):
         log.replace(log.with_suffix(".log.1"))

@@ -34,7 +34,7 @@ OFFLINE = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SER
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ServicePlan:
     """One service that is to run."""
 
     name: str
@@ -50,7 +50,7 @@ class Plan:
     port_variable: str = ""
 
 
-def servers(settings: Settings) -> list[Plan]:
+def servers(settings: Settings) -> list[ServicePlan]:
     """The servers to run here. One that the environment says runs elsewhere is left out."""
     elsewhere = {
         "prefect": settings.prefect_url or os.environ.get("PREFECT_API_URL", ""),
@@ -60,9 +60,9 @@ def servers(settings: Settings) -> list[Plan]:
     return [plan for plan in plans if elsewhere[plan.name].rstrip("/") in ("", plan.url)]
 
 
-def worker(settings: Settings, prefect_api: str) -> Plan:
+def worker(settings: Settings, prefect_api: str) -> ServicePlan:
     """The process worker, which runs the trainings that are started from the UI or by a schedule."""
-    return Plan(
+    return ServicePlan(
         name="worker",
         command=(sys.executable, "-m", "prefect", "--no-prompt", "worker", "start",
                  "--pool", POOL, *(f"--work-queue={queue}" for queue in QUEUES), "--type", "process",
@@ -72,9 +72,9 @@ def worker(settings: Settings, prefect_api: str) -> Plan:
         ready_line="started!")
 
 
-def keeper(settings: Settings) -> Plan:
+def keeper(settings: Settings) -> ServicePlan:
     """What starts the other services again when they die."""
-    return Plan(name="keeper", command=(sys.executable, "-m", "infra.stack.supervisor"), env=_common(settings),
+    return ServicePlan(name="keeper", command=(sys.executable, "-m", "infra.stack.supervisor"), env=_common(settings),
                 ready_line="keeping")
 
 
@@ -141,23 +141,23 @@ def _closed(settings: Settings, origin: str) -> dict[str, str]:
             "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin}
 
 
-def _prefect(settings: Settings) -> Plan:
+def _prefect(settings: Settings) -> ServicePlan:
     url = f"http://{_reachable(settings)}:{settings.prefect_port}/api"
-    return Plan(
+    return ServicePlan(
         name="prefect", command=(sys.executable, "-m", "deployments.servers", "prefect"), env=_common(settings),
         url=url, health=f"{url}/health", port=settings.prefect_port, port_variable="ANNEAL_PREFECT_PORT")
 
 
-def _mlflow(settings: Settings) -> Plan:
+def _mlflow(settings: Settings) -> ServicePlan:
     url = f"http://{_reachable(settings)}:{settings.mlflow_port}"
-    return Plan(
+    return ServicePlan(
         name="mlflow", command=(sys.executable, "-m", "deployments.servers", "mlflow"), env=_common(settings),
         url=url, health=f"{url}/health", port=settings.mlflow_port, port_variable="ANNEAL_MLFLOW_PORT")
 
 
-def _predictor(settings: Settings) -> Plan:
+def _predictor(settings: Settings) -> ServicePlan:
     url = f"http://{_reachable(settings)}:{settings.predictor_port}"
-    return Plan(
+    return ServicePlan(
         name="predictor", command=(sys.executable, "-m", "deployments.predictor"),
         env=_common(settings), url=url, health=f"{url}/health/live",
         port=settings.predictor_port, port_variable="ANNEAL_PREDICTOR_PORT")

@@ -22,7 +22,7 @@ import psutil
 from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.stack import local as stack
-from infra.stack.health import asked
+from infra.stack.health import get_within
 from infra.stack.processes import Service, is_stopped, kill, process_of, reap
 
 POLL_S = 1.0
@@ -90,7 +90,7 @@ def keep(settings: Settings) -> None:
         reap()
         try:
             beat.touch()
-            running = {name: service for name, service in stack.read(settings).items() if name != "keeper"}
+            running = {name: service for name, service in stack.read_stack(settings).items() if name != "keeper"}
             wanted |= set(running)  # one that could not be started stands there no more
             end(settings, pulses.hanging(running))
             states = stack.status(settings, ask=False)
@@ -116,7 +116,7 @@ def works(service: Service) -> bool:
         return True
     if not service.health:
         return False
-    status = asked(service.health, ANSWER_TIMEOUT_S).status
+    status = get_within(service.health, ANSWER_TIMEOUT_S).status
     return 0 < status < 500 or status == 503  # 503: it is alive, but its database is busy
 
 
@@ -124,8 +124,8 @@ def end(settings: Settings, hanging: dict[str, Service]) -> None:
     """Kill the processes of services that hang; `up` takes care of what a server's own children hold."""
     if not hanging:
         return
-    with stack.locked(settings):
-        there = stack.read(settings)
+    with stack.stack_lock(settings):
+        there = stack.read_stack(settings)
         for name, service in hanging.items():
             process = process_of(service)
             if there.get(name) == service and process is not None and not works(service):

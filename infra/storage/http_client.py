@@ -18,7 +18,7 @@ import httpx
 
 from infra.errors import DataError, Interrupted, Transient, shown
 from infra.storage.host_guard import Address, Endpoint
-from infra.storage.timeouts import Pace, Patience
+from infra.storage.timeouts import MinimumRate, Patience
 
 RECEIVED_BYTES = 1 << 16
 
@@ -29,7 +29,7 @@ class Answer:
     def __init__(self, connection: socket.socket, method: str, address: Address, headers: dict[str, str], where: str,
                  patience: Patience) -> None:
         self._socket, self._where, self._patience = connection, where, patience
-        self._pace = Pace(patience, where)
+        self._pace = MinimumRate(patience, where)
         self._http = h11.Connection(h11.CLIENT)
         fields = {"Host": address.netloc, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close",
                   "User-Agent": "anneal", **headers}
@@ -104,7 +104,7 @@ class Answer:
         return Interrupted(f"the connection broke ({error.strerror or error})", where=self._where)
 
 
-def ask(method: str, address: Address, endpoints: Sequence[Endpoint], headers: dict[str, str], where: str,
+def request(method: str, address: Address, endpoints: Sequence[Endpoint], headers: dict[str, str], where: str,
         patience: Patience) -> Answer:
     """Ask for an address at one of the endpoints. Raises Interrupted, DataError for a certificate that is not valid."""
     connection = _connected(address, endpoints, where, patience)

@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.storage.addresses import form_of
 from infra.storage.clouds import in_object_store
 from infra.storage.host_guard import parsed, reachable
-from infra.storage.http_client import Answer, ask
+from infra.storage.http_client import Answer, request
 from infra.storage.timeouts import Patience, Tries
 
 PATIENCE = Patience()
@@ -183,7 +183,7 @@ def _asked(method: str, address: str, settings: Settings, headers: dict[str, str
     where = without_secrets(address)
     hop = parsed(address, where)
     for _ in range(REDIRECTS + 1):
-        answer = ask(method, hop, reachable(hop, settings, where), headers, where, patience)
+        answer = request(method, hop, reachable(hop, settings, where), headers, where, patience)
         location = answer.headers.get("location")
         if answer.status not in REDIRECTING or location is None:
             return answer

@@ -23,8 +23,8 @@ import fsspec
 from fsspec.asyn import sync
 
 from infra.errors import DataChanged, Interrupted, Transient, UserError
-from infra.storage.store_errors import told
-from infra.storage.timeouts import Pace, Patience, Tries
+from infra.storage.store_errors import translate_storage_errors
+from infra.storage.timeouts import MinimumRate, Patience, Tries
 
 AHEAD_BYTES = 1 << 23
 """Of an object, asked for at once while it is read from its beginning to its end."""
@@ -104,7 +104,7 @@ class Parts(io.RawIOBase):
         pieces, tries, brought = list[bytes](), Tries(PATIENCE), 0
         while True:
             try:
-                with told(self._where):
+                with translate_storage_errors(self._where):
                     self._wait_for(pieces, start, end)
                 return b"".join(pieces)
             except Transient as error:
@@ -142,7 +142,7 @@ class Parts(io.RawIOBase):
         asked = file.fs._call_s3(
             "get_object", Bucket=file.bucket, Key=file.key, Range=f"bytes={at}-{end - 1}", **version)
         answer = await asyncio.wait_for(asked, PATIENCE.stall_s)  # however often the libraries ask for it
-        pace, clock = Pace(PATIENCE, self._where), PATIENCE.clock
+        pace, clock = MinimumRate(PATIENCE, self._where), PATIENCE.clock
         async with answer["Body"] as body:
             if answer.get("ETag") != file.details.get("ETag"):
                 raise self._changed("it changes while it is read")

@@ -31,7 +31,7 @@ from infra.redaction import secret_in
 from infra.settings import Settings
 from infra.storage.clouds import cloud, cloud_of
 from infra.storage.s3 import AHEAD_BYTES, Parts, s3
-from infra.storage.store_errors import existing, told
+from infra.storage.store_errors import existing, translate_storage_errors
 
 BUCKET = re.compile(r"[A-Za-z0-9._-]{0,63}")
 """What botocore takes for a bucket's name, and not for an access point somewhere else; empty: the server itself."""
@@ -69,7 +69,7 @@ class Store:
         """The manifest of a finished folder; local files are hashed again, remote ones counted."""
         if self.is_local:
             return verify(self._local(name))
-        with told(self.root):
+        with translate_storage_errors(self.root):
             try:
                 manifest = Manifest.from_json(self._fs.cat_file(self._key(name, MANIFEST)))
                 found = self._fs.find(self._key(name), detail=True, refresh=True)
@@ -98,7 +98,7 @@ class Store:
 
     def write(self, name: str, text: str) -> None:
         """Put one small file, whole or not at all; unlike a folder it may be written again."""
-        with told(self.root):
+        with translate_storage_errors(self.root):
             if self.is_local:
                 write_atomic(self._local(name), text)
             else:
@@ -106,7 +106,7 @@ class Store:
 
     def read(self, name: str) -> str | None:
         """The text of one small file, or None."""
-        with told(self.root):
+        with translate_storage_errors(self.root):
             try:
                 found: bytes = self._local(name).read_bytes() if self.is_local else self._fs.cat_file(self._key(name))
             except FileNotFoundError:
@@ -115,12 +115,12 @@ class Store:
 
     def discard(self, name: str) -> None:
         """Take one small file away, if it is there."""
-        with told(self.root), suppress(FileNotFoundError):
+        with translate_storage_errors(self.root), suppress(FileNotFoundError):
             self._fs.rm_file(self._key(name))
 
     def names(self, prefix: str) -> list[str]:
         """Names directly below `prefix`, sorted; finished or not. Those that begin with a dot are being written."""
-        with told(self.root):
+        with translate_storage_errors(self.root):
             try:
                 found = self._fs.ls(self._key(prefix), detail=False)
             except FileNotFoundError:
@@ -131,7 +131,7 @@ class Store:
     def sizes(self, prefix: str) -> dict[str, tuple[int, datetime]]:
         """Bytes, and the time of the newest file, of each folder directly below `prefix`; finished or not."""
         found: dict[str, tuple[int, datetime]] = {}
-        with told(self.root):
+        with translate_storage_errors(self.root):
             try:
                 files = self._fs.find(self._key(prefix), detail=True)
             except FileNotFoundError:
@@ -146,7 +146,7 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Take a folder away, its manifest first."""
-        with told(self.root):
+        with translate_storage_errors(self.root):
             with suppress(FileNotFoundError):
                 self._fs.rm_file(self._key(name, MANIFEST))
             with suppress(FileNotFoundError):
@@ -155,7 +155,7 @@ class Store:
     @contextmanager
     def draft(self) -> Iterator[Draft]:
         """A fresh folder to fill and `commit`; thrown away if the block fails before that."""
-        with told(self.root), scratch_folder(self._scratch) as path:
+        with translate_storage_errors(self.root), scratch_folder(self._scratch) as path:
             yield Draft(self, path)
 
     def scratch(self) -> AbstractContextManager[Path]:
@@ -179,7 +179,7 @@ class Store:
     def _download(self, key: str, path: Path, sha256: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        with told(self.root), self._fs.open(key, "rb") as source, path.open("wb") as target:
+        with translate_storage_errors(self.root), self._fs.open(key, "rb") as source, path.open("wb") as target:
             while chunk := source.read(READ_BYTES):
                 digest.update(chunk)
                 target.write(chunk)
@@ -218,7 +218,7 @@ def filesystem(address: str, settings: Settings) -> Any:
 
 def open_remote(address: str, settings: Settings) -> BinaryIO:
     """Open one object for reading. Raises UserError when it is not there or not ours to read."""
-    with told(address), existing(address):
+    with translate_storage_errors(address), existing(address):
         file = filesystem(address, settings).open(address, "rb", block_size=AHEAD_BYTES)
     return file if cloud_of(address) else cast(BinaryIO, Parts(file, address))
 

@@ -24,7 +24,7 @@ def existing(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def translate_storage_errors(where: str) -> Iterator[None]:
     """Turn what disks and S3 servers raise into errors a user can act on."""
     try:
         yield

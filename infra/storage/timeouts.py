@@ -48,7 +48,7 @@ class Tries:
         return self._delays_s[self._failed - 1]
 
 
-class Pace:
+class MinimumRate:
     """Bytes over the time spent waiting for them, window by window."""
 
     def __init__(self, patience: Patience, where: str) -> None:

@@ -52,7 +52,7 @@ def rows_of(path: Path, name: str) -> Iterator[bytes]:
             allowed="pages and values that fit", fix="Write it with more and smaller row groups, or give it as JSONL.")
 
 
-def read(path: Path, name: str, target: Any) -> None:
+def read_parquet(path: Path, name: str, target: Any) -> None:
     """Write the rows. Raises DataError."""
     import orjson
     from pyarrow import ArrowException
@@ -99,7 +99,7 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     file = Path(sys.argv[1])
     try:
-        read(file, sys.argv[2], sys.stdout.buffer)
+        read_parquet(file, sys.argv[2], sys.stdout.buffer)
         sys.stdout.buffer.flush()
     except DataError as error:
         write_error(file.with_suffix(ERROR), error)

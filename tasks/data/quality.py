@@ -29,7 +29,7 @@ from tasks.data import schema as check
 from tasks.data.jsonl import numbered
 from tasks.data.minhash import MOST_ROWS, Sketches, grams_of, sketch_of
 from tasks.data.quality_rules import RULES, flags_of
-from tasks.data.scan import FileScan, judge
+from tasks.data.scan import FileScan, judge_line
 from tasks.data.sources import Places
 
 DOUBTS = {rule: 1 << i for i, rule in enumerate(RULES)}
@@ -52,7 +52,7 @@ class QualityScan:
 
 
 @dataclass(frozen=True)
-class Part:
+class ScanPart:
     """Rows that begin in some bytes of a file."""
 
     path: str
@@ -71,12 +71,12 @@ def scan_quality(files: list[FileScan], shared: int, processes: int, folder: Pat
 
     Raises Transient when a process died.
     """
-    parts: list[Part] = []
+    parts: list[ScanPart] = []
     for number, file in enumerate(files):
         row = sum(one.count for one in files[:number])
         for start, before, end in cuts(file, processes):
             out = str(folder / f"part-{len(parts):02}")
-            parts.append(Part(str(file.path), start, end, row + before, shared, out))
+            parts.append(ScanPart(str(file.path), start, end, row + before, shared, out))
     if len(parts) > len(files):
         _side_by_side(parts, processes, folder)
     else:
@@ -98,13 +98,13 @@ def cuts(file: FileScan, pieces: int) -> list[tuple[int, int, int | None]]:
     return [(at, rows, end) for (at, rows), end in zip(begins, ends, strict=True)]
 
 
-def scan_part(part: Part) -> None:
+def scan_part(part: ScanPart) -> None:
     """Scan one part, and leave its arrays."""
     doubts, rows, spaced, places = array("H"), array("q"), 0, Places(part.path)
     with Path(f"{part.out}.values").open("wb") as values:
         lines = numbered(Path(part.path), start=part.start, end=part.end)
         for number, (line_number, line) in enumerate(lines, start=part.row):
-            row = judge(line, line_number, places)
+            row = judge_line(line, line_number, places)
             texts = check.texts_of(row.value, row.kind)
             words = "\n".join(texts).lower().split()
             grams = grams_of(words)
@@ -118,7 +118,7 @@ def scan_part(part: Part) -> None:
     Path(f"{part.out}.json").write_text(json.dumps(spaced))
 
 
-def _side_by_side(parts: list[Part], processes: int, folder: Path) -> None:
+def _side_by_side(parts: list[ScanPart], processes: int, folder: Path) -> None:
     log, waiting = folder / "scan.log", list(parts)
     running: list[subprocess.Popen[bytes]] = []
     try:
@@ -139,7 +139,7 @@ def _side_by_side(parts: list[Part], processes: int, folder: Path) -> None:
             stop_tree(child, set(), no_grace)
 
 
-def _joined(parts: list[Part], name: str, kind: type[S]) -> NDArray[S]:
+def _joined(parts: list[ScanPart], name: str, kind: type[S]) -> NDArray[S]:
     """The arrays of all parts as one, without holding any of it twice."""
     files = [Path(f"{part.out}.{name}") for part in parts]
     sizes = [file.stat().st_size // np.dtype(kind).itemsize for file in files]
@@ -151,7 +151,7 @@ def _joined(parts: list[Part], name: str, kind: type[S]) -> NDArray[S]:
     return whole
 
 
-def _appended(parts: list[Part], name: str) -> Path:
+def _appended(parts: list[ScanPart], name: str) -> Path:
     """The files of all parts in one, that of the first."""
     whole = Path(f"{parts[0].out}.{name}")
     with whole.open("ab") as target:
@@ -164,4 +164,4 @@ def _appended(parts: list[Part], name: str) -> Path:
 
 
 if __name__ == "__main__":
-    scan_part(Part(**json.loads(Path(sys.argv[1]).read_text())))
+    scan_part(ScanPart(**json.loads(Path(sys.argv[1]).read_text())))

@@ -125,7 +125,7 @@ class FileScan:
     def rows(self) -> Iterator[Row]:
         """The rows again, in order."""
         for number, line in numbered(self.path):
-            yield judge(line, number, self.places)
+            yield judge_line(line, number, self.places)
 
     def mark(self, at: int) -> None:
         """Note that a line begins here, if it is far enough from the last one noted."""
@@ -185,7 +185,7 @@ def survey(
             value = common[0]
         else:
             try:
-                row = judge(line, number, places)
+                row = judge_line(line, number, places)
                 if found is None:
                     found = FileScan(path, places, row.kind, notes, places.of(number))
                 check_kind(row, found)
@@ -203,7 +203,7 @@ def survey(
     return found
 
 
-def judge(line: bytes, number: int, places: Places) -> Row:
+def judge_line(line: bytes, number: int, places: Places) -> Row:
     """One line as a clean row. Raises DataError."""
     if not is_cut(line) and (common := check.quick(line)):
         return Row(common[0], common[1], number, NOTHING)

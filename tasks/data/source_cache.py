@@ -26,7 +26,7 @@ from infra.storage.addresses import form_of
 from infra.storage.clouds import in_object_store
 from infra.storage.https import headers_of, without_secrets
 from infra.storage.store import Store
-from tasks.data.sources import Found, find_shards
+from tasks.data.sources import SourceFile, find_shards
 
 SOURCES = "sources"
 SETTLE_S = 10.0
@@ -52,7 +52,7 @@ class Look(Record):
         return f"{self.files} file{'' if self.files == 1 else 's'}, {self.bytes} bytes"
 
 
-def key_of(settings: Settings, source: str) -> str:
+def source_key(settings: Settings, source: str) -> str:
     """What stands for the content that the source has now; empty where that cannot be told from outside."""
     address = form_of(source)[1]
     if not in_object_store(address) and not address.startswith(("https://", "http://")):
@@ -65,23 +65,23 @@ def key_of(settings: Settings, source: str) -> str:
 
 def known(store: Store, key: str) -> Dataset | None:
     """The data set that came of that content, if it still verifies."""
-    folder = store.read(name_of(key)) if key else None
+    folder = store.read(note_name(key)) if key else None
     manifest = store.find(folder) if folder else None
     return Dataset.kept(manifest.record if manifest else None)
 
 
-def note(store: Store, key: str, dataset: Dataset) -> None:
+def note_source(store: Store, key: str, dataset: Dataset) -> None:
     """Remember it."""
     if key:
-        store.write(name_of(key), dataset.folder)
+        store.write(note_name(key), dataset.folder)
 
 
-def name_of(key: str) -> str:
+def note_name(key: str) -> str:
     """Where the note stands in the store."""
     return f"{SOURCES}/{key[:32]}.txt"
 
 
-def _marked(settings: Settings, one: Found) -> Found:
+def _marked(settings: Settings, one: SourceFile) -> SourceFile:
     """The same with a mark, where the server gives one that tells two versions apart to the byte."""
     if one.mark or in_object_store(one.address):
         return one
@@ -137,7 +137,7 @@ def look_name(spec: TrainingSpec) -> str:
     return f"watched/{digest_of([spec.destination, *sources_of(spec)])[:32]}.json"
 
 
-def _seen(settings: Settings, one: Found) -> Found:
+def _seen(settings: Settings, one: SourceFile) -> SourceFile:
     """The same with a mark, where the listing gave none: a weak one will do, as a look too many costs little."""
     if one.mark:
         return one

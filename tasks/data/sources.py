@@ -28,7 +28,7 @@ from infra.storage.addresses import Form, form_of
 from infra.storage.clouds import cloud_of, in_object_store, mark_of
 from infra.storage.https import without_secrets
 from infra.storage.store import Store, filesystem
-from infra.storage.store_errors import existing, told
+from infra.storage.store_errors import existing, translate_storage_errors
 
 FILE = "shards.json"
 ENDINGS: dict[Form, str] = {
@@ -47,7 +47,7 @@ SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFile:
     """One file of a source."""
 
     address: str
@@ -89,7 +89,7 @@ class Places:
         return f"{shard.name} {self.unit} {number - shard.line + 1}"
 
 
-def find_shards(settings: Settings, source: str, say: Callable[[str], None] = lambda _: None) -> list[Found]:
+def find_shards(settings: Settings, source: str, say: Callable[[str], None] = lambda _: None) -> list[SourceFile]:
     """The files of a source; what was left out is said in a line.
 
     Raises DataError for none, UserError or Transient when the store does not answer.
@@ -100,11 +100,11 @@ def find_shards(settings: Settings, source: str, say: Callable[[str], None] = la
                         fix="Write the path or address of the file behind it.")
     is_remote = in_object_store(source)
     if "://" in source and not is_remote:
-        return [Found(source, without_secrets(source))]
+        return [SourceFile(source, without_secrets(source))]
     files = filesystem(source, settings)
     if is_remote:
         path = strip_protocol(source) if cloud_of(source) else source.removeprefix("s3://")
-        with told(source), existing(source):
+        with translate_storage_errors(source), existing(source):
             return _find(files, path, source, form, say)
     with readable(source):
         return _find(files, os.path.abspath(Path(source).expanduser()), source, form, say)
@@ -139,7 +139,7 @@ def _read(text: str) -> list[Shard]:
     return [Shard.of(values) for values in json.loads(text)]
 
 
-def _find(files: Any, path: str, source: str, form: Form, say: Callable[[str], None]) -> list[Found]:
+def _find(files: Any, path: str, source: str, form: Form, say: Callable[[str], None]) -> list[SourceFile]:
     try:
         about = files.info(path)
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def _find(files: Any, path: str, source: str, form: Form, say: Callable[[str], N
     return [replace(_found(path, about, without_secrets(source), source), address=source)]
 
 
-def _in_folder(files: Any, root: str, source: str, form: Form, say: Callable[[str], None]) -> list[Found]:
+def _in_folder(files: Any, root: str, source: str, form: Form, say: Callable[[str], None]) -> list[SourceFile]:
     entries = files.find(root, detail=True, **_strictly(files))
     names = [name for name in _visible(entries, root) if NAMED_LIKE_DATA[form].search(name)]
     others = sorted({_below(root, path) for path in entries}.difference(names))
@@ -163,7 +163,7 @@ def _in_folder(files: Any, root: str, source: str, form: Form, say: Callable[[st
     return [_found(f"{root}/{name}", entries[f"{root}/{name}"], name, source) for name in names]
 
 
-def _by_pattern(files: Any, pattern: str, source: str) -> list[Found]:
+def _by_pattern(files: Any, pattern: str, source: str) -> list[SourceFile]:
     root = MAGIC.split(pattern)[0].rpartition("/")[0]
     if not root or not files.exists(root):
         raise DataError("the pattern begins in a folder that does not exist", where=shown_path(source),
@@ -194,15 +194,15 @@ def _is_file(path: str, entry: dict[str, Any]) -> bool:
     return bool(entry["type"] == "file") and not path.endswith(("/", FOLDER_MARK))
 
 
-def _found(path: str, about: dict[str, Any], name: str, source: str) -> Found:
+def _found(path: str, about: dict[str, Any], name: str, source: str) -> SourceFile:
     if in_object_store(source):
         scheme = source.partition("://")[0]
-        return Found(f"{scheme}://{path.lstrip('/')}", name, about["size"], mark_of(about))
+        return SourceFile(f"{scheme}://{path.lstrip('/')}", name, about["size"], mark_of(about))
     if path != _spelled(path):
         raise DataError("its path is not UTF-8", where=shown_path(path), fix="Rename it.")
     with readable(path):
         status = os.stat(path)
-    return Found(path, name, status.st_size, str(status.st_mtime_ns))
+    return SourceFile(path, name, status.st_size, str(status.st_mtime_ns))
 
 
 def _strictly(files: Any) -> dict[str, Any]:

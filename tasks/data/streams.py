@@ -1,7 +1,7 @@
 """How far the reading of a data source has come: counted while it is read, told every few seconds.
 
-In:   the raw bytes of its files, the lines that were found in them      Out: a `Standing` for a `Teller`
-A thread reads ahead of who hashes: `ahead`.
+In:   the raw bytes of its files, the lines that were found in them      Out: a `ReadProgress` for a `ProgressListener`
+A thread reads ahead of who hashes: `read_ahead`.
 Nothing is told of what takes a moment. Bytes are counted as they lie there, packed, because only their sum is known.
 """
 
@@ -16,18 +16,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from infra.errors import DataChanged
-from infra.progress import MEGABYTE, TELL_EVERY_S, Every
+from infra.progress import MEGABYTE, TELL_EVERY_S, Throttle
 from infra.storage.s3 import Parts
-from infra.storage.store_errors import told
+from infra.storage.store_errors import translate_storage_errors
 from tasks.data.compression import Readable
-from tasks.data.sources import Found
+from tasks.data.sources import SourceFile
 
 BLOCK_BYTES, BLOCK_S = 1 << 23, 1.0
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Standing:
+class ReadProgress:
     """How far it is."""
 
     lines: int
@@ -56,14 +56,14 @@ class Standing:
         return f"{self.lines} lines, {self.bytes / MEGABYTE:.0f} MB read{share}, {speed:.1f} MB/s{left}{files}"
 
 
-class Teller:
+class ProgressListener:
     """Tells of a reading what is worth a line; this one in the log of the process."""
 
     def say(self, line: str) -> None:
         """Tell it."""
         log.info("%s", line)
 
-    def see(self, standing: Standing) -> None:
+    def see(self, standing: ReadProgress) -> None:
         """Tell how far it is."""
         self.say(str(standing))
 
@@ -71,11 +71,11 @@ class Teller:
 class Meter:
     """Counts what is read of the files of a source."""
 
-    def __init__(self, found: Sequence[Found], teller: Teller) -> None:
+    def __init__(self, found: Sequence[SourceFile], teller: ProgressListener) -> None:
         self._teller, self._files = teller, len(found)
         sizes = [one.bytes for one in found]
         self._total = 0 if None in sizes else sum(size or 0 for size in sizes)
-        self._started, self._every = time.monotonic(), Every(TELL_EVERY_S)
+        self._started, self._every = time.monotonic(), Throttle(TELL_EVERY_S)
         self._lines = self._bytes = self._file = 0
 
     def counted(self, raw: Readable, name: str, announced: int | None = None) -> Counted:
@@ -95,7 +95,7 @@ class Meter:
         """Count bytes; tell now and then."""
         self._bytes += size
         if self._every.is_due():
-            self._teller.see(Standing(self._lines, self._bytes, self._total, time.monotonic() - self._started,
+            self._teller.see(ReadProgress(self._lines, self._bytes, self._total, time.monotonic() - self._started,
                                       self._file, self._files))
 
 
@@ -106,8 +106,8 @@ class Counted:
         self._meter, self._raw, self._name = meter, raw, name
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of the stream itself. Raises what `told` makes of an error, and says where: the file or its address."""
-        with told(self._name):
+        """As of the stream itself. Raises what `translate_storage_errors` makes of an error, with the file's name."""
+        with translate_storage_errors(self._name):
             try:
                 chunk = self._raw.read(size)
             except FileNotFoundError as error:
@@ -116,12 +116,12 @@ class Counted:
         return chunk
 
 
-def ahead(raw: Readable) -> AbstractContextManager[Readable]:
+def read_ahead(raw: Readable) -> AbstractContextManager[Readable]:
     """The stream, read ahead by a thread unless it does that itself."""
-    return nullcontext(raw) if isinstance(raw, Parts) else Ahead(raw)
+    return nullcontext(raw) if isinstance(raw, Parts) else ReadAhead(raw)
 
 
-class Ahead:
+class ReadAhead:
     """A stream that a thread reads a block ahead, so that waiting and working overlap. Used as a context.
 
     A block is what came within a second, if that is less: on a slow line progress is shown all the same, and whoever
@@ -134,7 +134,7 @@ class Ahead:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._coming = self._ask()
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> ReadAhead:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -84,7 +84,7 @@ def batch_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchPlan:
     """How many steps there are, and which rows each takes."""
 
     rows: int
@@ -130,8 +130,8 @@ class Feed(Iterator[Batch]):
     """A rank's micro-batches in their order; a thread makes the next one ready while one is used."""
 
     def __init__(
-        self, rows: PackedRows, plan: Plan, *, rank: int, world: int, count: int, device: torch.device, started: int,
-        row_tokens: int = 0,
+        self, rows: PackedRows, plan: BatchPlan, *, rank: int, world: int, count: int, device: torch.device,
+        started: int, row_tokens: int = 0,
     ) -> None:
         """`row_tokens`: every micro-batch of every rank is filled up to one shape, of rows of that many tokens."""
         self._rows, self._plan, self._device = rows, plan, device

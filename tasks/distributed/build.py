@@ -22,7 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from infra.spec import TrainingSpec
 from tasks.distributed import attention
-from tasks.distributed.checkpoint import write_error
+from tasks.distributed.checkpoint import error_of_writing
 from tasks.distributed.contract import TrainJob
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import add_adapter, dtype_of, load_base, precision, save_model
@@ -53,7 +53,7 @@ class Built:
         return precision(self.compute, self.device)
 
 
-def build(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
+def build_model(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     """Load the base, put adapters on it, spread it over the ranks. Raises BaseModelError, UserError."""
     compute = dtype_of(spec.precision, ranks.device)
     full = spec.peft_method == "full"
@@ -141,5 +141,5 @@ def save_trained(built: Built, folder: Path, ranks: Group) -> None:
         try:
             save_model(built.model, folder, weights)
         except (SafetensorError, OSError) as error:
-            raise write_error(error, folder, error) from error
+            raise error_of_writing(error, folder, error) from error
     ranks.barrier()

@@ -48,7 +48,7 @@ Report = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SavedCheckpoint:
     """A checkpoint that verifies."""
 
     folder: Path
@@ -86,14 +86,14 @@ class Checkpoints:
             self._writing.result()
             self._writing = None
 
-    def latest(self, key: str, *, with_best: bool = False) -> Found | None:
+    def latest(self, key: str, *, with_best: bool = False) -> SavedCheckpoint | None:
         """The newest checkpoint that verifies and belongs to the training `key`, as the first rank sees it.
 
         `with_best`: one that knows of a best step is of no use without the weights of it.
         """
         return self._ranks.from_first(self._newest(key, with_best) if self._ranks.is_first else None)
 
-    def _newest(self, key: str, with_best: bool) -> Found | None:
+    def _newest(self, key: str, with_best: bool) -> SavedCheckpoint | None:
         for folder in checkpoint_folders(self._run):
             found, reason = _read(folder, key), "damaged, or of another training"
             if found is not None:
@@ -106,7 +106,7 @@ class Checkpoints:
             folder.rename(aside)
         return None
 
-    def load(self, found: Found, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def load(self, found: SavedCheckpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put a checkpoint back into the model and the optimizer."""
         weights, state = get_state_dict(model, optimizer, options=OPTIONS)
         both: dict[str, Any] = {"model": weights, "optimizer": state}
@@ -141,14 +141,14 @@ class Checkpoints:
             written.result()
         except CheckpointException as error:
             causes = (cause for cause, _ in error.failures.values())
-            raise write_error(error, part, *causes) from error
+            raise error_of_writing(error, part, *causes) from error
         crashpoint("train.checkpoint.before_commit")
         if not self._ranks.is_first:
             return
         try:
             seal(part, record)
         except OSError as error:
-            raise write_error(error, part, error) from error
+            raise error_of_writing(error, part, error) from error
         target = part.with_suffix("")
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
@@ -160,14 +160,14 @@ class Checkpoints:
                    seconds=round(time.monotonic() - began, 3))
 
 
-def _read(folder: Path, key: str) -> Found | None:
+def _read(folder: Path, key: str) -> SavedCheckpoint | None:
     manifest = verify(folder)
     if manifest is None or manifest.record.get("key") != key:
         return None
-    return Found(folder, int(manifest.record["step"]), manifest.record)
+    return SavedCheckpoint(folder, int(manifest.record["step"]), manifest.record)
 
 
-def write_error(error: BaseException, part: Path, *causes: BaseException) -> Exception:
+def error_of_writing(error: BaseException, part: Path, *causes: BaseException) -> Exception:
     """What stopped the writing of a folder: an OSError or Transient. What is written of it goes, to make room.
 
     torch's writer says "unexpected pos" where the disk is full, that of safetensors something else.

@@ -93,7 +93,7 @@ def decode(
         lines.keep([left[row] > 0 and not (cancelled and cancelled(row)) for row in lines.rows])
 
 
-def answers(
+def decode_all(
     model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling], *,
     stop_ids: frozenset[int], adapters: Sequence[str] | None = None,
 ) -> list[list[int]]:

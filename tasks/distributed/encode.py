@@ -35,7 +35,7 @@ from tasks.distributed.contract import SPLITS, EncodeJob, main_of
 from tasks.distributed.events import Events
 from tasks.distributed.examples import Encoded, add, batches_of, refuse_idle
 from tasks.distributed.model import load_tokenizer
-from tasks.distributed.packs import Ids, Marks, PackedRows, Part, counted, joined, write_index, write_part
+from tasks.distributed.packs import Ids, Marks, PackedRows, PackPart, counted, joined, write_index, write_part
 
 PARTS, LEAST_PART_BYTES, MOST_PART_BYTES = 64, 1 << 20, 1 << 24
 """A file is cut into so many parts, if these are neither too small nor too large."""
@@ -48,7 +48,7 @@ BINS = 40
 
 
 @dataclass(frozen=True)
-class Written(Part):
+class Written(PackPart):
     """A part that is on disk, with what its report needs."""
 
     lengths: NDArray[np.integer]
@@ -146,10 +146,10 @@ def show_samples(codec: Codec, packs: PackedRows) -> list[dict[str, Any]]:
     """The first example and others taken by chance, as the model sees them: runs of text, read or learned."""
     count = packs.segments
     others = 1 + np.random.default_rng(count).choice(count - 1, min(SAMPLES, count) - 1, replace=False)
-    return [show(codec, *packs.segment(i)) for i in [0, *sorted(others.tolist())]]
+    return [show_example(codec, *packs.segment(i)) for i in [0, *sorted(others.tolist())]]
 
 
-def show(codec: Codec, ids: Ids, labels: Marks) -> dict[str, Any]:
+def show_example(codec: Codec, ids: Ids, labels: Marks) -> dict[str, Any]:
     """One example: its tokens, and its runs of text with special tokens, long ones without their middle."""
     edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(ids)]
     runs = [{"learned": bool(labels[a]), "text": _ends(codec.tokenizer.decode(ids[a:b].tolist()))}

@@ -67,7 +67,7 @@ def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[
                 segments = shortened(
                     row["messages"], job.chunk_tokens, lambda turns: encode_rows([{"messages": turns}])[0])
             begin, prompt = question_in(segments, job.kind, len(codec.bos))
-            pieces = [cut(*flatten(segments), job.chunk_tokens, begin=begin, prompt=prompt)]
+            pieces = [truncate(*flatten(segments), job.chunk_tokens, begin=begin, prompt=prompt)]
             encoded.truncated += 1
             encoded.lost += len(ids) - len(pieces[0][0])
         if not any(marks.any() for _, marks in pieces):
@@ -183,7 +183,7 @@ def question_in(segments: list[Segment], kind: RowKind, begin: int) -> tuple[int
     return begin, 0 if kind == "text" else len(segments[0].ids)
 
 
-def cut(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, begin: int, prompt: int
+def truncate(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, begin: int, prompt: int
         ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Shorten to `size` tokens: those from `begin` to `prompt` on their left, then the end.
 

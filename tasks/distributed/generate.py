@@ -30,9 +30,9 @@ from infra.spec import TrainingSpec
 from tasks.distributed.batches import Batch
 from tasks.distributed.codec import Codec
 from tasks.distributed.contract import VALIDATION_PROMPT, GenerateJob, main_of
-from tasks.distributed.decode import Sampling, answers
+from tasks.distributed.decode import Sampling, decode_all
 from tasks.distributed.events import Events
-from tasks.distributed.examples import cut, flatten, question_in, read_rows, shortened
+from tasks.distributed.examples import flatten, question_in, read_rows, shortened, truncate
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, precision
 from tasks.distributed.packs import PackedRows
@@ -65,35 +65,35 @@ def generate(job: GenerateJob) -> int:
             gc.collect()
         ranks.barrier()
         if ranks.is_first:
-            job.finish({"loss": losses, "cut_prompts": sum(len(ids) >= limit(job, spec) for _, ids in asked)})
+            job.finish({"loss": losses, "cut_prompts": sum(len(ids) >= longest_prompt(job, spec) for _, ids in asked)})
     return 0
 
 
-def limit(job: GenerateJob, spec: TrainingSpec) -> int:
+def longest_prompt(job: GenerateJob, spec: TrainingSpec) -> int:
     """Longest prompt in tokens that leaves room for the answer."""
     return max(1, job.context_tokens - spec.max_new_tokens)
 
 
 def questions(codec: Codec, job: GenerateJob, spec: TrainingSpec) -> list[Question]:
     """Prompts of the first held-out rows, over-long ones cut on the left as in training."""
-    found, longest = list[Question](), limit(job, spec)
+    found, longest = list[Question](), longest_prompt(job, spec)
     if job.kind != "text":
         rows = islice(read_rows(Path(job.rows)), spec.num_evaluation_samples)
-        found = [(i, question(codec, job, row, longest)) for i, row in enumerate(rows)]
+        found = [(i, prompt_ids(codec, job, row, longest)) for i, row in enumerate(rows)]
     if spec.validation_prompt:
         found.append((VALIDATION_PROMPT, codec.prompt(spec.validation_prompt)))
     begin = len(codec.bos)
     return [(i, ids if len(ids) <= longest else ids[:begin] + ids[begin - longest :]) for i, ids in found]
 
 
-def question(codec: Codec, job: GenerateJob, row: dict[str, Any], longest: int) -> list[int]:
+def prompt_ids(codec: Codec, job: GenerateJob, row: dict[str, Any], longest: int) -> list[int]:
     """The prompt of a held-out row; of a conversation that is too long the oldest exchanges are left out."""
     ids, _ = codec.question(job.kind, row, job.separator)
     if job.kind != "messages" or len(ids) <= longest:
         return ids
     segments = shortened(row["messages"], longest, codec.asked)
     begin, prompt = question_in(segments, job.kind, len(codec.bos))
-    return [int(i) for i in cut(*flatten(segments), longest, begin=begin, prompt=prompt)[0]]
+    return [int(i) for i in truncate(*flatten(segments), longest, begin=begin, prompt=prompt)[0]]
 
 
 def load(job: GenerateJob, spec: TrainingSpec, name: str, ranks: Group) -> PreTrainedModel | PeftModel:
@@ -120,7 +120,7 @@ def answer_all(
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(mine), BATCH_ROWS):
             batch = mine[start : start + BATCH_ROWS]
-            found = answers(model, [ids for _, ids in batch], [greedy] * len(batch), stop_ids=codec.stop_ids)
+            found = decode_all(model, [ids for _, ids in batch], [greedy] * len(batch), stop_ids=codec.stop_ids)
             for (row, _), answer in zip(batch, found, strict=True):
                 file.write(json.dumps({"row": row, "text": codec.decode(answer)}) + "\n")
             crashpoint("evaluate.mid_generation")

@@ -27,7 +27,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from infra.crashpoints import crashpoint
 from infra.errors import Broken, UserError
 from infra.spec import Precision
-from tasks.distributed.checkpoint import write_error
+from tasks.distributed.checkpoint import error_of_writing
 from tasks.distributed.codec import Codec
 from tasks.distributed.contract import MergeJob, main_of
 from tasks.distributed.examples import flatten, read_rows
@@ -67,7 +67,7 @@ def merge(job: MergeJob) -> int:
 
     save_rounded(merged, Path(job.base), folder, dtype)
     crashpoint("merge.saved")
-    written, by_rounded = digest_of(merged), logits_of(merged, probes)
+    written, by_rounded = digest_of_weights(merged), logits_of(merged, probes)
     count = sum(parameter.dim() == 2 for parameter in merged.parameters())
     del merged, tuned
     after_reload = check_reloaded(folder, written, by_merged, by_rounded, probes, ROUNDOFF[dtype] * math.sqrt(count))
@@ -158,7 +158,7 @@ def save_rounded(merged: PreTrainedModel, base: Path, folder: Path, dtype: Preci
         if (base / GENERATION).exists():
             shutil.copyfile(base / GENERATION, folder / GENERATION)
     except (SafetensorError, OSError) as error:
-        raise write_error(error, folder, error) from error
+        raise error_of_writing(error, folder, error) from error
     for path in folder.glob("*config.json"):
         drop_paths(path)
     for parameter in merged.parameters():
@@ -186,14 +186,14 @@ def check_reloaded(
     model = load_base(folder, dtype=torch.float32, device=CPU)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # out of the mapped file: products depend on how data is aligned
-    if digest_of(model) != written:
+    if digest_of_weights(model) != written:
         raise Broken("the weights that are read back are not those that were written", where="the reloaded model")
     by_files = logits_of(model, probes)
     _within(difference(by_rounded, by_files), 0.0, "the reloaded model")
     return _within(difference(by_merged, by_files), ROUNDING_FACTOR * rounding, "the reloaded model")
 
 
-def digest_of(model: PreTrainedModel) -> str:
+def digest_of_weights(model: PreTrainedModel) -> str:
     """sha256 over names and bits of all weights."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):

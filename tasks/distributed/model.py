@@ -30,7 +30,7 @@ from infra.models.weight_headers import tensors_of
 from infra.spec import Precision, TrainingSpec
 from tasks.distributed.adapters import ADAPTER_CONFIG, check_adapter
 from tasks.distributed.contract import GPUS_SEEN
-from tasks.distributed.weight_check import check_finite, check_headers, check_loaded, told
+from tasks.distributed.weight_check import check_finite, check_headers, check_loaded, translate_loading_errors
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RELATIVE_BASE = "base"
 
 
-def device_of(local_rank: int = 0) -> torch.device:
+def torch_device(local_rank: int = 0) -> torch.device:
     """The accelerator of this rank, or the CPU. Raises UserError where there are GPUs that torch cannot use."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
@@ -73,7 +73,7 @@ def load_base(
     """
     options = {"quantization_config": _four_bits(dtype), "device_map": {"": device}} if quantized else {}
     where = f"base model {path}"
-    with view(path, where) as folder, told(where, "transformers cannot load it"):
+    with view(path, where) as folder, translate_loading_errors(where, "transformers cannot load it"):
         config, tensors = config_of(folder), tensors_of(folder, where)
         packed = getattr(config, "quantization_config", None) is not None
         if not packed:
@@ -119,7 +119,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def load_tokenizers(path: Path, count: int) -> list[PreTrainedTokenizerBase]:
     """Several equal tokenizers that share nothing: one cannot be used by two threads at once."""
     where = f"base model {path}"
-    with view(path, where) as folder, told(where, "no tokenizer can be loaded", "Copy the tokenizer's files anew."):
+    fix = "Copy the tokenizer's files anew."
+    with view(path, where) as folder, translate_loading_errors(where, "no tokenizer can be loaded", fix):
         try:
             tokenizers: list[PreTrainedTokenizerBase] = [
                 AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -34,14 +34,14 @@ Marks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PackPart:
     """What is remembered of a part that is on disk, per segment: counts in as few bytes as they need."""
 
     tokens: NDArray[np.integer]
     labelled: NDArray[np.integer]
 
 
-def write_part(folder: Path, number: int, ids: Sequence[Ids], labels: Sequence[Marks], *, vocabulary: int) -> Part:
+def write_part(folder: Path, number: int, ids: Sequence[Ids], labels: Sequence[Marks], *, vocabulary: int) -> PackPart:
     """Write the segments of one part. Token ids are below `vocabulary`."""
     kind = np.uint16 if vocabulary <= 1 << 16 else np.int32
     tokens = np.concatenate([np.zeros(0, np.int32), *ids])
@@ -50,7 +50,7 @@ def write_part(folder: Path, number: int, ids: Sequence[Ids], labels: Sequence[M
     np.save(folder / f"tokens-{number:05}.npy", tokens.astype(kind, copy=False))
     crashpoint("pack.mid_file")
     np.save(folder / f"labels-{number:05}.npy", np.concatenate([np.zeros(0, bool), *labels]))
-    return Part(counted([len(one) for one in ids]), counted([int(one.sum()) for one in labels]))
+    return PackPart(counted([len(one) for one in ids]), counted([int(one.sum()) for one in labels]))
 
 
 def counted(counts: Sequence[int]) -> NDArray[np.integer]:
@@ -58,7 +58,7 @@ def counted(counts: Sequence[int]) -> NDArray[np.integer]:
     return np.array(counts, np.uint16 if max(counts, default=0) < 1 << 16 else np.int32)
 
 
-def write_index(folder: Path, parts: Sequence[Part], rows: Rows) -> None:
+def write_index(folder: Path, parts: Sequence[PackPart], rows: Rows) -> None:
     """Write what leads from rows to the segments of all parts."""
     tokens, labelled = joined([part.tokens for part in parts]), joined([part.labelled for part in parts])
     np.save(folder / "parts.npy", _starts(np.array([len(part.tokens) for part in parts], np.int64)))

@@ -13,7 +13,7 @@ from infra.errors import BaseModelError
 from tasks.distributed.batches import Batch
 from tasks.distributed.build import Built
 from tasks.distributed.process_group import repeatable
-from tasks.distributed.weight_check import told
+from tasks.distributed.weight_check import translate_loading_errors
 
 SEGMENT_TOKENS = 8
 
@@ -66,7 +66,8 @@ def _loss(built: Built, ids_T: torch.Tensor, segment: slice, *, gradient: bool =
                   torch.zeros_like(places[segment]))
     built.loss.eval()
     fix = "Choose a base of another family, or check its config.json."
-    with told("base model", "it cannot be run", fix), torch.set_grad_enabled(gradient), built.precision():
+    with (translate_loading_errors("base model", "it cannot be run", fix), torch.set_grad_enabled(gradient),
+          built.precision()):
         value: torch.Tensor = built.loss(batch.to(built.device))
     built.loss.train()
     return value

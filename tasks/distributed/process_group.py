@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from infra.crashpoints import crashpoint
-from tasks.distributed.model import device_of
+from tasks.distributed.model import torch_device
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=60)
@@ -72,7 +72,7 @@ def group() -> Iterator[Group]:
     """Join the group that torchrun set up, leave it in order."""
     crashpoint("train.before_init")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    device = device_of(int(os.environ["LOCAL_RANK"]))
+    device = torch_device(int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)

@@ -30,7 +30,7 @@ from infra.models.model_folder import FIX, view
 from infra.models.weight_headers import tensors_of
 from tasks.distributed.model import config_of
 from tasks.distributed.process_group import Group
-from tasks.distributed.weight_check import check_headers, is_finite, told
+from tasks.distributed.weight_check import check_headers, is_finite, translate_loading_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def replicate(loss: nn.Module, ranks: Group) -> Spread:
 def empty_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The base model without memory for its weights. Raises BaseModelError."""
     where = f"base model {path}"
-    with view(path, where) as folder, told(where, "transformers cannot build it"):
+    with view(path, where) as folder, translate_loading_errors(where, "transformers cannot build it"):
         config = config_of(folder)
         if getattr(config, "quantization_config", None) is not None:
             raise BaseModelError("its weights are quantized, and cannot be cut into shards", where=where,

@@ -34,7 +34,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     die_with_parent(int(sys.argv[1]))
     render({"template": "{{ 0 / 0 }}", "messages": [], "tokens": {}})  # all that is loaded late, errors' part included
-    limit()
+    limit_resources()
     _say({})
     while True:
         signal.alarm(IDLE_S)
@@ -48,7 +48,7 @@ def main() -> int:
         _say(answer)
 
 
-def limit() -> None:
+def limit_resources() -> None:
     """From here on: little memory, nothing written to a file, no core dump."""
     with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()

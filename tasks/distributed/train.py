@@ -31,8 +31,8 @@ from torch import Tensor
 from infra.crashpoints import crashpoint
 from infra.errors import EXIT_DONE, EXIT_PREEMPTED, Diverged, OutOfMemory, Preempted, Transient
 from infra.spec import TrainingSpec
-from tasks.distributed.batches import Feed, Plan
-from tasks.distributed.build import build, flops_of, save_trained
+from tasks.distributed.batches import BatchPlan, Feed
+from tasks.distributed.build import build_model, flops_of, save_trained
 from tasks.distributed.checkpoint import Checkpoints
 from tasks.distributed.contract import TrainJob, main_of
 from tasks.distributed.events import Events
@@ -47,7 +47,7 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-def train(job: TrainJob) -> int:
+def train_rank(job: TrainJob) -> int:
     """Train to the end and return the exit code."""
     spec = TrainingSpec.from_json(job.spec)
     with group() as ranks:
@@ -73,7 +73,7 @@ def train(job: TrainJob) -> int:
 
 
 @dataclass
-class Progress:
+class TrainProgress:
     """What a checkpoint remembers beside weights and optimizer."""
 
     steps: int = 0
@@ -95,9 +95,9 @@ class Trainer:
         self.run = Path(job.out)
         packs = Path(job.packs)
         self.rows, self.held_out = PackedRows(packs / "train"), PackedRows(packs / "validation")
-        self.plan = Plan(len(self.rows), spec.train_batch_size, spec.num_train_epochs, spec.max_steps, spec.seed)
+        self.plan = BatchPlan(len(self.rows), spec.train_batch_size, spec.num_train_epochs, spec.max_steps, spec.seed)
         repeatable(ranks.device)
-        self.built = build(job, spec, ranks)
+        self.built = build_model(job, spec, ranks)
         self.trainable = [p for p in self.built.loss.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             [{"params": [p for p in self.trainable if p.ndim > 1], "weight_decay": spec.weight_decay},
@@ -107,7 +107,7 @@ class Trainer:
                              usd_per_hour=job.usd_per_hour)
         self.flops = flops_of(self.built.causal, full=spec.peft_method == "full")
         self.checkpoints = Checkpoints(self.run, ranks, self.events.emit)
-        self.progress = Progress()
+        self.progress = TrainProgress()
         self.began = time.monotonic()
         self.bad = torch.zeros((), device=ranks.device)
         self.figures: deque[tuple[int, Later]] = deque()
@@ -228,7 +228,7 @@ class Trainer:
         found, started = self.checkpoints.latest(self.job.key, with_best=self.spec.keep_weights == "best"), 0
         if found is not None:
             self.checkpoints.load(found, self.built.loss, self.optimizer)
-            self.progress = Progress(**found.record["progress"])
+            self.progress = TrainProgress(**found.record["progress"])
             started, self.events.seconds_before = found.step, self.progress.seconds
         if reason := unrepeatable(self.built):
             self.events.emit("not_repeatable", reason=reason)
@@ -271,7 +271,7 @@ class Trainer:
 def main(job: TrainJob) -> int:
     """Train; say in our own words what torch says in its own."""
     try:
-        if train(job) == EXIT_PREEMPTED:
+        if train_rank(job) == EXIT_PREEMPTED:
             raise Preempted("the training was told to stop and saved a checkpoint", where="training",
                             fix="Start it again; it goes on from there.")
         return EXIT_DONE

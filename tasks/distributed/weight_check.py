@@ -47,7 +47,7 @@ WORDS = 300
 
 
 @contextmanager
-def told(where: str, found: str, fix: str = FIX) -> Iterator[None]:
+def translate_loading_errors(where: str, found: str, fix: str = FIX) -> Iterator[None]:
     """Whatever a library raises for a model that came from elsewhere, as one sentence.
 
     Errors of the machine (memory, devices, compilers) are raised unchanged; those of its disk by `from_os_error`.

@@ -30,7 +30,7 @@ _held: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("held", 
 def gpus() -> tuple[str, ...]:
     """Names of this machine's GPUs, asked without torch."""
     names = _asked("name")
-    visible = devices()
+    visible = visible_devices()
     return names if visible is None else names[: len(visible)]
 
 
@@ -51,7 +51,7 @@ def _asked(what: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in found.splitlines() if line.strip())
 
 
-def devices() -> tuple[str, ...] | None:
+def visible_devices() -> tuple[str, ...] | None:
     """What CUDA_VISIBLE_DEVICES names: numbers or ids of devices; None where it is not set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -67,7 +67,7 @@ def held(count: int, folder: Path, look: Callable[[], None] = lambda: None) -> I
     `folder`: where the locks lie, `lock_folder` of ANNEAL_GPU_LOCKS. What `look` raises ends the wait. Raises UserError
     for a folder or a lock that other users could turn against us.
     """
-    candidates = devices() or tuple(map(str, range(len(gpus()))))
+    candidates = visible_devices() or tuple(map(str, range(len(gpus()))))
     while count > 0:
         with LockFolder(folder) as locks, ExitStack() as stack:
             mine: list[str] = []

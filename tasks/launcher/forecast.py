@@ -126,7 +126,7 @@ def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> 
     config = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
     config = {**config, **(config.get("text_config") or {})}
     parameters, trainable = count_parameters(config, spec, Path(base.path))
-    name, device = device_of(settings)
+    name, device = known_device(settings)
     ranks = ranks_of(spec.num_ranks) * settings.nodes
     return estimate(config, settled(spec), pack, parameters, trainable, ranks, name, device, settings.nodes)
 
@@ -147,7 +147,8 @@ def estimate(
     plain = fastest if fastest is None or name == "CPU" else fastest / NOT_COMPILED[spec.peft_method]
     compiled, because = compiles(spec, name, plain)
     spec = dataclasses.replace(spec, compile_layers=compiled)
-    spec, memory, parallelism, why = cut(config, spec, pack, ranks, parameters, trainable, device, nodes)
+    spec, memory, parallelism, why = choose_micro_batches(
+        config, spec, pack, ranks, parameters, trainable, device, nodes)
     known: dict[str, Any] = {
         "device": name, "ranks": ranks, "paid": paid, "steps": int(steps), "tokens": tokens, "parameters": parameters,
         "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
@@ -161,19 +162,19 @@ def estimate(
         usd=round(seconds / 3600 * device.usd_per_hour * paid, 4), usd_per_hour=device.usd_per_hour)
 
 
-def device_of(settings: Settings) -> tuple[str, Device | None]:
+def known_device(settings: Settings) -> tuple[str, Device | None]:
     """This machine's device and its row in the table, <home>/hardware.toml first.
 
     Raises UserError for a table that cannot be read; a device that is not in it is no error.
     """
     own = settings.home_path / "hardware.toml"
-    table = devices(own if own.exists() else TABLE)
+    table = device_table(own if own.exists() else TABLE)
     here = gpus()[0] if gpus() else "CPU"
     rows = (device for name, device in table.items() if re.search(rf"\b{re.escape(name)}\b", here, re.IGNORECASE))
     return here, next(rows, None)
 
 
-def devices(path: Path = TABLE) -> dict[str, Device]:
+def device_table(path: Path = TABLE) -> dict[str, Device]:
     """The table of devices. Raises UserError."""
     try:
         return {name: Device(name, **row) for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items()}
@@ -221,7 +222,7 @@ def compiles(spec: TrainingSpec, device: str, seconds: float | None) -> tuple[Li
     return ("off", against) if against else ("on", "packed rows of one size on a GPU")
 
 
-def cut(
+def choose_micro_batches(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
     device: Device | None, nodes: int,
 ) -> tuple[TrainingSpec, dict[str, float], str, str]:

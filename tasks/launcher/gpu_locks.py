@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from infra.errors import UserError
-from infra.files import NO_LINKS, NOT_PLAIN, is_plain, locked, not_plain
+from infra.files import NO_LINKS, NOT_PLAIN, is_plain, not_plain, try_lock
 
 SHARED = Path("/run/anneal/gpus")
 """Made by root, at every start of a machine whose users share its GPUs."""
@@ -65,7 +65,7 @@ class LockFolder:
         with _usable(path), ExitStack() as stack:
             file = stack.enter_context(os.fdopen(self._opened(path.name), "rb"))
             self._check_file(file.fileno(), path)
-            if not locked(file):
+            if not try_lock(file):
                 return None
             stack.pop_all()
             return file

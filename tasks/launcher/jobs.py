@@ -106,7 +106,7 @@ def compiled_in(settings: Settings) -> str:
     return str(settings.home_path / "compiled" / socket.gethostname())
 
 
-def log_of(run: Path, node: int) -> Path:
+def rank_log(run: Path, node: int) -> Path:
     """A node's own log beside that of the first: several must not write to one file of a shared file system."""
     path = run / LOG
     return path.with_stem(f"{path.stem}-node{node}") if node else path

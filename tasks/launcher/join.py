@@ -18,7 +18,7 @@ from pathlib import Path
 from infra.errors import AnnealError
 from infra.process import run_group
 from infra.settings import Settings
-from tasks.launcher.jobs import TRAIN, log_of, rank_environment
+from tasks.launcher.jobs import TRAIN, rank_environment, rank_log
 from tasks.launcher.nodes import ENDING_S, FOLDER, POLL_S, Launch, ended_mark, interface_to, read_launch, seen_by
 from tasks.runs.fence import stop_grace_s
 
@@ -90,7 +90,7 @@ def take_part(settings: Settings, launch: Launch, path: Path, node: int) -> str:
             return "the launch was over before its ranks were started"
         code = run_group(
             [sys.executable, *launch.torchrun(node, TRAIN)], env=environment, on_poll=watch,
-            log=log_of(Path(launch.job).parent, node),
+            log=rank_log(Path(launch.job).parent, node),
             # ranks save together: those whose first node has stopped its own cannot
             grace_s=lambda: 0.0 if watch.is_left else stop_grace_s(settings))
         log.info("training=%s node %d has ended with exit code %d", work, node, code)

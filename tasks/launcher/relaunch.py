@@ -24,7 +24,7 @@ from tasks.distributed.contract import TrainJob, checkpoint_folders
 from tasks.distributed.events import drop_torn_line
 from tasks.launcher.jobs import TRAIN, ranks_of, run_child
 from tasks.launcher.nodes import Launch, machines_of
-from tasks.launcher.watchdog import Pace
+from tasks.launcher.watchdog import StallWatchdog
 
 PARTS = "parts"
 """The file with the number of micro-batches that fitted after memory had run out."""
@@ -38,7 +38,7 @@ class Launches:
     """What every launch of one training needs, and the two rules for another one."""
 
     settings: Settings
-    pace: Pace
+    pace: StallWatchdog
     look: Callable[[], None]
     """Called about four times a second, and between launches."""
     call: Callable[[Launch], None] | None = None

@@ -25,7 +25,7 @@ BESIDE = ("checkpoint",)
 """Events that come from beside the steps, and say nothing of what comes next."""
 
 
-class Pace:
+class StallWatchdog:
     """Of one training; told of every launch and every event."""
 
     def __init__(self, settings: Settings) -> None:

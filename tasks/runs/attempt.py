@@ -34,7 +34,7 @@ from infra.errors import AnnealError, Transient, UserError
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.runs.fence import Fence, cancellation
-from tasks.runs.locks import lock_of, only_one
+from tasks.runs.locks import exclusive_lock, lock_of
 from tasks.runs.run_log import show_in_runs
 
 RUNS = "runs"
@@ -53,7 +53,7 @@ class Attempt:
     """What this attempt, and those before it, reached."""
 
     def __init__(self, store: Store, run: UUID, number: int) -> None:
-        self._store, self._name, self._number = store, name_of(run), str(number)
+        self._store, self._name, self._number = store, attempts_name(run), str(number)
         try:
             self._reached = read_attempts(store, run)
         except AnnealError as error:
@@ -89,12 +89,12 @@ def reached(mark: str, *, wait: bool = True) -> None:
 def read_attempts(store: Store, run: UUID) -> dict[str, str]:
     """What each attempt at a flow run reached last, by its number. Raises AnnealError when the store does not tell."""
     try:
-        return dict(json.loads(store.read(name_of(run)) or "{}"))
+        return dict(json.loads(store.read(attempts_name(run)) or "{}"))
     except ValueError:  # a damaged note is none
         return {}
 
 
-def name_of(run: UUID) -> str:
+def attempts_name(run: UUID) -> str:
     """Where the attempts at a run stand in the store."""
     return f"{RUNS}/{run}.json"
 
@@ -125,7 +125,7 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
     try:
         with ExitStack() as locks:
             try:
-                locks.enter_context(only_one(
+                locks.enter_context(exclusive_lock(
                     lock_of(settings, run.id), f"flow run {run.name}", takeover_s=TAKEOVER_S if number > 1 else 0,
                     note=str(number)))
             except Transient as error:

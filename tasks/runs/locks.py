@@ -20,7 +20,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun
 
 from infra.errors import Transient, UserError, from_os_error
-from infra.files import lock_file, locked
+from infra.files import lock_file, try_lock
 from infra.settings import Settings
 
 LOCK_POLL_S = 2.0
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") -> Iterator[None]:
+def exclusive_lock(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") -> Iterator[None]:
     """Hold the lock. With `takeover_s` its holder has lost its work to this process: it is woken, has that long to find
     out and end (tasks/runs/attempt.py), and is then killed if it is a process of this machine.
 
@@ -38,7 +38,7 @@ def only_one(lock: Path, what: str, *, takeover_s: float = 0, note: str = "") ->
     """
     with _opened(lock) as file:
         began = time.monotonic()
-        while not locked(file):
+        while not try_lock(file):
             waited = time.monotonic() - began
             if not takeover_s:
                 raise UserError("another process is at it", where=what, fix=f"Wait for it ({holder_of(file)}), "
@@ -73,7 +73,7 @@ def died_with(lock: Path, note: str) -> bool:
     try:
         with lock.open("r+") as file:
             host, _, *words = holder_of(file).split(" ")
-            return host == socket.gethostname() and words[:1] == [note] and locked(file)
+            return host == socket.gethostname() and words[:1] == [note] and try_lock(file)
     except (FileNotFoundError, ValueError):
         return False
 

@@ -69,7 +69,7 @@ def start_run(
     return started
 
 
-def page_of(run: FlowRun) -> str:
+def run_page(run: FlowRun) -> str:
     """The address of a run's page in the UI that Prefect's start page leads to. The older one, without `v2`, shows some
     signs of a report as they are written (`&#91;` for a bracket)."""
     return f"{redacted(str(PREFECT_API_URL.value())).removesuffix('/').removesuffix('/api')}/v2/runs/flow-run/{run.id}"

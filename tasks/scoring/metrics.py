@@ -53,7 +53,7 @@ def scored(
         return {model: chat(references, texts, losses_N3[model]) for model, texts in answers.items()}
     if task == "classification":
         return {model: classification(references, texts, known) for model, texts in answers.items()}
-    of = question if task == "question" else extraction
+    of = question_scores if task == "question" else extraction
     return {model: of(references, texts) for model, texts in answers.items()}
 
 
@@ -134,7 +134,7 @@ def plain_words(text: str) -> list[str]:
     return ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split()
 
 
-def question(references: Sequence[str], answers: Sequence[str]) -> Table:
+def question_scores(references: Sequence[str], answers: Sequence[str]) -> Table:
     """Exact match and token F1 (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1)."""
     rows = [_answer(plain_words(wanted), plain_words(answer))
             for wanted, answer in zip(references, answers, strict=True)]

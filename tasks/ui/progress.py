@@ -18,8 +18,8 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from infra.progress import Every
-from tasks.data.streams import Standing, Teller
+from infra.progress import Throttle
+from tasks.data.streams import ProgressListener, ReadProgress
 from tasks.ui.charts import Panel, curves, picture_of
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def if_it_can(show: Callable[[], T], *, at_once: bool = False) -> T | None:
         return None
 
 
-class Progress:
+class RunProgress:
     """A progress artifact that follows events; the curve is drawn now and then and at the end."""
 
     def __init__(self, key: str) -> None:
@@ -53,9 +53,9 @@ class Progress:
         self._rates: dict[int, float] = {}
         self._speeds: dict[int, float] = {}
         self._validation: dict[int, float] = {}
-        self._show_now, self._draw_now = Every(SHOW_EVERY_S), Every(CURVE_EVERY_S)
+        self._show_now, self._draw_now = Throttle(SHOW_EVERY_S), Throttle(CURVE_EVERY_S)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RunProgress:
         self._artifact = if_it_can(lambda: create_progress_artifact(  # type: ignore[assignment]
             progress=0.0, key=f"{self._key}-progress", description="Optimizer steps done"))
         return self
@@ -118,7 +118,7 @@ def drawn(artifact: UUID | None, picture: str, key: str) -> UUID:
     return artifact
 
 
-class ReadingShown(Teller):
+class ReadingShown(ProgressListener):
     """Log lines about data that takes long to read; a progress artifact too, where its size is known."""
 
     def __init__(self, key: str) -> None:
@@ -138,7 +138,7 @@ class ReadingShown(Teller):
         """Tell it in the run's log."""
         self._log.info("%s", line)
 
-    def see(self, standing: Standing) -> None:
+    def see(self, standing: ReadProgress) -> None:
         """Show how far it is."""
         self.say(str(standing))
         if standing.share is not None:

@@ -10,7 +10,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 
-from infra.models.registry import Registry, name_of
+from infra.models.registry import Registry, mlflow_name
 from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Split, Trained, Version
 from infra.settings import Settings
 from infra.storage.https import without_secrets
@@ -117,7 +117,7 @@ def scores(evaluation: Evaluation) -> list[str]:
     return [*lines, evaluation.verdict]
 
 
-def show(key: str, markdown: str) -> None:
+def show_report(key: str, markdown: str) -> None:
     """Put a report on the run's Artifacts page."""
     title = markdown.splitlines()[0].lstrip("# ")
     if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown, description=title))
@@ -149,26 +149,26 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
     """Links to the registered version, its MLflow run, the training's folder, and to what answers with the version."""
     if settings.tracking_uri.startswith("http"):
         pages = f"{without_secrets(settings.tracking_uri).rstrip('/')}/#"
-        link("version", f"{version.destination} version {version.number}",
-             f"{pages}/models/{name_of(version.destination)}/versions/{version.number}",
+        show_link("version", f"{version.destination} version {version.number}",
+             f"{pages}/models/{mlflow_name(version.destination)}/versions/{version.number}",
              "In MLflow's registry: lineage, files, aliases")
         if_it_can(lambda: _link_run(settings, version, pages))
-    show("training", training_place(settings, version))
+    show_report("training", training_place(settings, version))
     if deployment.url:
-        link("endpoint", f"Playground: ask {version.destination}, version {version.id[:12]}",
+        show_link("endpoint", f"Playground: ask {version.destination}, version {version.id[:12]}",
              f"{deployment.url}/?model={version.destination}", "What answers with the version")
     else:
         get_run_logger().warning("registered, not deployed: %s", deployment.reason)
-        show("endpoint", f"Not deployed: {deployment.reason}.")
+        show_report("endpoint", f"Not deployed: {deployment.reason}.")
 
 
 def _link_run(settings: Settings, version: Version, pages: str) -> None:
     experiment, run = Registry(settings).run_of(version.destination, version.number)
-    link("mlflow-run", f"MLflow run of {version.destination} version {version.number}",
+    show_link("mlflow-run", f"MLflow run of {version.destination} version {version.number}",
          f"{pages}/experiments/{experiment}/runs/{run}", "Its parameters and metrics")
 
 
-def link(key: str, text: str, address: str, about: str) -> None:
+def show_link(key: str, text: str, address: str, about: str) -> None:
     """Put a link on the run's Artifacts page."""
     if_it_can(lambda: create_link_artifact(key=key, link_text=text, link=address, description=about))
 

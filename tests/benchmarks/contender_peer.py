@@ -30,7 +30,7 @@ from trl import SFTConfig, SFTTrainer
 
 from infra.spec import TrainingSpec
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import adapter_config, device_of, dtype_of
+from tasks.distributed.model import adapter_config, dtype_of, torch_device
 from tasks.distributed.packs import PackedRows
 from tests.benchmarks.data import validation_loss
 from tests.benchmarks.windows import Windows
@@ -65,7 +65,7 @@ def main() -> None:
     disable_progress_bars()
     packs = PackedRows(Path(options["packs"]) / "train")
     model = AutoModelForCausalLM.from_pretrained(
-        options["base"], dtype=dtype_of(spec.precision, device_of()) if lora else torch.float32,
+        options["base"], dtype=dtype_of(spec.precision, torch_device()) if lora else torch.float32,
         attn_implementation=options["attention"])
     cuda = torch.cuda.is_available()
     # The plain Trainer is given examples: as many a batch as the rows of the others hold.

@@ -29,9 +29,9 @@ import torch
 
 from infra.settings import Settings
 from infra.spec import Precision
-from tasks.distributed.batches import Plan
+from tasks.distributed.batches import BatchPlan
 from tasks.distributed.packs import PackedRows
-from tasks.launcher.forecast import device_of
+from tasks.launcher.forecast import known_device
 from tests.benchmarks.data import LLAMA_20M, needs_shared, packs_of, random_llama, samsum
 from tests.benchmarks.report import finish, interleaved, medians, say
 from tests.benchmarks.setting import Setting
@@ -150,7 +150,7 @@ def main() -> None:
     goals: Goals = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _, device = device_of(Settings(home=folder))
+        _, device = known_device(Settings(home=folder))
         figures["peak_tflops"] = peak = device.tflops if device and device.name != "CPU" else None
         rows, packs = samsum(folder / "rows", HELD_OUT), folder / "packs"
         for part in options.part or PARTS:
@@ -204,7 +204,7 @@ def lora(bench: Bench) -> tuple[dict[str, Any], Goals]:
 def job(bench: Bench, ours: dict[str, Any]) -> dict[str, Any]:
     """Minutes of the guide's job: its steps over the steps a minute of all our windows together."""
     a_minute = 60 * ours["measured_steps"] / ours["measured_s"]
-    steps = Plan(len(PackedRows(bench.setting.packs / "train")), bench.setting.rows, EPOCHS, 0, 0).steps
+    steps = BatchPlan(len(PackedRows(bench.setting.packs / "train")), bench.setting.rows, EPOCHS, 0, 0).steps
     return {"epochs": EPOCHS, "steps": steps, "steps_a_minute": a_minute, "minutes": steps / a_minute,
             "measured_steps": ours["measured_steps"]}
 

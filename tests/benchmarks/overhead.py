@@ -108,7 +108,8 @@ def main() -> None:
 
 def measure(settings: Settings, home: Path) -> dict[str, Any]:
     """All figures, medians."""
-    idle = {name: memory_mib(service.pid) for name, service in stack.read(settings).items() if process_of(service)}
+    running = stack.read_stack(settings)
+    idle = {name: memory_mib(service.pid) for name, service in running.items() if process_of(service)}
     say(f"idle stack: {sum(idle.values()):.0f} MiB {idle}")
     rows = home / "rows.jsonl"
     with (SHARED / "data" / "mts_dialog" / "train.jsonl").open(encoding="utf-8") as file:

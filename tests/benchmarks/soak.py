@@ -67,7 +67,7 @@ Find = Callable[[Settings, str], list[psutil.Process]]
 
 def service(*names: str) -> Find:
     """The processes of services, as stack.json has them."""
-    return lambda settings, run: [psutil.Process(stack.read(settings)[name].pid) for name in names]
+    return lambda settings, run: [psutil.Process(stack.read_stack(settings)[name].pid) for name in names]
 
 
 def rank(settings: Settings, run: str) -> list[psutil.Process]:

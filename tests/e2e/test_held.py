@@ -129,7 +129,7 @@ def test_runs_save_a_checkpoint_before_their_worker_is_stopped(
     """By the command that systemd starts first."""
     run = started(stack, parameters, "told-to-stop", undisturbed)
     (process,), folder = flow_process(run), stack.settings.home_path / "trainings" / undisturbed.training
-    worker = running.read(stack.settings)["worker"].pid
+    worker = running.read_stack(stack.settings)["worker"].pid
     subprocess.run([sys.executable, "-m", "infra.stack.processes", str(worker)], env={**os.environ,
                    **stack.environment}, cwd=ROOT, check=True, timeout=60)
     assert not lives(process) and "preempted" in (folder / "events.jsonl").read_text()
@@ -141,7 +141,7 @@ def test_a_run_outlives_a_prefect_server_that_is_away_for_minutes(
 ) -> None:
     """The training ends meanwhile; its process waits for the server."""
     run = started(stack, parameters, "far-away", undisturbed)
-    services = running.read(stack.settings)
+    services = running.read_stack(stack.settings)
     killed([psutil.Process(services[name].pid) for name in ("keeper", "prefect")])
     try:
         wait_for(lambda: training_processes(stack.settings.home_path) == [], "it does not train without the server")

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.models.base_folders import note
+from infra.models.base_folders import note_base
 from infra.settings import Settings
 from infra.storage.store import Store
 from tests.e2e.conftest import LONG, Stack, Training, checkpointed, options, ranks_of
@@ -32,7 +32,7 @@ def test_killed_rank_is_started_again_by_the_retry_at_the_last_checkpoint(stack:
 def test_killed_command_goes_on_when_it_is_run_again(
     stack: Stack, parameters: dict[str, Any], stories: Path, tmp_path: Path,
 ) -> None:
-    note(stack.settings, stories)  # the predictor has another home and trusts its base only if it is told to
+    note_base(stack.settings, stories)  # the predictor has another home and trusts its base only if it is told to
     elsewhere = {
         "ANNEAL_HOME": str(tmp_path), "ANNEAL_PREFECT_URL": stack.settings.prefect_api,
         "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor,

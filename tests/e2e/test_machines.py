@@ -169,7 +169,7 @@ def test_a_cut_cable_ends_the_launch_and_the_second_machine_is_called_again_once
 def test_both_machines_train_on_while_the_server_is_away(pair: Pair, shared: Path, stories: Path) -> None:
     first = begun(pair, shared, stories)
     ranks = ranks_in(pair.home)
-    server = psutil.Process(running.read(Settings(home=pair.home))["prefect"].pid)
+    server = psutil.Process(running.read_stack(Settings(home=pair.home))["prefect"].pid)
     (events,) = pair.home.glob("trainings/*/events.jsonl")
     server.kill()
     server.wait(5)

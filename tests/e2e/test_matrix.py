@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from infra.files import sha256_of
-from infra.models.base_folders import note
+from infra.models.base_folders import note_base
 from infra.models.registry import Registry
 from infra.settings import Settings
-from infra.stack.local import answers
+from infra.stack.local import is_answering
 from infra.storage.store import Store
 from tests.conftest import ROOT, free_port, wait_for, wait_until_responds
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, KNOBS, Stack
@@ -101,7 +101,7 @@ def full(commands: Commands, lora: Clean, tmp_path_factory: pytest.TempPathFacto
 def run(stack: Stack, commands: Commands, stories: Path, tmp_path: Path) -> Run:
     """Runs a command to its end with a home and a folder for temporary files of its own, on the shared stack."""
     (tmp_path / "tmp").mkdir()
-    note(stack.settings, stories)  # the predictor has another home and trusts its base only if it is told to
+    note_base(stack.settings, stories)  # the predictor has another home and trusts its base only if it is told to
     alone = {
         "ANNEAL_HOME": str(tmp_path / "home"), "ANNEAL_PREFECT_URL": stack.settings.prefect_api,
         "ANNEAL_MLFLOW_URI": stack.settings.tracking_uri, "ANNEAL_PREDICTOR_URL": stack.settings.predictor,
@@ -174,7 +174,7 @@ def test_a_killed_predictor(
         version = well(run(lora.command(destination), predictor.look, ANNEAL_PREDICTOR_URL=own))
         assert (tmp_path / "fired").exists()
         wait_for(lambda: predictor.look() == 1, "it did not die")
-        wait_for(lambda: answers(f"{own}/health/ready"), "it is not ready")
+        wait_for(lambda: is_answering(f"{own}/health/ready"), "it is not ready")
         asked = {"predictor_url": own, "api_key": stack.settings.predictor_key}
         at_own = Stack(stack.settings.model_copy(update=asked), stack.environment)
         registered(at_own, destination, version, lora, earlier=case.second, deployed=True)

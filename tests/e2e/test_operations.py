@@ -15,7 +15,7 @@ import pytest
 
 from deployments.cli.gc import KINDS
 from deployments.cli.main import EXIT_FAULT, EXIT_USER_ERROR
-from infra.security.sign_in import link
+from infra.security.sign_in import sign_in_link
 from infra.stack import local as running
 from infra.storage.store import Store
 from tests.conftest import ROOT, wait_for
@@ -99,12 +99,12 @@ def test_an_event_starts_a_retraining_which_sees_that_nothing_is_new(
 
 
 def test_up_on_a_running_stack_starts_nothing_and_says_where_it_is(stack: Stack) -> None:
-    before = running.read(stack.settings)
+    before = running.read_stack(stack.settings)
     done = stack.anneal("up")
     assert done.returncode == 0 and "Starting" not in done.stderr, done.stderr
-    page = link(stack.settings.prefect_api.removesuffix("/api"), stack.settings.prefect_auth)
+    page = sign_in_link(stack.settings.prefect_api.removesuffix("/api"), stack.settings.prefect_auth)
     assert f"prefect    {page}" in done.stdout.splitlines()
-    assert running.read(stack.settings) == before
+    assert running.read_stack(stack.settings) == before
 
 
 def test_a_remote_training_runs_on_the_worker(stack: Stack, first: Training) -> None:

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.slow
 
 HOLD = """
 import sys, time, pathlib
-from tasks.runs.locks import only_one
-with only_one(pathlib.Path(sys.argv[1]), "a run", note=sys.argv[2]):
+from tasks.runs.locks import exclusive_lock
+with exclusive_lock(pathlib.Path(sys.argv[1]), "a run", note=sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -113,7 +113,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
 
     from flows.predict import predict
     from tasks.runs import recover
-    from tasks.runs.locks import lock_of, only_one
+    from tasks.runs.locks import exclusive_lock, lock_of
 
     settings, parameters = Settings(home=tmp_path), {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     if ends == "as a command":  # its lock is free before it tells Prefect how it ended
@@ -122,7 +122,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
         deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
         run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
     client.set_flow_run_state(run.id, Running(), force=True)
-    with only_one(lock_of(settings, run.id), "a run", note="1"):
+    with exclusive_lock(lock_of(settings, run.id), "a run", note="1"):
         pass
     if ends == "by itself":
         found = recover.dead
@@ -217,7 +217,7 @@ def test_notes_and_locks_of_runs_are_removed_when_they_ended_long_ago(
     from prefect.states import Cancelled
 
     from tasks.runs import cleanup
-    from tasks.runs.attempt import name_of
+    from tasks.runs.attempt import attempts_name
 
     store = Store(stack.settings)
     deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
@@ -225,7 +225,7 @@ def test_notes_and_locks_of_runs_are_removed_when_they_ended_long_ago(
         deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, state=Cancelled()).id, uuid4()
     client.set_flow_run_state(ended, Cancelled(), force=True)
     for run in (ended, stranger):
-        store.write(name_of(run), "{}")
+        store.write(attempts_name(run), "{}")
         (tmp_path / f"{run}.lock").touch()
     store.write(f"notifications/{ended}-1.done", "delivered")
     (tmp_path / "no run.lock").touch()
@@ -233,5 +233,5 @@ def test_notes_and_locks_of_runs_are_removed_when_they_ended_long_ago(
     monkeypatch.setattr(cleanup, "KEPT", timedelta(0))
     assert cleanup.tidy(client, store, tmp_path) >= 2
     assert {path.stem for path in tmp_path.iterdir()} == {str(stranger), "no run"}
-    assert [store.read(name_of(run)) for run in (ended, stranger)] == [None, "{}"]
+    assert [store.read(attempts_name(run)) for run in (ended, stranger)] == [None, "{}"]
     assert store.read(f"notifications/{ended}-1.done") is None

@@ -180,7 +180,7 @@ def test_a_run_killed_with_its_worker_goes_on(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:
     run = started(stack, parameters, "killed-both", undisturbed)
-    worker = psutil.Process(running.read(stack.settings)["worker"].pid)
+    worker = psutil.Process(running.read_stack(stack.settings)["worker"].pid)
     killed([worker, *flow_process(run)])
     finished(stack, run, "killed-both", undisturbed, attempts=2)
     assert running.status(stack.settings)["worker"] == "running"
@@ -190,8 +190,8 @@ def test_everything_killed_goes_on_once_the_stack_is_up_again(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:
     run = started(stack, parameters, "power-cut", undisturbed)
-    services = [psutil.Process(running.read(stack.settings)["keeper"].pid),
-                *(psutil.Process(service.pid) for service in running.read(stack.settings).values())]
+    services = [psutil.Process(running.read_stack(stack.settings)["keeper"].pid),
+                *(psutil.Process(service.pid) for service in running.read_stack(stack.settings).values())]
     killed([*services, *flow_process(run), *training_processes(stack.settings.home_path)])
     done = stack.anneal("up")
     assert done.returncode == 0, done.stderr
@@ -203,7 +203,7 @@ def test_a_run_goes_on_on_another_machine_from_the_store(
 ) -> None:
     run = started(stack, parameters, "elsewhere", undisturbed)
     wait_for(lambda: Store(stack.settings).names(f"checkpoints/{undisturbed.training}"), "no checkpoint in the store")
-    killed([psutil.Process(running.read(stack.settings)[name].pid) for name in ("keeper", "worker")])
+    killed([psutil.Process(running.read_stack(stack.settings)[name].pid) for name in ("keeper", "worker")])
     killed(flow_process(run))
     other = subprocess.Popen(
         [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", "gpu-pool"], cwd=ROOT,
@@ -222,13 +222,13 @@ def test_a_run_goes_on_on_another_machine_from_the_store(
 
 def test_a_run_outlives_its_worker(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
     run = started(stack, parameters, "killed-worker", undisturbed)
-    killed([psutil.Process(running.read(stack.settings)["worker"].pid)])
+    killed([psutil.Process(running.read_stack(stack.settings)["worker"].pid)])
     finished(stack, run, "killed-worker", undisturbed, resumes=False)
 
 
 def test_a_run_outlives_the_server(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
     run = started(stack, parameters, "killed-server", undisturbed)
-    killed([psutil.Process(running.read(stack.settings)["prefect"].pid)])
+    killed([psutil.Process(running.read_stack(stack.settings)["prefect"].pid)])
     wait_for(lambda: running.status(stack.settings)["prefect"] == "running", "the keeper did not start it", 120)
     finished(stack, run, "killed-server", undisturbed, resumes=False)
 
@@ -258,7 +258,7 @@ def test_registering_waits_for_a_registry_that_was_killed(
     try:
         stopped = psutil.Process(process.pid)
         wait_for(lambda: fired.exists() and stopped.status() == psutil.STATUS_STOPPED, "it does not register")
-        killed([psutil.Process(registry := running.read(stack.settings)["mlflow"].pid)])
+        killed([psutil.Process(registry := running.read_stack(stack.settings)["mlflow"].pid)])
         stopped.resume()
         _, stderr = process.communicate(timeout=RECOVERY_S)
     finally:
@@ -266,7 +266,7 @@ def test_registering_waits_for_a_registry_that_was_killed(
     assert process.returncode == 0, stderr
     assert len(stack.versions("acme/registry-away")) == 1
     wait_for(lambda: running.status(stack.settings)["mlflow"] == "running", "the keeper does not start it again", 120)
-    assert running.read(stack.settings)["mlflow"].pid != registry
+    assert running.read_stack(stack.settings)["mlflow"].pid != registry
 
 
 def test_a_frozen_run_is_taken_over_and_its_process_goes(

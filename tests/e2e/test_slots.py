@@ -144,7 +144,7 @@ def test_slots_stay_taken_when_the_server_is_killed_and_started_again(
     stack: Stack, client: SyncPrefectClient, settings: Settings,
 ) -> None:
     other = holder(stack, settings)
-    psutil.Process(running.read(stack.settings)["prefect"].pid).kill()
+    psutil.Process(running.read_stack(stack.settings)["prefect"].pid).kill()
     wait_for(lambda: running.status(stack.settings)["prefect"] != "running", "it does not die", 30)
     wait_for(lambda: running.status(stack.settings)["prefect"] == "running", "the keeper does not start it", 120)
     assert taken(client, settings) == 1

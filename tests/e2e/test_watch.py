@@ -61,13 +61,13 @@ def test_new_data_is_seen_and_learned(
 def test_a_long_reading_is_shown_as_a_progress_bar(stack: Stack, client: SyncPrefectClient) -> None:
     from prefect import flow, runtime
 
-    from tasks.data.streams import Standing
+    from tasks.data.streams import ReadProgress
     from tasks.ui.progress import ReadingShown
 
     @flow(persist_result=False)
     def reads() -> tuple[str, Any]:
         with ReadingShown("training-data") as shown:
-            shown.see(Standing(lines=5, bytes=30, total_bytes=120, seconds=5.0, file=1, files=2))
+            shown.see(ReadProgress(lines=5, bytes=30, total_bytes=120, seconds=5.0, file=1, files=2))
             half_way = stack.shown(runtime.flow_run.id)["training-data-progress"]
         return runtime.flow_run.id, half_way
 

@@ -12,7 +12,7 @@ from tasks.distributed.contract import TrainJob
 from tasks.distributed.events import read_events
 from tasks.launcher.jobs import TRAIN, run_child
 from tasks.launcher.relaunch import Launches
-from tasks.launcher.watchdog import Pace
+from tasks.launcher.watchdog import StallWatchdog
 from tests.conftest import ranks_in, torchruns_in, training_processes
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_trajectory import check, recorded
@@ -39,7 +39,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_number(
 ) -> None:
     job = make_job("run", num_ranks=ranks, checkpoint_steps=2)
     fired = inject(monkeypatch, job, wish)
-    Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
+    Launches(settings, StallWatchdog(settings), lambda: None).run_smaller_if_needed(job)
     assert fired.exists() and '"gradient_accumulation_steps\\": 2' in (Path(job.out) / "job.json").read_text()
     assert len(events_of(job, "start") + events_of(job, "resume")) == 2
     check(trajectory(job), recorded("lora"))
@@ -66,7 +66,7 @@ def test_a_rank_that_freezes_between_steps_is_found_long_before_a_start_would_be
 ) -> None:
     settings = Settings(home=tmp_path / "home", stall_timeout_s=900, step_timeout_s=STEP_S, stop_grace_s=1)
     job = make_job("run", num_ranks=2, checkpoint_steps=50, num_train_epochs=6, run_validation=False)
-    pace, offset = Pace(settings), 0
+    pace, offset = StallWatchdog(settings), 0
     fired = inject(monkeypatch, job, "train.after_backward:SIGSTOP:12:1")
 
     def look() -> None:

@@ -18,7 +18,7 @@ from infra.errors import EXIT_OUT_OF_MEMORY
 from infra.settings import Settings
 from tasks.distributed.contract import TrainJob
 from tasks.launcher.relaunch import PARTS, Launches
-from tasks.launcher.watchdog import Pace
+from tasks.launcher.watchdog import StallWatchdog
 from tests.invariants.conftest import trajectory
 from tests.invariants.test_resume import outcome
 from tests.invariants.test_trajectory import check, check_bf16, log_of, losses_of, recorded
@@ -91,7 +91,7 @@ def test_memory_that_really_runs_out_halves_the_micro_batch(
     alone = training("alone", 1)
     assert ranks.run(alone, 1) == [EXIT_OUT_OF_MEMORY], log_of(alone)
     job = training("limited", 1)
-    Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
+    Launches(settings, StallWatchdog(settings), lambda: None).run_smaller_if_needed(job)
     parts = int((Path(job.out) / PARTS).read_text())
     assert parts in (2, 4) and losses_of(job) == losses_of(free[parts])
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from deployments.predictor import loading
 from infra.errors import BaseModelError
-from infra.models.base_folders import digest_of_base, note
+from infra.models.base_folders import digest_of_base, note_base
 from infra.records import Base, Version
 from infra.settings import Settings
 from tasks.deploy import switch
@@ -265,6 +265,6 @@ def test_young_files_are_read_every_time(settings: Settings, base: Path) -> None
 
 
 def test_a_note_is_of_one_folder(settings: Settings, base: Path, tmp_path: Path) -> None:
-    note(settings, base)
+    note_base(settings, base)
     (place,) = (settings.home_path / "bases").iterdir()
     assert place.read_text() == str(base) and place.stat().st_mode & 0o022 == 0

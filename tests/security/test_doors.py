@@ -29,7 +29,7 @@ from infra.errors import UserError
 from infra.security import listen
 from infra.security.door import SIGN_IN, SIGNED_IN, Door, Names, credential_of
 from infra.security.listen import Patient
-from infra.security.sign_in import page_of
+from infra.security.sign_in import sign_in_page
 from infra.settings import Settings
 
 SECRET = "a secret of the home, long enough"
@@ -59,7 +59,7 @@ def address() -> Iterator[str]:
     routes = [Route("/slow", slow), Route("/{path:path}", reached, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
               WebSocketRoute("/talk", talk)]
     door = Door(Starlette(routes=routes), names=Names("127.0.0.1", ["gpu.example.com"]), secret=SECRET,
-                open_paths=("/health",), sign_in=page_of("mlflow"))
+                open_paths=("/health",), sign_in=sign_in_page("mlflow"))
     with contextlib.closing(listen.bind("127.0.0.1", 0, "")) as listener:
         server = uvicorn.Server(uvicorn.Config(door, http=Patient, log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -12,9 +12,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from infra.errors import Missing, Transient, UserError
-from infra.models.registry import told
+from infra.models.registry import translate_mlflow_errors
 from infra.records import Answers, Dataset, Evaluation, Pack, Record, Split, Trained
-from tasks.runs.locks import only_one
+from tasks.runs.locks import exclusive_lock
 from tasks.runs.retries import MISSING_TRIES, may_pass
 
 
@@ -45,12 +45,12 @@ def test_a_folder_that_went_from_the_store_is_looked_for_a_few_times_only() -> N
     MlflowException("Detected out-of-date database schema (found version ff, but expected dc)"),
 ])
 def test_what_waiting_does_not_mend_in_mlflow_is_the_users(error: Exception) -> None:
-    with pytest.raises(UserError, match=r"mlflow\.db: .*(full|Read-only|another release)"), told("sqlite:///mlflow.db"):
+    with pytest.raises(UserError, match=r"mlflow\.db: .*(full|Read-only|another release)"), translate_mlflow_errors("sqlite:///mlflow.db"):
         raise error
 
 
 def test_what_may_pass_in_mlflow_is_waited_for() -> None:
-    with pytest.raises(Transient), told("http://mlflow.example"):
+    with pytest.raises(Transient), translate_mlflow_errors("http://mlflow.example"):
         raise ConnectionResetError("reset")
 
 
@@ -58,5 +58,5 @@ def test_a_lock_that_cannot_be_written_is_said(full_disk: Path) -> None:
     with (full_disk / "filler").open("ab", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(4096))
-    with pytest.raises(UserError, match="the disk is full"), only_one(full_disk / "one.lock", "this"):
+    with pytest.raises(UserError, match="the disk is full"), exclusive_lock(full_disk / "one.lock", "this"):
         raise AssertionError("it is not held")

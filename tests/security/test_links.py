@@ -18,7 +18,7 @@ from tasks.launcher import devices, gpu_locks
 from tasks.launcher.devices import environment, held
 from tasks.launcher.gpu_locks import LockFolder, lock_folder
 from tasks.launcher.jobs import rank_environment
-from tasks.runs.locks import only_one
+from tasks.runs.locks import exclusive_lock
 from tests.security.second_user import NOBODY, as_nobody, common_folder, running
 
 KEPT: list[object] = []
@@ -150,7 +150,7 @@ def test_a_lock_leaves_what_a_link_names_as_it_is(tmp_path: Path, hard: bool) ->
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "lock").hardlink_to(victim) if hard else (tmp_path / "lock").symlink_to(victim)
-    with pytest.raises(UserError, match="it is a link"), only_one(tmp_path / "lock", "a run"):
+    with pytest.raises(UserError, match="it is a link"), exclusive_lock(tmp_path / "lock", "a run"):
         pass
     assert victim.read_text() == "mine"
     with pytest.raises(UserError, match="it is a link"):
@@ -158,9 +158,9 @@ def test_a_lock_leaves_what_a_link_names_as_it_is(tmp_path: Path, hard: bool) ->
 
 
 def test_a_copy_of_a_home_by_hard_links_can_be_used(tmp_path: Path) -> None:
-    with only_one(tmp_path / "lock", "a run"):
+    with exclusive_lock(tmp_path / "lock", "a run"):
         (tmp_path / "of-the-copy").hardlink_to(tmp_path / "lock")
-    with only_one(tmp_path / "of-the-copy", "a run"):
+    with exclusive_lock(tmp_path / "of-the-copy", "a run"):
         pass
 
 

@@ -24,7 +24,7 @@ from tasks.distributed import train as trainer
 from tasks.distributed.merge import CPU, check_reloaded
 from tasks.distributed.model import load_base, load_tokenizer
 from tasks.distributed.sharding import empty_base
-from tasks.distributed.weight_check import told
+from tasks.distributed.weight_check import translate_loading_errors
 from tests.conftest import ROOT
 from tests.tasks.distributed.conftest import MakeJob, make_job, one_rank  # noqa: F401  (fixtures)
 
@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_run_is_told(
         path.chmod(0o755)
     configure(base, **values)
     with pytest.raises(BaseModelError, match=said):
-        trainer.train(dataclasses.replace(make_job("cannot"), base=str(base)))
+        trainer.train_rank(dataclasses.replace(make_job("cannot"), base=str(base)))
 
 
 @pytest.mark.parametrize(("error", "kind", "said"), [
@@ -218,14 +218,14 @@ def test_a_model_that_cannot_be_run_is_told(
     (FileNotFoundError(errno.ENOENT, "No such file"), BaseModelError, "base b: it fails"),
     (ValueError("It is so. Please open an issue at x."), BaseModelError, r"\(ValueError: It is so\.\)\. Take")])
 def test_an_error_of_the_disk_is_not_the_models(error: Exception, kind: type[AnnealError], said: str) -> None:
-    with pytest.raises(kind, match=said) as caught, told("base b", "it fails"):
+    with pytest.raises(kind, match=said) as caught, translate_loading_errors("base b", "it fails"):
         raise error
     assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize("error", [InternalTorchDynamoError("x"), CppCompileError(["g++"], "x")])
 def test_an_error_of_the_compiler_is_not_the_models(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, told("base b", "it fails"):
+    with pytest.raises(type(error)) as caught, translate_loading_errors("base b", "it fails"):
         raise error
     assert caught.value is error
 

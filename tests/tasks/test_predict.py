@@ -15,8 +15,8 @@ from infra.errors import DataError, Transient, UserError
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.ingest import ingest
-from tasks.predict import answer, connected, find_answers, key_of, version_of
-from tasks.runs.locks import only_one
+from tasks.predict import answer, connected, find_answers, prediction_key, version_of
+from tasks.runs.locks import exclusive_lock
 
 VERSION = "ab" * 32
 
@@ -96,7 +96,7 @@ def test_rows_that_were_answered_are_not_asked_again(
     predictors += [Predictor(fail_after=40, status=status), Predictor()]
     with pytest.raises(kind):
         answer(predictors[0].settings(settings), store, data, VERSION, {})
-    part = settings.home_path / "predictions" / f"{key_of(VERSION, data, {})}.jsonl"
+    part = settings.home_path / "predictions" / f"{prediction_key(VERSION, data, {})}.jsonl"
     kept = part.read_bytes()
     part.write_bytes(kept + b'{"line": 99, "ro')  # it died in the middle of a line
     found = answer(predictors[1].settings(settings), store, data, VERSION, {})
@@ -111,8 +111,8 @@ def test_a_second_process_does_not_write_between_the_rows(
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     data = ingest(settings, store, str(tmp_path / "p.jsonl"))
     predictors.append(Predictor())
-    lock = settings.home_path / "predictions" / f"{key_of(VERSION, data, {})}.lock"
-    with only_one(lock, "x"), pytest.raises(UserError, match="another process"):
+    lock = settings.home_path / "predictions" / f"{prediction_key(VERSION, data, {})}.lock"
+    with exclusive_lock(lock, "x"), pytest.raises(UserError, match="another process"):
         answer(predictors[0].settings(settings), store, data, VERSION, {})
 
 

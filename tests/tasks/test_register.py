@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from infra.errors import Transient
-from infra.models.registry import Registry, name_of
+from infra.models.registry import Registry, mlflow_name
 from infra.records import Version
 from infra.settings import Settings
 from infra.storage.store import Store
@@ -142,7 +142,7 @@ def test_a_registry_that_does_not_answer_may_be_retried(settings: Settings, stor
 
 
 def test_destinations_map_to_mlflow_names_and_back() -> None:
-    assert name_of("acme/summarizer").split("--") == ["acme", "summarizer"]
+    assert mlflow_name("acme/summarizer").split("--") == ["acme", "summarizer"]
 
 
 def test_the_scores_of_a_task_type_stand_on_mlflows_pages(settings: Settings, store: Store, past: Past) -> None:
@@ -150,7 +150,7 @@ def test_the_scores_of_a_task_type_stand_on_mlflows_pages(settings: Settings, st
     past.evaluation = dataclasses.replace(past.evaluation, rouge={}, scores=scores)
     version = do(settings, store, past)
     client = Registry(settings).client
-    run = client.get_model_version(name_of(version.destination), str(version.number)).run_id
+    run = client.get_model_version(mlflow_name(version.destination), str(version.number)).run_id
     logged = client.get_run(run).data.metrics
     assert (logged["accuracy_tuned"], logged["accuracy_base"], logged["loss_tuned"]) == (0.8, 0.1, 3.0)
     assert json.loads((store.fetch(version.folder) / "training.json").read_text())["metrics"]["scores"] == scores
@@ -160,7 +160,7 @@ def test_the_gates_newest_verdict_stands_on_the_page_of_the_version(
     settings: Settings, store: Store, past: Past,
 ) -> None:
     version = do(settings, store, past)
-    client, name = Registry(settings).client, name_of(version.destination)
+    client, name = Registry(settings).client, mlflow_name(version.destination)
     assert client.get_model_version(name, str(version.number)).description == past.evaluation.verdict
     again = dataclasses.replace(past.evaluation, passed=False, verdict="Significantly worse than the base.")
     assert find_version(settings, store, past.spec, past.trained, again) == version

@@ -24,8 +24,8 @@ from tasks.distributed.contract import TrainJob
 from tasks.launcher import jobs
 from tasks.launcher.checkpoint_copies import CHECKPOINTS, Copies, bring_checkpoint, in_store
 from tasks.launcher.relaunch import Launches, comes_no_further
-from tasks.launcher.watchdog import Pace
-from tasks.runs.locks import only_one
+from tasks.launcher.watchdog import StallWatchdog
+from tasks.runs.locks import exclusive_lock
 from tasks.train import train, training_id
 from tests.conftest import BUCKET, ROOT
 from tests.support.past import Past
@@ -127,16 +127,16 @@ def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
     spec = dataclasses.replace(past.spec, train_batch_size=12, num_ranks=2, gradient_accumulation_steps=1)
     job = TrainJob(out=str(tmp_path), spec=spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(OutOfMemory):
-        Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
+        Launches(settings, StallWatchdog(settings), lambda: None).run_smaller_if_needed(job)
     assert tried == [1, 2, 4, 6]
     with pytest.raises(OutOfMemory):
-        Launches(settings, Pace(settings), lambda: None).run_smaller_if_needed(job)
+        Launches(settings, StallWatchdog(settings), lambda: None).run_smaller_if_needed(job)
     assert tried[4:] == [6], "what fitted is known to the next launch"
 
 
 def test_a_second_process_at_the_same_training_is_refused(tmp_path: Path) -> None:
     lock, refused = tmp_path / "lock", pytest.raises(UserError, match="training t: another")
-    with only_one(lock, "training t"), refused, only_one(lock, "training t"):
+    with exclusive_lock(lock, "training t"), refused, exclusive_lock(lock, "training t"):
         pass
 
 
@@ -160,7 +160,7 @@ def test_ranks_that_die_after_a_checkpoint_are_started_again_at_once_and_others_
     monkeypatch.setattr("tasks.launcher.relaunch.run_child", run)
     job = TrainJob(out=str(tmp_path), spec=past.spec.to_json(), base="", packs="", chunk_tokens=8, key="k")
     with pytest.raises(RanksLost, match="a rank was killed"):
-        Launches(settings, Pace(settings), lambda: None).run_while_it_gets_on(job)
+        Launches(settings, StallWatchdog(settings), lambda: None).run_while_it_gets_on(job)
     assert launches == []
 
 
@@ -168,11 +168,11 @@ def test_a_process_that_lost_its_training_is_killed_when_it_does_not_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tasks.runs.locks.LOCK_POLL_S", 0.05)
-    code = f"import time; from pathlib import Path; from tasks.runs.locks import only_one\n" \
-           f"with only_one(Path({str(tmp_path / 't')!r}), 't'): print('held', flush=True); time.sleep(600)"
+    code = f"import time; from pathlib import Path; from tasks.runs.locks import exclusive_lock\n" \
+           f"with exclusive_lock(Path({str(tmp_path / 't')!r}), 't'): print('held', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with only_one(tmp_path / "t", "t", takeover_s=0.2):
+    with exclusive_lock(tmp_path / "t", "t", takeover_s=0.2):
         assert holder.wait(5) == -signal.SIGKILL
     holder.stdout.close()
 

@@ -16,7 +16,7 @@ from infra.records import Dataset, Split
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.data.hash_index import Hashes
-from tasks.data.scan import judge as judged
+from tasks.data.scan import judge_line as judged
 from tasks.data.scan import survey
 from tasks.data.schema import clean, json_value, kind_of, quick, unused_keys
 from tasks.data.sources import Places

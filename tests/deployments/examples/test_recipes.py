@@ -21,9 +21,9 @@ from deployments.examples.recipes import RECIPES, ROWS, SEED, command, made, par
 from infra.settings import Settings
 from infra.spec import FIELD_TYPES, TrainingSpec
 from infra.storage.store import Store
-from tasks.evaluate import asked, refuse_unscorable
+from tasks.evaluate import prompt_and_reference, refuse_unscorable
 from tasks.ingest import ingest
-from tasks.scoring.metrics import MOST_FREQUENT, classification, extraction, question, style
+from tasks.scoring.metrics import MOST_FREQUENT, classification, extraction, question_scores, style
 from tasks.validate import validate
 from tests.conftest import ROOT
 
@@ -86,7 +86,7 @@ def test_an_extractions_completion_holds_what_the_message_says() -> None:
 
 def test_a_chats_last_message_is_the_assistants() -> None:
     for row in made("chat", 100, 7, held_out=False):
-        assert asked("messages", row)[1] == row["messages"][-1]["content"]
+        assert prompt_and_reference("messages", row)[1] == row["messages"][-1]["content"]
 
 
 def test_the_command_line_writes_both_files_and_says_what_to_run(tmp_path: Path) -> None:
@@ -107,7 +107,8 @@ def test_the_readme_shows_a_row_that_the_generator_makes(task: str) -> None:
 
 
 def test_the_readme_names_every_metric_and_only_real_parameters() -> None:
-    tables = [classification(["a"], ["a"]), question(["a"], ["a"]), extraction(["1"], ["1"]), style(np.ones((1, 3)))]
+    tables = [classification(["a"], ["a"]), question_scores(["a"], ["a"]), extraction(["1"], ["1"]),
+              style(np.ones((1, 3)))]
     metrics = {name for table in tables for name in table}
     quoted = set(re.findall(r"`([a-z0-9_]+)`", README))
     assert metrics | {"rougeL", MOST_FREQUENT} <= set(re.findall(r"`(\w+)`", README))

@@ -23,7 +23,7 @@ from infra.files import digest_of, model_files, sha256_of
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.distributed.codec import Codec
-from tasks.distributed.decode import Sampling, answers
+from tasks.distributed.decode import Sampling, decode_all
 from tasks.distributed.model import load_base, load_tokenizer, load_tuned, save_model
 from tests.conftest import ROOT
 
@@ -85,7 +85,7 @@ def expected(versions: Path) -> dict[str, str]:
         version = version_id(versions / name)
         model = load_tuned(STORIES, versions / name, dtype=torch.float32, device=CPU)
         rows = [Sampling(max_new_tokens=16)]
-        found[version] = codec.decode(answers(model, [codec.prompt(PROMPT)], rows, stop_ids=codec.stop_ids)[0])
+        found[version] = codec.decode(decode_all(model, [codec.prompt(PROMPT)], rows, stop_ids=codec.stop_ids)[0])
     assert len(set(found.values())) == 3
     return found
 

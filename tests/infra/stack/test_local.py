@@ -22,7 +22,7 @@ from infra.errors import Broken, UserError
 from infra.settings import Settings
 from infra.stack import local as stack
 from infra.stack import processes, services
-from infra.stack.services import MARK, Plan
+from infra.stack.services import MARK, ServicePlan
 from tests.conftest import free_port, wait_for
 
 SERVER = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
@@ -32,10 +32,10 @@ PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 KEEPER = """
 import sys
 from infra.stack import services, supervisor
-from infra.stack.services import MARK, Plan
+from infra.stack.services import MARK, ServicePlan
 from infra.settings import Settings
 url = "http://127.0.0.1:{port}"
-plan = Plan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{port}"), env={{MARK: {home!r}}}, url=url,
+plan = ServicePlan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{port}"), env={{MARK: {home!r}}}, url=url,
             health=url, port={port}, port_variable="ANNEAL_MLFLOW_PORT")
 services.servers = lambda _: [plan]
 print("keeping", flush=True)
@@ -82,12 +82,12 @@ def fake(
     port = settings.mlflow_port
     url = f"http://127.0.0.1:{port}"
     env = {MARK: str(settings.home_path)}
-    mlflow = Plan(name="mlflow", command=(sys.executable, "-c", server, str(port)), env=env, url=url,
+    mlflow = ServicePlan(name="mlflow", command=(sys.executable, "-c", server, str(port)), env=env, url=url,
                   health=url, port=port, port_variable="ANNEAL_MLFLOW_PORT")
     monkeypatch.setattr(services, "servers", lambda _: [mlflow])
-    monkeypatch.setattr(services, "worker", lambda *_: Plan(
+    monkeypatch.setattr(services, "worker", lambda *_: ServicePlan(
         name="worker", command=(sys.executable, "-c", worker), env=env, ready_line="started!"))
-    monkeypatch.setattr(services, "keeper", lambda _: Plan(
+    monkeypatch.setattr(services, "keeper", lambda _: ServicePlan(
         name="keeper", command=(sys.executable, "-c", keeper), env=env, ready_line="keeping"))
 
 
@@ -97,7 +97,7 @@ def test_up_starts_what_answers_and_down_leaves_no_process(
 ) -> None:
     fake(settings, monkeypatch)
     running = stack.up(settings)
-    assert stack.answers(running["mlflow"].url)
+    assert stack.is_answering(running["mlflow"].url)
     assert stack.status(settings) == {
         "prefect": "stopped", "mlflow": "running", "predictor": "stopped", "worker": "running",
         "keeper": "running"}
@@ -135,7 +135,7 @@ def test_a_child_that_holds_the_port_of_a_killed_service_goes(
     kill(before["mlflow"])
     kill(before["worker"])
     after = stack.up(settings)
-    assert after["mlflow"].pid != before["mlflow"].pid and stack.answers(after["mlflow"].url)
+    assert after["mlflow"].pid != before["mlflow"].pid and stack.is_answering(after["mlflow"].url)
     assert run.is_running()
     assert stack.down(settings)[-1] == "1 left-over processes"
 
@@ -149,12 +149,12 @@ def test_the_keeper_starts_what_died_and_its_end_leaves_that_alone(
     before = stack.up(settings)
     kill(before["mlflow"])
     wait_for(lambda: stack.status(settings)["mlflow"] == "running", "it was not started again", 30)
-    after = stack.read(settings)["mlflow"]
+    after = stack.read_stack(settings)["mlflow"]
     assert psutil.Process(after.pid).ppid() == before["keeper"].pid
     psutil.Process(after.pid).kill()
     wait_for(lambda: not psutil.pid_exists(after.pid), "it stays as a zombie", 10)
     wait_for(lambda: stack.status(settings)["mlflow"] == "running", "it was not started again", 30)
-    after = stack.read(settings)["mlflow"]
+    after = stack.read_stack(settings)["mlflow"]
     assert processes.stop_all({"keeper": before["keeper"]}, 0) == ["keeper"]
     assert processes.process_of(after) is not None
     assert stack.down(settings) == ["worker", "mlflow"]
@@ -194,7 +194,7 @@ def test_service_that_dies_at_start_is_reported_with_its_log(
     with pytest.raises(Broken, match=r"(?s)worker: the process ended.*no such pool"):
         stack.up(settings)
     assert not of_stack(settings)
-    assert stack.read(settings) == {}
+    assert stack.read_stack(settings) == {}
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_own_address_in_the_environment_is_not_elsewhere(
 def test_unreadable_state_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text('{"services": {"prefect": {"port": 1}}}')
     with pytest.raises(UserError, match="delete the file"):
-        stack.read(Settings(home=tmp_path))
+        stack.read_stack(Settings(home=tmp_path))
 
 
 def test_worker_is_stopped_first_and_prefect_last() -> None:
@@ -238,7 +238,7 @@ def test_real_servers_and_worker_start_run_and_stop(settings: Settings) -> None:
     only = ("prefect", "mlflow", "worker")
     running = stack.up(settings, only=only)
     assert set(running) == set(only)
-    assert stack.answers(running["prefect"].url + "/version")
+    assert stack.is_answering(running["prefect"].url + "/version")
     assert stack.up(settings, only=only) == running
     assert stack.down(settings) == ["worker", "mlflow", "prefect"]
     assert not of_stack(settings)

@@ -28,7 +28,7 @@ from infra.settings import Settings
 from infra.stack import health, processes, services, supervisor
 from infra.stack import local as stack
 from infra.stack.processes import Service
-from infra.stack.services import MARK, Plan
+from infra.stack.services import MARK, ServicePlan
 from tests.conftest import free_port, wait_for
 from tests.deployments.predictor.conftest import Predictor, needs_stories, predictor, versions
 
@@ -63,14 +63,14 @@ WORKER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 KEEPER = '''
 import sys
 from infra.stack import services, supervisor
-from infra.stack.services import MARK, Plan
+from infra.stack.services import MARK, ServicePlan
 from infra.settings import Settings
 env = {{MARK: {home!r}, "MODE": {mode!r}}}
 url = "http://127.0.0.1:{port}"
-plan = Plan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{port}"), env=env, url=url, health=url,
+plan = ServicePlan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{port}"), env=env, url=url, health=url,
             port={port}, port_variable="ANNEAL_MLFLOW_PORT")
 services.servers = lambda _: [plan]
-services.worker = lambda *_: Plan(name="worker", command=(sys.executable, "-c", {worker!r}), env=env,
+services.worker = lambda *_: ServicePlan(name="worker", command=(sys.executable, "-c", {worker!r}), env=env,
                                   ready_line="started!")
 supervisor.ASK_EVERY_S, supervisor.ANSWER_TIMEOUT_S, supervisor.MISSES, supervisor.FIRST_MISSES = 0.3, 1.0, 3, 60
 print("keeping", flush=True)
@@ -97,19 +97,19 @@ def started(settings: Settings, monkeypatch: pytest.MonkeyPatch, mode: str = "si
     port, home = settings.mlflow_port, str(settings.home_path)
     env, url = {MARK: home, "MODE": mode}, f"http://127.0.0.1:{settings.mlflow_port}"
     code = KEEPER.format(port=port, server=SERVER, worker=WORKER, home=home, mode=mode)
-    monkeypatch.setattr(services, "servers", lambda _: [Plan(
+    monkeypatch.setattr(services, "servers", lambda _: [ServicePlan(
         name="mlflow", command=(sys.executable, "-c", SERVER, str(port)), env=env, url=url, health=url, port=port,
         port_variable="ANNEAL_MLFLOW_PORT")])
-    monkeypatch.setattr(services, "worker", lambda *_: Plan(
+    monkeypatch.setattr(services, "worker", lambda *_: ServicePlan(
         name="worker", command=(sys.executable, "-c", WORKER), env=env, ready_line="started!"))
-    monkeypatch.setattr(services, "keeper", lambda _: Plan(
+    monkeypatch.setattr(services, "keeper", lambda _: ServicePlan(
         name="keeper", command=(sys.executable, "-c", code), env=env, ready_line="keeping"))
     return stack.up(settings)
 
 
 def comes_again(settings: Settings, name: str, before: Service) -> None:
     def is_new() -> bool:
-        there = stack.read(settings).get(name)
+        there = stack.read_stack(settings).get(name)
         return there is not None and there.pid != before.pid and stack.status(settings)[name] == "running"
 
     wait_for(is_new, f"{name} was not started again", 60)
@@ -126,7 +126,7 @@ def test_a_server_that_hangs_is_killed_and_started_again(
     threading.Event().wait(3)  # it has answered the keeper
     os.kill(before["mlflow"].pid, signal.SIGUSR1)
     comes_again(settings, "mlflow", before["mlflow"])
-    assert stack.read(settings)["worker"] == before["worker"]
+    assert stack.read_stack(settings)["worker"] == before["worker"]
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_a_stopped_server_and_a_stopped_worker_come_again_and_its_run_goes_on(
     for name in ("mlflow", "worker"):
         comes_again(settings, name, before[name])
     assert run.is_running() and run.status() != psutil.STATUS_ZOMBIE
-    assert stack.up(settings) == stack.read(settings), "a second up finds all of it running"
+    assert stack.up(settings) == stack.read_stack(settings), "a second up finds all of it running"
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_a_busy_server_and_a_keeper_that_was_held_kill_nothing(
     threading.Event().wait(8)
     os.kill(before["keeper"].pid, signal.SIGCONT)
     threading.Event().wait(8)
-    assert stack.read(settings) == before and stack.status(settings)["keeper"] == "running"
+    assert stack.read_stack(settings) == before and stack.status(settings)["keeper"] == "running"
 
 
 @pytest.mark.parametrize("mode", ["silent", "body", "trickle"])
@@ -167,14 +167,15 @@ def test_an_answer_that_does_not_end_is_none(mode: str) -> None:
     server = psutil.Popen([sys.executable, "-c", SERVER, str(port), mode])
     try:
         wait_for(lambda: any(c.laddr.port == port for c in server.net_connections()), timeout_s=20)
-        assert health.asked(f"http://127.0.0.1:{port}", 0.7) == (0, b"")
+        assert health.get_within(f"http://127.0.0.1:{port}", 0.7) == (0, b"")
     finally:
         server.kill()
         server.wait()
 
 
 def test_a_change_of_the_clock_makes_nobody_dead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    service = processes.start(Plan(name="x", command=(sys.executable, "-c", "input()"), env={}), tmp_path / "x.log")
+    plan = ServicePlan(name="x", command=(sys.executable, "-c", "input()"), env={})
+    service = processes.start(plan, tmp_path / "x.log")
     boot = psutil.boot_time()
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 86_400)
     found = processes.process_of(service)
@@ -233,7 +234,7 @@ def test_health_answers_while_every_thread_waits_for_a_deployment(predictor: Pre
             waiting = [pool.submit(predictor.deploy, a) for _ in range(50)]
             threading.Event().wait(1)
             for path in ("live", "ready"):
-                assert health.asked(f"{predictor.url}/health/{path}", 2).status == 200
+                assert health.get_within(f"{predictor.url}/health/{path}", 2).status == 200
         codes = [one.result().status_code for one in waiting]
         assert set(codes) == {200, 503} and codes.count(200) >= MOST_ORDERS, "the others may try again"
 
@@ -248,7 +249,7 @@ def test_status_says_which_version_did_not_load_and_why(
     stack.up(settings, only=("predictor",))
     wait_for(lambda: stack.conditions(settings)["predictor"].reason.startswith("acme/odd did not load"), timeout_s=60)
 
-    assert health.asked(f"{stack.read(settings)['predictor'].url}/health/ready", 5).status == 503
+    assert health.get_within(f"{stack.read_stack(settings)['predictor'].url}/health/ready", 5).status == 503
     assert cli.main(["status"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("predictor")]
     assert "not ready" in line and "acme/odd did not load: " in line and "not a deployment record" in line
@@ -262,5 +263,5 @@ def test_the_real_predictor_comes_again_within_two_minutes(settings: Settings) -
     before = stack.up(settings, only=("predictor", "keeper"))
     threading.Event().wait(15)
     os.kill(before["predictor"].pid, signal.SIGSTOP)
-    wait_for(lambda: stack.read(settings)["predictor"].pid != before["predictor"].pid, timeout_s=110)
+    wait_for(lambda: stack.read_stack(settings)["predictor"].pid != before["predictor"].pid, timeout_s=110)
     wait_for(lambda: stack.status(settings)["predictor"] == "running", timeout_s=60)

@@ -13,12 +13,12 @@ from infra.errors import DataError, Transient, UserError
 from infra.settings import Settings
 from infra.storage import clouds
 from infra.storage.store import Store
-from infra.storage.store_errors import told
+from infra.storage.store_errors import translate_storage_errors
 from tasks import ingest as ingest_module
 from tasks.data.datasets import FILE
-from tasks.data.source_cache import key_of
+from tasks.data.source_cache import source_key
 from tasks.data.sources import find_shards
-from tasks.data.streams import Teller
+from tasks.data.streams import ProgressListener
 from tasks.ingest import ingest
 
 
@@ -48,7 +48,7 @@ def test_files_folders_and_patterns_are_brought_in(
 
 @pytest.mark.usefixtures("memory")
 def test_without_a_mark_nothing_is_taken_for_known(settings: Settings) -> None:
-    assert key_of(settings, "memory://bucket/a.jsonl") == ""
+    assert source_key(settings, "memory://bucket/a.jsonl") == ""
 
 
 @pytest.mark.usefixtures("memory")
@@ -73,7 +73,7 @@ def test_a_library_that_is_missing_is_named(settings: Settings, store: Store) ->
 
 @pytest.mark.usefixtures("memory")
 def test_a_file_that_changes_while_it_is_read_is_read_once_more(settings: Settings, store: Store) -> None:
-    class Changing(Teller):
+    class Changing(ProgressListener):
         def say(self, line: str) -> None:
             said.append(line)
 
@@ -108,7 +108,7 @@ def test_an_account_or_a_signature_in_an_address_is_refused_and_not_shown(
 def test_what_the_hub_does_not_know_is_the_users_to_mend() -> None:
     gone = type("RepositoryNotFoundError", (OSError,), {})("404")
     for error, kind in ((gone, UserError), (NotImplementedError("x"), UserError), (TimeoutError("x"), Transient)):
-        with pytest.raises(kind), told("hf://datasets/a/b/c.jsonl"):
+        with pytest.raises(kind), translate_storage_errors("hf://datasets/a/b/c.jsonl"):
             raise error
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from infra.errors import DataError, Interrupted
 from infra.storage.host_guard import Endpoint, parsed
-from infra.storage.http_client import ask
+from infra.storage.http_client import request
 from infra.storage.timeouts import Patience
 from tests.conftest import free_port
 
@@ -74,7 +74,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 def get(name: str, *endpoints: tuple[str, int]) -> bytes:
     found = [Endpoint(socket.AF_INET, endpoint) for endpoint in endpoints]
-    answer = ask("GET", parsed(f"https://{name}:8443/d?x=1", ""), found, {}, "", Patience(stall_s=5))
+    answer = request("GET", parsed(f"https://{name}:8443/d?x=1", ""), found, {}, "", Patience(stall_s=5))
     try:
         return answer.read()
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.streams import BLOCK_BYTES, Ahead
+from tasks.data.streams import BLOCK_BYTES, ReadAhead
 
 FULL = Path("/dev/full")
 
@@ -18,7 +18,7 @@ FULL = Path("/dev/full")
 @pytest.mark.parametrize("sizes", [[1], [BLOCK_BYTES], [BLOCK_BYTES - 1, 7], [-1], [BLOCK_BYTES * 3]])
 def test_what_is_read_ahead_is_what_is_there(sizes: list[int]) -> None:
     content = bytes(range(256)) * 40_000 if max(sizes) != 1 else b"short"
-    with Ahead(io.BytesIO(content)) as stream:
+    with ReadAhead(io.BytesIO(content)) as stream:
         read = []
         for size in cycle(sizes):
             chunk = stream.read(size)
@@ -41,7 +41,7 @@ def test_on_a_slow_line_a_block_is_what_came_within_a_second() -> None:
             buffer[:1000] = bytes(1000)
             return 1000
 
-    with io.BufferedReader(Slow()) as raw, Ahead(raw) as stream:  # type: ignore[type-var]
+    with io.BufferedReader(Slow()) as raw, ReadAhead(raw) as stream:  # type: ignore[type-var]
         first = stream.read()
         assert 1000 < len(first) <= 100_000
         began = time.monotonic()
@@ -55,7 +55,7 @@ def test_what_breaks_ahead_is_raised_where_it_is_needed() -> None:
                 raise OSError("gone")
             return super().read(5)
 
-    with Ahead(Broken(b"0123456789")) as stream:
+    with ReadAhead(Broken(b"0123456789")) as stream:
         assert stream.read(3) + stream.read(3) == b"01234"
         with pytest.raises(OSError, match="gone"):
             stream.read(1)
@@ -68,6 +68,6 @@ def test_nothing_is_read_after_the_end_of_the_context() -> None:
             assert not self.closed
             return super().read(5)
 
-    with Slow(b"0123456789" * 100) as raw, Ahead(raw) as stream:
+    with Slow(b"0123456789" * 100) as raw, ReadAhead(raw) as stream:
         assert stream.read(5) == b"01234"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]

@@ -38,24 +38,24 @@ def put(settings: Settings, address: str, content: bytes) -> None:
 def test_objects_are_known_again_until_one_changes_or_comes(remote: Settings) -> None:
     store, folder = Store(remote), f"s3://{BUCKET}/{uuid.uuid4()}"
     put(remote, f"{folder}/a.jsonl", ROW)
-    key = source_cache.key_of(remote, f"{folder}/")
+    key = source_cache.source_key(remote, f"{folder}/")
     assert source_cache.known(store, key) is None
-    source_cache.note(store, key, ingest(remote, store, f"{folder}/"))
-    found = source_cache.known(store, source_cache.key_of(remote, f"{folder}/"))
+    source_cache.note_source(store, key, ingest(remote, store, f"{folder}/"))
+    found = source_cache.known(store, source_cache.source_key(remote, f"{folder}/"))
     assert found is not None and (store.fetch(found.folder) / FILE).read_bytes() == ROW
     put(remote, f"{folder}/b.jsonl", ROW)
-    assert source_cache.known(store, source_cache.key_of(remote, f"{folder}/")) is None
+    assert source_cache.known(store, source_cache.source_key(remote, f"{folder}/")) is None
     put(remote, f"{folder}/a.jsonl", ROW * 2)
-    assert source_cache.known(store, source_cache.key_of(remote, f"{folder}/")) is None
+    assert source_cache.known(store, source_cache.source_key(remote, f"{folder}/")) is None
 
 
 def test_what_is_damaged_in_the_store_is_not_known(remote: Settings) -> None:
     store, address = Store(remote), f"s3://{BUCKET}/{uuid.uuid4()}/a.jsonl"
     put(remote, address, ROW)
     dataset = ingest(remote, store, address)
-    source_cache.note(store, source_cache.key_of(remote, address), dataset)
+    source_cache.note_source(store, source_cache.source_key(remote, address), dataset)
     (Path(store.root) / dataset.folder / FILE).write_bytes(b"x")
-    assert source_cache.known(store, source_cache.key_of(remote, address)) is None
+    assert source_cache.known(store, source_cache.source_key(remote, address)) is None
 
 
 @pytest.mark.parametrize(("headers", "told"), [
@@ -64,18 +64,18 @@ def test_a_file_on_the_web_is_known_by_a_strong_etag_only(
     site: Site, private: Settings, headers: dict[str, str], told: bool,
 ) -> None:
     site.version = headers
-    assert bool(source_cache.key_of(private, site.address)) is told
+    assert bool(source_cache.source_key(private, site.address)) is told
 
 
 @pytest.mark.parametrize("status", [403, 405, 501, 503])
 def test_a_server_without_head_is_read_every_time(site: Site, private: Settings, status: int) -> None:
     site.statuses = [status]
-    assert source_cache.key_of(private, site.address) == ""
+    assert source_cache.source_key(private, site.address) == ""
 
 
 def test_files_on_a_disk_are_read_every_time(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_bytes(ROW)
-    assert source_cache.key_of(settings, str(tmp_path / "d.jsonl")) == ""
+    assert source_cache.source_key(settings, str(tmp_path / "d.jsonl")) == ""
 
 
 def test_an_address_in_the_store_is_taken_as_it_is(settings: Settings, store: Store, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from infra.storage.store import Store, filesystem
 from infra.storage.timeouts import Patience
 from tasks.data import streams
 from tasks.data.datasets import FILE
-from tasks.data.streams import BLOCK_BYTES, Standing, Teller
+from tasks.data.streams import BLOCK_BYTES, ProgressListener, ReadProgress
 from tasks.ingest import ingest
 from tests.conftest import BUCKET, S3Server
 from tests.support.site import Site, private, site
@@ -58,8 +58,8 @@ def test_an_object_that_changes_while_it_is_read_is_read_once_more(
     put("b.jsonl", row("new 9") * (MANY_REQUESTS_BYTES // len(row("new 9"))))
     monkeypatch.setattr(streams, "TELL_EVERY_S", 0.0)
 
-    class Changing(Teller):
-        def see(self, standing: Standing) -> None:
+    class Changing(ProgressListener):
+        def see(self, standing: ReadProgress) -> None:
             nonlocal left
             if left and standing.bytes == len(row("first")) + READ_BYTES:  # once an attempt
                 left -= 1
@@ -83,8 +83,8 @@ def test_a_file_on_a_disk_that_changes_while_it_is_read_is_read_once_more(
     file.write_bytes(row("new 9") * (2 * BLOCK_BYTES // len(row("new 9"))))
     monkeypatch.setattr(streams, "TELL_EVERY_S", 0.0)
 
-    class Changing(Teller):
-        def see(self, standing: Standing) -> None:
+    class Changing(ProgressListener):
+        def see(self, standing: ReadProgress) -> None:
             nonlocal left
             if left and standing.bytes == READ_BYTES:  # once an attempt
                 left -= 1
@@ -112,8 +112,8 @@ def test_a_server_that_dies_while_it_is_read_is_blamed_and_not_the_store(
     (tmp_path / "s3" / BUCKET / "d.jsonl").write_bytes(row("a") * (MANY_REQUESTS_BYTES // len(row("a"))))
     monkeypatch.setattr(streams, "TELL_EVERY_S", 0.0)
 
-    class Killing(Teller):
-        def see(self, standing: Standing) -> None:
+    class Killing(ProgressListener):
+        def see(self, standing: ReadProgress) -> None:
             server.kill()
 
     with pytest.raises(Transient) as raised:
@@ -125,10 +125,10 @@ def test_a_server_that_dies_while_it_is_read_is_blamed_and_not_the_store(
 def test_how_far_the_reading_is_stands_in_the_log(
     settings: Settings, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:
-    seen: list[Standing] = []
+    seen: list[ReadProgress] = []
 
-    class Seeing(Teller):
-        def see(self, standing: Standing) -> None:
+    class Seeing(ProgressListener):
+        def see(self, standing: ReadProgress) -> None:
             seen.append(standing)
 
     ingest(settings, store, str(folder), Seeing())
@@ -144,7 +144,7 @@ def test_how_far_the_reading_is_stands_in_the_log(
 
 
 def test_what_is_left_takes_as_long_as_the_same_of_what_was_read() -> None:
-    standing = Standing(lines=10, bytes=3_000_000, total_bytes=12_000_000, seconds=2.0, file=1, files=1)
+    standing = ReadProgress(lines=10, bytes=3_000_000, total_bytes=12_000_000, seconds=2.0, file=1, files=1)
     assert standing.left_s == 6.0 and str(standing) == "10 lines, 3 MB read (25%), 1.5 MB/s, 6 s left"
     assert str(dataclasses.replace(standing, total_bytes=0)) == "10 lines, 3 MB read, 1.5 MB/s"
 
@@ -154,10 +154,10 @@ def test_of_a_file_on_the_web_the_size_is_known_if_the_server_tells(
     site: Site, private: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, told: bool,
 ) -> None:
     monkeypatch.setattr(streams, "TELL_EVERY_S", 0.0)
-    seen: list[Standing] = []
+    seen: list[ReadProgress] = []
 
-    class Seeing(Teller):
-        def see(self, standing: Standing) -> None:
+    class Seeing(ProgressListener):
+        def see(self, standing: ReadProgress) -> None:
             seen.append(standing)
 
     site.body, site.is_chunked = row("a") * 50_000, not told
@@ -196,8 +196,8 @@ def test_a_reading_that_is_interrupted_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(streams, "TELL_EVERY_S", 0.0)
 
-    class Impatient(Teller):
-        def see(self, standing: Standing) -> None:
+    class Impatient(ProgressListener):
+        def see(self, standing: ReadProgress) -> None:
             if standing.file == 2:
                 raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from infra.errors import DataError
 from tasks.distributed.codec import Codec, Segment
 from tasks.distributed.contract import EncodeJob, GenerateJob
 from tasks.distributed.examples import Encoded, add, flatten
-from tasks.distributed.generate import question
+from tasks.distributed.generate import prompt_ids
 from tasks.distributed.model import load_tokenizer
 
 CHATS = {
@@ -108,7 +108,7 @@ def test_a_long_chat_is_asked_as_it_is_learned(chat: tuple[Codec, int]) -> None:
     job = GenerateJob.__new__(GenerateJob)
     object.__setattr__(job, "kind", "messages")
     object.__setattr__(job, "separator", "")
-    assert question(codec, job, {"messages": LONG}, len(wanted)) == wanted
+    assert prompt_ids(codec, job, {"messages": LONG}, len(wanted)) == wanted
 
 
 def dated(codec: Codec, template: str, messages: list[dict[str, str]]) -> list[Segment]:

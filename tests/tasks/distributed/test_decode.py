@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from infra.errors import AnnealError, Broken, UserError
 from tasks.distributed.codec import Codec
-from tasks.distributed.decode import BARE_BASE, Sampling, _draw, answers, decode
+from tasks.distributed.decode import BARE_BASE, Sampling, _draw, decode, decode_all
 from tasks.distributed.model import load_base, load_tokenizer
 from tests.conftest import ROOT
 
@@ -57,7 +57,7 @@ def _generate(model: PreTrainedModel, ids: list[int], stop: int, tokens: int = 4
 def test_greedy_batch_equals_generate_row_by_row(model: PreTrainedModel, codec: Codec) -> None:
     ids = [codec.prompt(text) for text in PROMPTS]
 
-    found = answers(model, ids, [GREEDY] * len(ids), stop_ids=codec.stop_ids)
+    found = decode_all(model, ids, [GREEDY] * len(ids), stop_ids=codec.stop_ids)
 
     assert found == [_generate(model, row, codec.eos) for row in ids]
 
@@ -68,7 +68,7 @@ def test_greedy_batch_equals_generate_of_the_left_padded_batch(model: PreTrained
     padded = torch.tensor([[0] * (width - len(row)) + row for row in ids])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
 
-    found = answers(model, ids, [GREEDY] * len(ids), stop_ids=NONE)
+    found = decode_all(model, ids, [GREEDY] * len(ids), stop_ids=NONE)
 
     out = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=40, use_cache=True,
                          pad_token_id=0, eos_token_id=-1)
@@ -79,14 +79,14 @@ def test_rows_of_different_length_leave_the_batch_and_change_nothing(model: PreT
     ids = [codec.prompt(text) for text in PROMPTS]
     lengths = [1, 25, 3, 40, 12]
 
-    found = answers(model, ids, [Sampling(max_new_tokens=n) for n in lengths], stop_ids=NONE)
+    found = decode_all(model, ids, [Sampling(max_new_tokens=n) for n in lengths], stop_ids=NONE)
 
     assert found == [_generate(model, row, -1, n) for row, n in zip(ids, lengths, strict=True)]
 
 
 def test_stop_token_is_not_yielded(model: PreTrainedModel, codec: Codec) -> None:
     ids = [codec.prompt(PROMPTS[0]), codec.prompt(PROMPTS[1])]
-    free = answers(model, ids, [GREEDY] * 2, stop_ids=NONE)
+    free = decode_all(model, ids, [GREEDY] * 2, stop_ids=NONE)
     stop = free[0][5]
 
     steps = list(decode(model, ids, [GREEDY] * 2, stop_ids=frozenset({stop})))
@@ -98,18 +98,18 @@ def test_seed_does_not_depend_on_neighbours_or_place(model: PreTrainedModel, cod
     ids = [codec.prompt(text) for text in PROMPTS]
     rows = [Sampling(max_new_tokens=30, temperature=1.0, top_p=0.9, seed=n) for n in range(len(ids))]
 
-    together = answers(model, ids, rows, stop_ids=codec.stop_ids)
-    backwards = answers(model, ids[::-1], rows[::-1], stop_ids=codec.stop_ids)[::-1]
-    alone = [answers(model, [i], [s], stop_ids=codec.stop_ids)[0] for i, s in zip(ids, rows, strict=True)]
+    together = decode_all(model, ids, rows, stop_ids=codec.stop_ids)
+    backwards = decode_all(model, ids[::-1], rows[::-1], stop_ids=codec.stop_ids)[::-1]
+    alone = [decode_all(model, [i], [s], stop_ids=codec.stop_ids)[0] for i, s in zip(ids, rows, strict=True)]
 
     assert together == alone == backwards
-    assert together != answers(model, ids, [GREEDY] * len(ids), stop_ids=codec.stop_ids)
+    assert together != decode_all(model, ids, [GREEDY] * len(ids), stop_ids=codec.stop_ids)
 
 
 def test_greedy_and_sampled_rows_share_a_batch(model: PreTrainedModel, codec: Codec) -> None:
     ids = codec.prompt(PROMPTS[0])
 
-    mixed = answers(model, [ids, ids], [GREEDY, Sampling(max_new_tokens=40, temperature=1.5, seed=3)], stop_ids=NONE)
+    mixed = decode_all(model, [ids, ids], [GREEDY, Sampling(max_new_tokens=40, temperature=1.5, seed=3)], stop_ids=NONE)
 
     assert mixed[0] == _generate(model, ids, -1) and mixed[0] != mixed[1]
 
@@ -118,9 +118,9 @@ def test_each_row_keeps_its_adapter(tuned: PeftModel, model: PreTrainedModel, co
     ids = codec.prompt(PROMPTS[0])
     names = ["two", BARE_BASE, "one", "two"]
 
-    mixed = answers(tuned, [ids] * 4, [GREEDY] * 4, stop_ids=NONE, adapters=names)
+    mixed = decode_all(tuned, [ids] * 4, [GREEDY] * 4, stop_ids=NONE, adapters=names)
 
-    alone = {n: answers(tuned, [ids], [GREEDY], stop_ids=NONE, adapters=[n])[0] for n in ("one", "two")}
+    alone = {n: decode_all(tuned, [ids], [GREEDY], stop_ids=NONE, adapters=[n])[0] for n in ("one", "two")}
     assert mixed == [alone["two"], _generate(model, ids, -1), alone["one"], alone["two"]]
     assert alone["one"] != alone["two"]
 
@@ -129,19 +129,20 @@ def test_rows_keep_adapter_and_dice_when_others_leave(tuned: PeftModel, codec: C
     ids, names = codec.prompt(PROMPTS[0]), ["one", "two", BARE_BASE, "one"]
     rows = [Sampling(max_new_tokens=n, temperature=t, seed=n) for n, t in ((2, 0), (25, 1), (5, 1), (20, 1))]
 
-    mixed = answers(tuned, [ids] * 4, rows, stop_ids=NONE, adapters=names)
+    mixed = decode_all(tuned, [ids] * 4, rows, stop_ids=NONE, adapters=names)
 
     assert mixed == [
-        answers(tuned, [ids], [row], stop_ids=NONE, adapters=[name])[0] for row, name in zip(rows, names, strict=True)]
+        decode_all(tuned, [ids], [row], stop_ids=NONE, adapters=[name])[0]
+        for row, name in zip(rows, names, strict=True)]
 
 
 def test_without_names_the_active_adapter_answers_the_same(tuned: PeftModel, codec: Codec) -> None:
     ids = [codec.prompt(text) for text in PROMPTS]
     rows = [GREEDY] * len(ids)
 
-    named = answers(tuned, ids, rows, stop_ids=codec.stop_ids, adapters=["one"] * len(ids))
+    named = decode_all(tuned, ids, rows, stop_ids=codec.stop_ids, adapters=["one"] * len(ids))
 
-    assert answers(tuned, ids, rows, stop_ids=codec.stop_ids) == named
+    assert decode_all(tuned, ids, rows, stop_ids=codec.stop_ids) == named
 
 
 def test_cancelled_row_leaves_and_the_others_go_on(model: PreTrainedModel, codec: Codec) -> None:
@@ -175,16 +176,16 @@ def test_non_finite_adapter_fails_its_own_row_only(tuned: PeftModel, codec: Code
 
     steps = list(decode(tuned, [ids] * 2, [GREEDY] * 2, stop_ids=NONE, adapters=names, failed=failures.__setitem__))
 
-    good = answers(tuned, [ids], [GREEDY], stop_ids=NONE, adapters=["one"])[0]
+    good = decode_all(tuned, [ids], [GREEDY], stop_ids=NONE, adapters=["one"])[0]
     assert list(failures) == [1] and [s[0] for s in steps] == good and {s[1] for s in steps} == {None}
     with pytest.raises(Broken, match="not finite"):
-        answers(tuned, [ids], [GREEDY], stop_ids=NONE, adapters=["broken"])
+        decode_all(tuned, [ids], [GREEDY], stop_ids=NONE, adapters=["broken"])
     tuned.delete_adapter("broken")
 
 
 def test_empty_prompt_is_refused_and_no_prompts_give_no_steps(model: PreTrainedModel) -> None:
     with pytest.raises(UserError, match="no tokens"):
-        answers(model, [[]], [GREEDY], stop_ids=NONE)
+        decode_all(model, [[]], [GREEDY], stop_ids=NONE)
     assert list(decode(model, [], [], stop_ids=NONE)) == []
 
 

@@ -15,8 +15,8 @@ from infra.errors import BaseModelError, DataError
 from tasks.data.schema import parse
 from tasks.distributed.codec import Codec
 from tasks.distributed.contract import EncodeJob
-from tasks.distributed.encode import bins, encode, show
-from tasks.distributed.examples import cut, flatten, wrap
+from tasks.distributed.encode import bins, encode, show_example
+from tasks.distributed.examples import flatten, truncate, wrap
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packs import PackedRows
 
@@ -169,7 +169,7 @@ def test_ten_samples_show_what_is_learned(tmp_path: Path, stories: Path) -> None
 
 def test_long_samples_keep_their_ends(codec: Codec) -> None:
     turns = [{"role": role, "content": "so " * 300} for role in ("user", "assistant")] * 9
-    shown = show(codec, *flatten(codec.row("messages", {"messages": turns}, "", train_on_prompt=False)))
+    shown = show_example(codec, *flatten(codec.row("messages", {"messages": turns}, "", train_on_prompt=False)))
     assert len(shown["runs"]) == 8 and shown["more"] == 10
     assert all(len(piece["text"]) <= 247 and " [...] " in piece["text"] for piece in shown["runs"])
 
@@ -191,19 +191,19 @@ def test_bars_are_as_wide_as_it_takes_for_forty() -> None:
 
 def test_cutting_takes_the_prompt_from_its_left_first() -> None:
     ids, labels = np.arange(10, dtype=np.int32), np.arange(10) >= 7
-    kept, marks = cut(ids, labels, 6, begin=1, prompt=7)
+    kept, marks = truncate(ids, labels, 6, begin=1, prompt=7)
     assert kept.tolist() == [0, 5, 6, 7, 8, 9] and marks.sum() == 3
 
 
 def test_cutting_spares_the_completion_when_prompts_are_learned_too() -> None:
     ids = np.arange(10, dtype=np.int32)
-    kept, marks = cut(ids, ids >= 1, 6, begin=1, prompt=7)
+    kept, marks = truncate(ids, ids >= 1, 6, begin=1, prompt=7)
     assert kept.tolist() == [0, 5, 6, 7, 8, 9] and marks.sum() == 5
 
 
 def test_cutting_takes_the_end_when_the_prompt_is_used_up() -> None:
     ids, labels = np.arange(10, dtype=np.int32), np.arange(10) >= 3
-    kept, marks = cut(ids, labels, 4, begin=1, prompt=3)
+    kept, marks = truncate(ids, labels, 4, begin=1, prompt=3)
     assert kept.tolist() == [0, 3, 4, 5] and marks.sum() == 3
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tasks.distributed.attention import packed_attention
-from tasks.distributed.batches import Batch, Feed, Plan
+from tasks.distributed.batches import Batch, BatchPlan, Feed
 from tasks.distributed.codec import Codec
-from tasks.distributed.decode import Sampling, answers
+from tasks.distributed.decode import Sampling, decode_all
 from tasks.distributed.model import load_base, load_tokenizer
 from tasks.distributed.packs import PackedRows
 from tests.conftest import ROOT
@@ -43,14 +43,14 @@ def test_the_kernel_and_its_gradient_are_those_of_fp32_on_the_cpu(window: int | 
 def test_greedy_answers_are_those_of_the_cpu() -> None:
     codec = Codec(load_tokenizer(BASE))
     ids = [codec.prompt(text) for text in ("Anna: Where are you?", "Tom: Lunch?\nEva: At noon, in the park.")]
-    found = [answers(load_base(BASE, dtype=torch.float32, device=torch.device(device)), ids,
+    found = [decode_all(load_base(BASE, dtype=torch.float32, device=torch.device(device)), ids,
                      [Sampling(max_new_tokens=24)] * 2, stop_ids=codec.stop_ids) for device in ("cpu", "cuda")]
     assert found[0] == found[1] and all(found[0])
 
 
 def test_batches_are_copied_from_page_locked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = PackedRows(write_pack(tmp_path / "packs") / "train")
-    plan, found, locked = Plan(len(rows), batch=4, epochs=1, max_steps=0, seed=0), {}, []
+    plan, found, locked = BatchPlan(len(rows), batch=4, epochs=1, max_steps=0, seed=0), {}, []
     move = Batch.to
 
     def noted(batch: Batch, device: torch.device) -> Batch:

@@ -37,7 +37,7 @@ def test_attention_that_looks_into_the_other_segment_is_refused(
     monkeypatch.setattr(attention, "short_segments", leaks)
     job = make_job("leaks")
     with pytest.raises(BaseModelError, match="examples in one row reach each other"):
-        trainer.train(job)
+        trainer.train_rank(job)
     assert not list(Path(job.out).glob("step-*"))
 
 
@@ -50,7 +50,7 @@ def test_a_model_that_does_not_read_is_refused(make_job: MakeJob, monkeypatch: p
 
     monkeypatch.setattr(trainer, "check_isolation", blank)
     with pytest.raises(BaseModelError, match="do not depend on what it reads"):
-        trainer.train(make_job("blank"))
+        trainer.train_rank(make_job("blank"))
 
 
 @pytest.mark.parametrize(("schedule", "rates"), [
@@ -92,7 +92,7 @@ def test_gradients_are_clipped_to_their_norm(
         finish(self, started)
 
     monkeypatch.setattr(trainer.Trainer, "finish", noted)
-    trainer.train(job)
+    trainer.train_rank(job)
     (event,) = events_of(job)
     wanted = min(event["grad_norm"], limit) if limit else event["grad_norm"]
     assert event["grad_norm"] > 1e-2 and steps[0].item() == pytest.approx(0.1 * wanted, rel=1e-3)
@@ -101,7 +101,7 @@ def test_gradients_are_clipped_to_their_norm(
 @pytest.mark.usefixtures("one_rank")
 def test_training_ends_after_max_steps_and_adapts_the_layers_that_were_named(make_job: MakeJob) -> None:
     job = make_job("run", max_steps=3, num_train_epochs=5, lora_targets="q_proj,v_proj", lora_rank=3)
-    trainer.train(job)
+    trainer.train_rank(job)
     assert [event["step"] for event in events_of(job)] == [1, 2, 3]
     with safe_open(Path(job.out) / "model" / "adapter_model.safetensors", "pt") as file:
         names = list(file.keys())

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tasks.distributed import cross_entropy as head_module
 from tasks.distributed.attention import packed_attention
-from tasks.distributed.batches import Batch, Filled, Plan, batch_of, micro_batches
+from tasks.distributed.batches import Batch, BatchPlan, Filled, batch_of, micro_batches
 from tasks.distributed.cross_entropy import LinearCrossEntropy, head_loss
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import load_base
@@ -217,7 +217,7 @@ def test_an_unlabelled_batch_learns_nothing(rows: PackedRows) -> None:
 
 
 def test_every_row_is_taken_once_an_epoch_in_a_fresh_order() -> None:
-    plan = Plan(rows=10, batch=4, epochs=2, max_steps=0, seed=1)
+    plan = BatchPlan(rows=10, batch=4, epochs=2, max_steps=0, seed=1)
     assert plan.steps == 6
     epochs = [np.concatenate([plan.rows_of(s) for s in range(e * 3, e * 3 + 3)]) for e in (0, 1)]
     assert all(sorted(order) == list(range(10)) for order in epochs)

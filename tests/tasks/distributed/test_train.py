@@ -36,7 +36,7 @@ def wait_for_step(job: TrainJob, step: int) -> None:
 def test_a_diverging_training_stops_before_the_update(one_rank: None, make_job: MakeJob) -> None:
     job = make_job("diverge", peft_method="full", learning_rate=1e20, max_grad_norm=0.0, warmup_ratio=0.0)
     with pytest.raises(Diverged, match=r"training step \d+: the loss is"):
-        trainer.train(job)
+        trainer.train_rank(job)
     assert not (Path(job.out) / "result.json").exists()
 
 
@@ -60,7 +60,7 @@ def test_layers_are_compiled_once(one_rank: None, make_job: MakeJob, parallelism
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Trainer, "_tell", counting)
-        assert trainer.train(job) == 0
+        assert trainer.train_rank(job) == 0
     assert graphs[0] > 0 and len(graphs) == 6 and len(set(graphs)) == 1, graphs
 
 
@@ -121,11 +121,11 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     one_rank: None, make_job: MakeJob, damage: Callable[[Path], None], file: str,
 ) -> None:
     job = make_job("damaged", num_train_epochs=6, checkpoint_steps=3)
-    assert trainer.train(job) == 0
+    assert trainer.train_rank(job) == 0
     weights = (Path(job.out) / "model" / "adapter_model.safetensors").read_bytes()
     newest, older = sorted(Path(job.out).glob("step-*"), reverse=True)[:2]
     damage(newest / file)
-    assert trainer.train(job) == 0
+    assert trainer.train_rank(job) == 0
     assert [event["folder"] for event in events_of(job, "checkpoint_passed_over")] == [newest.name]
     assert events_of(job, "resume")[0]["step"] == int(older.name.split("-")[1])
     assert (Path(job.out) / "model" / "adapter_model.safetensors").read_bytes() == weights

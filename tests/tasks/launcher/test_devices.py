@@ -11,7 +11,7 @@ import pytest
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.distributed.model import device_of
+from tasks.distributed.model import torch_device
 from tasks.launcher import jobs
 from tasks.launcher.devices import gpus, gpus_have_bf16
 
@@ -55,7 +55,7 @@ def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(
     for name, value in jobs.rank_environment(Settings(home=tmp_path), 1).items():
         monkeypatch.setenv(name, value)
     if not has_gpu:
-        assert device_of().type == "cpu"
+        assert torch_device().type == "cpu"
         return
     with pytest.raises(UserError, match=r"nvidia-smi lists GPUs, but torch .* cannot use them"):
-        device_of()
+        torch_device()

@@ -13,7 +13,7 @@ from deployments import docs
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.spec import Method, TrainingSpec
-from tasks.launcher.forecast import count_parameters, devices, estimate, forecast
+from tasks.launcher.forecast import count_parameters, device_table, estimate, forecast
 from tasks.ui import reports
 from tests.support.past import Past
 
@@ -56,7 +56,7 @@ def test_the_guides_models_fit_where_one_would_expect(
 ) -> None:
     spec = docs.guide_spec(model, method)
     counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
-    found, _ = docs.guide_forecast(docs.GUIDE_MODELS[model], spec, *counted, ranks, devices()[device])
+    found, _ = docs.guide_forecast(docs.GUIDE_MODELS[model], spec, *counted, ranks, device_table()[device])
     assert (found.fits, found.parallelism) == (fits, parallelism), found
 
 
@@ -70,7 +70,7 @@ def test_several_nodes_cut_the_weights_within_one_if_that_is_enough(
     spec = dataclasses.replace(docs.guide_spec(model, "full"), activation_checkpointing=True)
     counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
     found = estimate(
-        docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, 8 * nodes, device, devices()[device], nodes)
+        docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, 8 * nodes, device, device_table()[device], nodes)
     assert found.parallelism == parallelism and found.ranks == 8 * nodes
     assert re.fullmatch(f"{parallelism}: {why}", found.lines()["parallelism"])
     assert found.memory_gib["optimizer"] == pytest.approx(counted[1] * 8 / shards / 2**30, rel=1e-3)
@@ -88,7 +88,7 @@ def test_the_forecast_settles_what_the_spec_leaves_open(
     spec = dataclasses.replace(docs.guide_spec("Llama-2-7B", "lora"), **knobs)
     counted = count_parameters(docs.GUIDE_MODELS["Llama-2-7B"], spec, NOWHERE)
     found = estimate(
-        docs.GUIDE_MODELS["Llama-2-7B"], spec, docs.GUIDE_PACK, *counted, 1, device, devices().get(device))
+        docs.GUIDE_MODELS["Llama-2-7B"], spec, docs.GUIDE_PACK, *counted, 1, device, device_table().get(device))
     settled = found.settle(spec)
     assert (settled.gradient_accumulation_steps, settled.compile_layers) == (parts, compiled), found.lines()
 
@@ -126,5 +126,5 @@ def test_several_ranks_share_a_batch_before_it_is_cut() -> None:
     spec = docs.guide_spec("Llama-2-7B", "lora")
     counted = count_parameters(docs.GUIDE_MODELS["Llama-2-7B"], spec, NOWHERE)
     found = {ranks: estimate(docs.GUIDE_MODELS["Llama-2-7B"], spec, docs.GUIDE_PACK, *counted, ranks, "H100",
-                             devices()["H100"]).parts for ranks in (1, 2, 4, 8)}
+                             device_table()["H100"]).parts for ranks in (1, 2, 4, 8)}
     assert found == {1: 4, 2: 2, 4: 1, 8: 1}

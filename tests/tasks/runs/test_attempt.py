@@ -21,9 +21,9 @@ from infra.errors import Transient
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.runs import fence as fences
-from tasks.runs.attempt import Attempt, name_of, reached, read_attempts
+from tasks.runs.attempt import Attempt, attempts_name, reached, read_attempts
 from tasks.runs.fence import Fence, Standing, cancellation, is_cancelled, standing_of, stop_grace_s
-from tasks.runs.locks import died_with, only_one
+from tasks.runs.locks import died_with, exclusive_lock
 from tasks.runs.recover import crashed_at, crashes_of, is_stuck, pause_after
 
 RUN = UUID("11111111-2222-4333-8444-555555555555")
@@ -160,7 +160,7 @@ def test_a_store_that_is_away_costs_the_note_only(store: Store, monkeypatch: pyt
 
 
 def test_a_damaged_note_counts_as_none(store: Store) -> None:
-    store.write(name_of(RUN), '{"1": "pa')
+    store.write(attempts_name(RUN), '{"1": "pa')
     assert read_attempts(store, RUN) == {}
 
 
@@ -171,7 +171,7 @@ def test_a_free_lock_means_dead_on_this_machine_and_for_that_attempt(
     tmp_path: Path, host: str, note: str, asked: str, dead: bool,
 ) -> None:
     lock = tmp_path / "lock"
-    with only_one(lock, "a run", note=note):
+    with exclusive_lock(lock, "a run", note=note):
         assert not died_with(lock, asked)
     if host == "elsewhere":
         lock.write_text(lock.read_text().replace(socket.gethostname(), "another"))

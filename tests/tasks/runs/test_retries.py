@@ -23,7 +23,7 @@ from infra.records import Finding, Pack, Split
 from infra.settings import Settings
 from infra.spec import Group, TaskType, TrainingSpec
 from infra.storage.store import Store
-from tasks.evaluate import find_evaluation, judge, refuse_unscorable
+from tasks.evaluate import find_evaluation, judge_version, refuse_unscorable
 from tasks.launcher.forecast import forecast
 from tasks.runs.retries import DELAYS_S, may_pass, step
 from tasks.train import training_id
@@ -42,7 +42,7 @@ def table(tuned: float, base: float) -> dict[str, dict[str, list[float]]]:
 
 @pytest.mark.parametrize(("tuned", "base", "passed"), [(0.5, 0.2, True), (0.2, 0.25, True), (0.2, 0.5, False)])
 def test_only_a_significantly_worse_version_fails_the_gate(tuned: float, base: float, passed: bool) -> None:
-    assert judge(table(tuned, base), {"tuned": 1.0, "base": 1.0}, SPEC, held_out=9)[0] is passed
+    assert judge_version(table(tuned, base), {"tuned": 1.0, "base": 1.0}, SPEC, held_out=9)[0] is passed
 
 
 @pytest.mark.parametrize(("task", "metric", "name"), [
@@ -52,13 +52,13 @@ def test_each_task_type_is_judged_by_its_own_metric(task: TaskType, metric: str,
     spec = dataclasses.replace(SPEC, task_type=task)
     low, high = ({metric: [mean - 0.05, mean, mean + 0.05]} for mean in (0.3, 0.6))
     losses = {"tuned": 1.0, "base": 1.0}
-    better, worse = judge({"tuned": high, "base": low}, losses, spec, held_out=9), judge(
+    better, worse = judge_version({"tuned": high, "base": low}, losses, spec, held_out=9), judge_version(
         {"tuned": low, "base": high}, losses, spec, held_out=9)
     if metric == "loss":  # the lower, the better
         better, worse = worse, better
     assert better[0] and better[1].startswith(f"Passed: {name} 0.")
     assert not worse[0] and worse[1].startswith(f"Significantly worse than the base: {name} 0.")
-    assert judge({"tuned": low, "base": low}, losses, spec, held_out=9)[0]
+    assert judge_version({"tuned": low, "base": low}, losses, spec, held_out=9)[0]
 
 
 def test_rows_without_answers_have_no_task_type_but_style(store: Store, past: Past) -> None:
@@ -123,13 +123,14 @@ def test_the_gates_verdict_opens_the_report(past: Past, verdict: str) -> None:
 
 
 def test_text_rows_are_judged_by_their_loss() -> None:
-    assert judge({}, {"tuned": 3.0, "base": 3.5}, SPEC, held_out=9)[0]
-    assert not judge({}, {"tuned": 3.6, "base": 3.5}, SPEC, held_out=9)[0]
-    assert not judge({}, {"tuned": float("nan"), "base": 3.5}, SPEC, held_out=9)[0]
+    assert judge_version({}, {"tuned": 3.0, "base": 3.5}, SPEC, held_out=9)[0]
+    assert not judge_version({}, {"tuned": 3.6, "base": 3.5}, SPEC, held_out=9)[0]
+    assert not judge_version({}, {"tuned": float("nan"), "base": 3.5}, SPEC, held_out=9)[0]
 
 
 def test_the_gate_can_be_switched_off() -> None:
-    assert judge(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, dataclasses.replace(SPEC, gate="off"), held_out=9)[0]
+    spec = dataclasses.replace(SPEC, gate="off")
+    assert judge_version(table(0.1, 0.9), {"tuned": 1.0, "base": 1.0}, spec, held_out=9)[0]
 
 
 def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: Past) -> None:
@@ -219,7 +220,7 @@ def test_the_training_id_follows_the_weights_and_nothing_else(past: Past) -> Non
 
 
 def test_without_held_out_rows_nothing_is_judged() -> None:
-    assert judge({}, {"tuned": float("nan"), "base": 1.0}, SPEC, held_out=0) == (
+    assert judge_version({}, {"tuned": float("nan"), "base": 1.0}, SPEC, held_out=0) == (
         True, "Not judged: there are no held-out rows.")
 
 

@@ -12,12 +12,12 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from infra.spec import TaskType
 from tasks.scoring import metrics
-from tasks.scoring.metrics import Table, classification, extraction, fields_of, label_of, question, style
+from tasks.scoring.metrics import Table, classification, extraction, fields_of, label_of, question_scores, style
 
 Metric = Callable[[Sequence[str], Sequence[str]], Table]
 REFERENCES: dict[Metric, list[str]] = {
     classification: ["food", "food", "travel", "lost things"],
-    question: ["in Verona", "the 3rd of May", "Zoë", "20 euros"],
+    question_scores: ["in Verona", "the 3rd of May", "Zoë", "20 euros"],
     extraction: ['{"a": 1}', '{"people": ["Ann", "Bob"], "at": {"day": "Friday"}}', "{}", "[]"]}
 
 
@@ -96,7 +96,7 @@ def test_the_most_frequent_mistakes_come_first() -> None:
     ("red red blue", "red", 0, 0.5), ("Zoë", "zoë!", 1, 1), ("Zoë", "Zoe", 0, 0), ("theory", "the ory", 0, 0),
     ("20 euros", "", 0, 0), ("U.S.", "us", 1, 1)])
 def test_squads_exact_match_and_f1(reference: str, answer: str, exact: float, f1: float) -> None:
-    assert values(question([reference], [answer])) == {
+    assert values(question_scores([reference], [answer])) == {
         "exact_match": exact, "f1": pytest.approx(f1, abs=1e-6)}
 
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from tasks.ui import progress as module
-from tasks.ui.progress import Progress
+from tasks.ui.progress import RunProgress
 
 STEP = {"event": "step", "step": 1, "total": 2, "loss": 1.0, "lr": 1e-4, "tokens_per_s": 9.0, "eta_s": 1.0}
 
@@ -22,7 +22,7 @@ def test_curves_that_cannot_be_drawn_cost_the_training_nothing(
         raise OSError("no space left")
 
     monkeypatch.setattr(module, "picture_of", fail)
-    progress = Progress("training")
+    progress = RunProgress("training")
     progress.see(STEP)
     progress._draw(at_once=False)
     assert "not shown error=no space left" in caplog.text
