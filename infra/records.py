@@ -175,6 +175,19 @@ class Trained(Record):
     peak_memory_bytes: int
     resumed_from: int = 0
     """Step of the checkpoint that the last launch started from."""
+    loss_validation: float | None = None
+    """The last validation's; None where nothing was validated, and in a record of an earlier release."""
+    loss_best: float | None = None
+    """The lowest of all validations, at `best_step`."""
+    best_step: int = 0
+
+    @property
+    def curve(self) -> dict[str, float]:
+        """What MLflow and reports show of the training's losses; in nats, of labelled tokens."""
+        found = {"train_loss_first": self.loss_first, "train_loss_last": self.loss_last,
+                 "validation_loss_last": self.loss_validation, "validation_loss_best": self.loss_best,
+                 "best_step": self.best_step or None}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

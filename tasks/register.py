@@ -91,7 +91,7 @@ def lineage_of(
         "base": {"name": base.name, "digest": base.digest}, "code_revision": code_revision(),
         "rows": {"train": split.train_rows, "validation": split.validation_rows, "dropped": split.dropped},
         "metrics": {"loss": evaluation.loss, "rouge": evaluation.rouge, "train_loss_last": trained.loss_last,
-                    **({"scores": evaluation.scores} if evaluation.scores else {})},
+                    "training": trained.curve, **({"scores": evaluation.scores} if evaluation.scores else {})},
         "steps": trained.steps,
         "made_from": [
             *map(folder_at, addresses), *filter(None, [split.data]), split.folder, pack.folder, trained.folder]}

@@ -200,6 +200,8 @@ class Registry:
         for key, value in lineage["spec"].items():
             self.client.log_param(run, key, str(value)[:TAG_CHARACTERS])
         metrics = lineage["metrics"]
+        for name, value in metrics.get("training", {}).items():
+            self.client.log_metric(run, name, value)
         for model, loss in metrics["loss"].items():
             self.client.log_metric(run, f"loss_{model}", loss)
         for model, scores in (metrics["rouge"] or metrics.get("scores", {})).items():

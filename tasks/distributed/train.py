@@ -259,8 +259,9 @@ class Trainer:
         cuda = self.ranks.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if cuda else (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        curve = {name: value for name, value in asdict(self.progress).items() if name != "not_better"}
         return {
-            **asdict(self.progress), "ranks": self.ranks.world, "seconds": round(self._seconds(), 3),
+            **curve, "ranks": self.ranks.world, "seconds": round(self._seconds(), 3),
             "tokens_per_s": round(self.events.tokens_per_s, 1),
             "trainable": sum(p.numel() for p in self.trainable), "peak_memory_bytes": peak, "resumed_from": started}
 

@@ -68,9 +68,11 @@ def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
     """Steps, memory by parts, time and price; the actual figures beside them once they are known."""
     actual = forecast.spent(trained) if trained else {}
     title = f"Forecast{' and what it was' if trained else ''}: {forecast.ranks} x {forecast.device}"
+    losses = trained.curve if trained else {}
     return "\n".join([
         f"## {title}", "", "| | forecast | actual |", "|---|---|---|",
-        *(f"| {name} | {line} | {actual.get(name, '')} |" for name, line in forecast.lines().items()), "",
+        *(f"| {name} | {line} | {actual.get(name, '')} |" for name, line in forecast.lines().items()),
+        *(f"| {name.replace('_', ' ')} | | {value:.6g} |" for name, value in losses.items()), "",
         "Prices and peak rates: `infra/hardware.toml`; put your own into `<home>/hardware.toml`."])
 
 

@@ -148,11 +148,15 @@ def test_destinations_map_to_mlflow_names_and_back() -> None:
 def test_the_scores_of_a_task_type_stand_on_mlflows_pages(settings: Settings, store: Store, past: Past) -> None:
     scores = {"tuned": {"accuracy": [0.7, 0.8, 0.9]}, "base": {"accuracy": [0.0, 0.1, 0.2]}}
     past.evaluation = dataclasses.replace(past.evaluation, rouge={}, scores=scores)
+    past.trained = dataclasses.replace(past.trained, loss_validation=3.5, loss_best=3.25, best_step=4)
     version = do(settings, store, past)
     client = Registry(settings).client
     run = client.get_model_version(mlflow_name(version.destination), str(version.number)).run_id
     logged = client.get_run(run).data.metrics
     assert (logged["accuracy_tuned"], logged["accuracy_base"], logged["loss_tuned"]) == (0.8, 0.1, 3.0)
+    assert {name: logged[name] for name in past.trained.curve} == {
+        "train_loss_first": 4.0, "train_loss_last": 3.0, "validation_loss_last": 3.5, "validation_loss_best": 3.25,
+        "best_step": 4}
     assert json.loads((store.fetch(version.folder) / "training.json").read_text())["metrics"]["scores"] == scores
 
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from infra.errors import EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_USER_ERROR, Diverged
+from infra.records import Trained
 from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
 from tasks.distributed.contract import TrainJob
@@ -150,6 +151,9 @@ def test_the_best_weights_are_kept_and_training_stops_when_they_get_no_better(ma
     validations = {event["step"]: event["loss"] for event in events_of(job, "validation")}
     best = min(validations, key=lambda step: validations[step])
     result = json.loads((Path(job.out) / "result.json").read_text())
+    known = {field.name for field in dataclasses.fields(Trained)}
+    assert set(result) <= known, "what ranks report is not lost"
+    assert (result["loss_best"], result["loss_validation"]) == (validations[best], list(validations.values())[-1])
     assert result["best_step"] == best and result["steps"] == list(validations)[-1] < 30 * 2
     assert [step for step in validations if step > best] == [best + 2, best + 4]
     assert events_of(job, "stopped_early")[0]["best_step"] == best

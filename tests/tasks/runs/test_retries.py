@@ -136,7 +136,8 @@ def test_the_gate_can_be_switched_off() -> None:
 def test_reports_are_tables_that_content_cannot_break(settings: Settings, past: Past) -> None:
     text = reports.rouge_report(past.evaluation)
     assert "**0.500** (0.400 to 0.600)" in text and "&lt;b>&#124;x" in text
-    assert "5 |" in reports.forecast_report(forecast(settings, past.spec, past.pack, past.base), past.trained)
+    report = reports.forecast_report(forecast(settings, past.spec, past.pack, past.base), past.trained)
+    assert "5 |" in report and "| train loss last | | 3 |" in report
 
 
 def test_the_data_report_names_what_was_found_dropped_and_learned(past: Past) -> None:
