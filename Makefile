@@ -24,7 +24,7 @@ demo: $(DONE)  ## the whole job on the built-in data: train, evaluate, register,
 	$(BIN)/python -m deployments.examples.demo
 
 test: $(DONE)  ## ruff, types, the quick tests and one slow one of each kind
-	$(MAKE) --jobs 2 --output-sync check quick
+	$(MAKE) --jobs 2 check quick
 
 quick: $(DONE)
 	$(BIN)/pytest $(TOGETHER) -m "(smoke or not slow) and not chaos and not gpu"
