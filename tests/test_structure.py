@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.smoke import SMOKE
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("flows", "tasks", "deployments", "infra")
 STEPS = ("ingest", "validate", "pack", "train", "evaluate", "register", "deploy", "predict")
@@ -119,3 +121,9 @@ def test_no_file_is_longer_than_300_lines() -> None:
 
 def test_no_flow_module_shadows_the_standard_library() -> None:
     assert not {path.stem for path in (ROOT / "flows").glob("*.py")} & sys.stdlib_module_names
+
+
+def test_what_make_test_runs_of_the_slow_tests_is_there() -> None:
+    for name in SMOKE:
+        path, function = name.split("::")
+        assert f"\ndef {function.split('[')[0]}(" in (ROOT / path).read_text(encoding="utf-8"), name
