@@ -27,7 +27,7 @@ from prefect.logging import get_run_logger
 from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.launcher.gpu_slots import make_limit, take_slots
+from tasks.launcher.gpu_slots import take_slots
 from tasks.runs.cleanup import tidy
 from tasks.runs.locks import locks_of
 from tasks.runs.queries import RECOVERED, runs_in
@@ -54,8 +54,7 @@ def reconcile() -> None:
     """Find runs whose processes died and let them go on; tell the webhook how runs ended."""
     settings, log = Settings(), get_run_logger()
     with get_client(sync_client=True) as client, ExitStack() as slot:
-        make_limit(client, LIMIT, 1)
-        if take_slots(slot, LIMIT, 1, PATIENCE_S):
+        if take_slots(slot, LIMIT, 1, 1, PATIENCE_S):
             began, failed = time.monotonic(), None
             store = Store(settings)
             find(settings, client, store)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -29,7 +30,7 @@ from tasks.launcher.gpu_locks import lock_folder
 
 LEASE_S = 60
 """The shortest that Prefect takes."""
-POLL_S = 2.0
+POLL_S, TAKE_S = 2.0, 30.0
 NO_LIMIT = "none"
 log = logging.getLogger(__name__)
 
@@ -66,30 +67,44 @@ def gpu_slots(settings: Settings, count: int, look: Callable[[], None] = lambda:
         return
     with ExitStack() as taken:
         said = False
-        while (found := _limit(limit, count)) and not take_slots(taken, limit, count):
+        while not take_slots(taken, limit, count, slots()):
             if not said:
-                log.info("waiting for %d slots of the concurrency limit %s: %d of %d are taken", count, limit,
-                         found.active_slots, found.limit)
+                log.info("waiting for %d slots of the concurrency limit %s", count, limit)
                 said = True
             look()
+            time.sleep(POLL_S)
         yield
 
 
-def take_slots(taken: ExitStack, limit: str, count: int, patience_s: float = POLL_S) -> bool:
-    """Take slots of a limit for as long as `taken` is open; False if they are not free within `patience_s`.
+def take_slots(taken: ExitStack, limit: str, count: int, of: int, patience_s: float = 0) -> bool:
+    """Take slots of a limit, made with `of` slots if it is not there, for as long as `taken` is open; False if they are
+    not free within `patience_s`.
 
-    A training whose lease cannot be renewed goes on: the locks of its GPUs are its own (tasks/launcher/gpu_locks.py).
-    Raises Transient when Prefect does not answer.
+    The limit is looked at first: Prefect logs an error for each try that times out. A training whose lease cannot be
+    renewed goes on: the locks of its GPUs are its own (tasks/launcher/gpu_locks.py).
+
+    Raises UserError where the limit has fewer slots, Transient when Prefect does not answer.
     """
+    deadline = time.monotonic() + patience_s
     try:
-        taken.enter_context(concurrency(
-            limit, count, timeout_seconds=patience_s, lease_duration=LEASE_S, strict=True,
-            raise_on_lease_renewal_failure=False))
-    except TimeoutError:
-        return False
+        with get_client(sync_client=True) as client:
+            while True:
+                found = make_limit(client, limit, of)
+                if found.limit < count:
+                    raise UserError(f"it has {found.limit} slots, and the training needs {count}",
+                                    where=f"concurrency limit {limit}",
+                                    fix="Raise it in Prefect's UI, or lower num_ranks.")
+                if found.active_slots + count <= found.limit:
+                    with suppress(TimeoutError):  # another one was faster
+                        taken.enter_context(concurrency(
+                            limit, count, timeout_seconds=TAKE_S, lease_duration=LEASE_S, strict=True,
+                            raise_on_lease_renewal_failure=False))
+                        return True
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(POLL_S)
     except (PrefectException, httpx.HTTPError) as error:
         raise Transient(f"no slot to be had ({error})", where=f"concurrency limit {limit}") from error
-    return True
 
 
 def make_limit(client: SyncPrefectClient, limit: str, count: int) -> GlobalConcurrencyLimitResponse:
@@ -100,15 +115,3 @@ def make_limit(client: SyncPrefectClient, limit: str, count: int) -> GlobalConcu
         with suppress(ObjectAlreadyExists):
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=count))
         return client.read_global_concurrency_limit_by_name(limit)
-
-
-def _limit(limit: str, count: int) -> GlobalConcurrencyLimitResponse:
-    try:
-        with get_client(sync_client=True) as client:
-            found = make_limit(client, limit, slots())
-    except (PrefectException, httpx.HTTPError) as error:
-        raise Transient(f"no slot to be had ({error})", where=f"concurrency limit {limit}") from error
-    if found.limit < count:
-        raise UserError(f"it has {found.limit} slots, and the training needs {count}",
-                        where=f"concurrency limit {limit}", fix="Raise it in Prefect's UI, or lower num_ranks.")
-    return found

@@ -29,18 +29,17 @@ pytestmark = pytest.mark.slow
 def test_a_second_reconcile_leaves_it_to_the_first_and_may_wait_for_its_end(
     stack: Stack, client: SyncPrefectClient,
 ) -> None:
-    from tasks.launcher.gpu_slots import make_limit, take_slots
+    from tasks.launcher.gpu_slots import take_slots
 
-    make_limit(client, "alone", 1)
     took = list[tuple[bool, float]]()
 
     def follow() -> None:
         with ExitStack() as slot:
-            took.append((take_slots(slot, "alone", 1, patience_s=60), time.monotonic()))
+            took.append((take_slots(slot, "alone", 1, 1, patience_s=60), time.monotonic()))
 
     follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,))  # on the same server
     with ExitStack() as first, ExitStack() as second:
-        assert take_slots(first, "alone", 1) and not take_slots(second, "alone", 1, patience_s=1)
+        assert take_slots(first, "alone", 1, 1) and not take_slots(second, "alone", 1, 1)
         follower.start()
         time.sleep(2)
         ended = time.monotonic()
