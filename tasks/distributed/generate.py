@@ -4,7 +4,7 @@ In:   job.json (GenerateJob): base, trained weights, held-out rows and packs
 Out:  answers-<model>-<rank>.jsonl with {"row", "text"}; result.json with the losses last
       with row_losses: losses-<model>-<rank>.jsonl with {"row", "nats", "tokens", "bytes"} of the labelled tokens
 Greedy, in batches, the rows shared out over the ranks. Dies half-way: run it again.
-Run alone: python -m torch.distributed.run --standalone --nproc-per-node=2 -m tasks.distributed.generate job.json
+Run alone: python -m tasks.distributed.torchrun --standalone --nproc-per-node=2 -m tasks.distributed.generate job.json
 """
 
 from __future__ import annotations

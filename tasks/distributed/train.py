@@ -5,7 +5,7 @@ Out:  events.jsonl and step-NNNNNN/ while it runs; model/ and result.json at the
 Exit: 0 done, 3 user error, 4 preempted after a checkpoint, 5 not finite, 6 out of memory
 Dies half-way: start the same command again; it goes on at the last checkpoint, on the same
 trajectory: the rows, the learning rate and the seeds of a step are functions of (spec, step).
-Run alone: python -m torch.distributed.run --standalone --nproc-per-node=2 -m tasks.distributed.train job.json
+Run alone: python -m tasks.distributed.torchrun --standalone --nproc-per-node=2 -m tasks.distributed.train job.json
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Launch:
             f"--nnodes={self.nodes}", f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}",
             f"--rdzv-id={self.id}"]
         logs = Path(self.job).with_name("torchrun")  # else empty folders stay in /tmp for good
-        return ["-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.ranks}", "--max-restarts=0",
+        return ["-m", "tasks.distributed.torchrun", *meeting, f"--nproc-per-node={self.ranks}", "--max-restarts=0",
                 f"--log-dir={logs}", "-m", module, self.job]
 
 

@@ -46,7 +46,7 @@ VARIABLES = {
     "DATABASE_URL": "postgresql+asyncpg://anneal:{}@127.0.0.1:9/prefect", "DATA_URL": "https://h/d?X-Amz-Signature={}"}
 """A canary for each of them."""
 CHILDREN = ("tasks.distributed.train", "tasks.distributed.generate",
-            "tasks.distributed.encode", "tasks.data.quality", "torch.distributed.run")
+            "tasks.distributed.encode", "tasks.data.quality", "tasks.distributed.torchrun")
 """Modules of processes that read and write files alone."""
 COMMAND_TIMEOUT_S = 200
 WITH_SECRETS = (
