@@ -98,6 +98,7 @@ def test_what_is_packed_twice_is_refused(outer: object, inner: object) -> None:
         content(outer(inner(ROW)))  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_record_of_csv_without_end_is_refused_in_little_memory(tmp_path: Path) -> None:
     """Each line ends within quotes, so that the record goes on; no field is long."""
     with (tmp_path / "t.csv").open("wb") as file:
@@ -109,6 +110,7 @@ def test_a_record_of_csv_without_end_is_refused_in_little_memory(tmp_path: Path)
     assert taken_mib < 1024
 
 
+@pytest.mark.slow
 def test_columns_of_csv_that_are_left_out_may_be_long(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,text\n" + ("x" * 9_000_000 + ",a\n") * 5)
     assert read("csv", tmp_path / "t.csv")[0] == "65 bytes", "five times {\"text\":\"a\"} and a line feed"

@@ -17,10 +17,9 @@ SMOKE = (
     "tests/invariants/test_trajectory.py::test_every_cut_gives_the_recorded_trajectory[two ranks, ddp-full]",
     "tests/deployments/prefect_setup/test_postgres.py::test_postgres_takes_the_deployments_and_schedules_their_runs",
     "tests/tasks/data/test_streams.py::test_an_object_that_changes_while_it_is_read_is_read_once_more",
-    "tests/deployments/cli/test_merge.py::test_the_folder_is_a_whole_model",
 )
 """A training through the real stack (with S3) and what it leaves, a full disk, a form in Chromium, the doors, a killed
-rank that goes on, two cuts of the recorded trajectory, Postgres, S3, a merged model."""
+rank that goes on, two cuts of the recorded trajectory, Postgres, S3."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -164,6 +164,7 @@ def test_ranks_that_die_after_a_checkpoint_are_started_again_at_once_and_others_
     assert launches == []
 
 
+@pytest.mark.slow
 def test_a_process_that_lost_its_training_is_killed_when_it_does_not_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -110,6 +110,7 @@ def test_what_a_version_was_made_from_stays(settings: Settings, store: Store, pa
         assert name not in gone and store.find(name), name
 
 
+@pytest.mark.slow
 def test_half_a_folder_on_s3_goes_too(settings: Settings, tmp_path: Path, s3_endpoint: str) -> None:
     store = Store(Settings(home=tmp_path, store=f"s3://{BUCKET}/gc", s3_endpoint_url=s3_endpoint))
     put(store, "packs/whole")

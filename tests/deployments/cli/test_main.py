@@ -143,6 +143,7 @@ def test_uploaded_data_is_found_in_the_store(
     assert ingest(settings, store, address).bytes == 18
 
 
+@pytest.mark.slow
 def test_a_machine_that_waits_for_trainings_ends_when_it_is_told(tmp_path: Path) -> None:
     joined = subprocess.Popen([sys.executable, "-m", "deployments.cli.main", "join", "1"], stderr=subprocess.PIPE,
                               text=True, env={**os.environ, "ANNEAL_HOME": str(tmp_path)}, cwd=ROOT)

@@ -36,6 +36,7 @@ def test_a_shorter_set_is_the_start_of_a_longer_one() -> None:
     assert list(train_rows(10)) == list(train_rows(40))[:10]
 
 
+@pytest.mark.slow
 def test_write_gives_the_same_bytes_twice(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]

@@ -22,6 +22,7 @@ pytestmark = needs_stories
 
 # ---- versions --------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_models_answer_from_one_base_and_from_full_weights(predictor: Predictor, expected: dict[str, str]) -> None:
     a, b, full = (predictor.put(name) for name in ("a", "b", "full"))
     predictor.deploy(b, model="acme/b", base_path=None)
@@ -77,6 +78,7 @@ def test_rows_under_way_finish_on_their_version(predictor: Predictor, expected: 
     assert text_of(predictor.answer()) == expected[b]
 
 
+@pytest.mark.slow
 def test_superseded_version_still_finishes_its_row_and_is_then_unloaded(predictor: Predictor) -> None:
     shelf, a = predictor.app.state.shelf, predictor.put("a")
     held = shelf.claim(a, None)

@@ -258,6 +258,7 @@ def test_held_out_rows_that_say_nearly_what_is_trained_on_are_noted(
     assert counts(split) == {NEAR: 20, HELD_OUT_NEAR: 4}
 
 
+@pytest.mark.slow
 def test_the_47_leaks_of_samsum_are_found_and_dropped(
     settings: Settings, store: Store, shared: Path, tmp_path: Path,
 ) -> None:
