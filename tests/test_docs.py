@@ -18,7 +18,6 @@ LINKED = [*PAGES, ROOT / "DECISIONS.md", ROOT / "CHANGELOG.md", ROOT / "infra/RE
           ROOT / "deployments/examples/README.md"]
 README_LINES = 150
 LINK = r"\]\((?!https?:)([^)]+)\)"
-PICTURES = ROOT / "docs/images"
 """Made by the test that walks through the pages, in a browser: a checkout may lack them."""
 
 
@@ -71,7 +70,7 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
     for link in re.findall(LINK, text_of(page)):
         target, _, anchor = link.partition("#")
         file = (page.parent / target).resolve() if target else page
-        assert file.exists() or file.is_relative_to(PICTURES), link
+        assert file.exists(), link
         assert not anchor or anchor in anchors_of(file), link
 
 
