@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.support.past", "tests.support.smoke"]
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-END_TO_END = "tests/e2e/"
+END_TO_END, END_TO_END_S = "tests/e2e/", 600
 TRAINER = "tasks.distributed.train"
 TORCHRUN = "pt_elastic"
 """What torchrun's agent calls itself."""
@@ -54,8 +54,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """End-to-end tests first: they take longest."""
+    """End-to-end tests first: they take longest. The first of a file makes what the others share, and has more time."""
     items.sort(key=lambda item: not item.nodeid.startswith(END_TO_END))
+    for item in items:
+        if item.nodeid.startswith(END_TO_END) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(END_TO_END_S))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 BUSY_TRIES = 10
 TUNNEL = "gpu.example"
 """A name under which browsers reach the stack, too."""
-COMMAND_TIMEOUT_S = 150
+COMMAND_TIMEOUT_S = 300
+"""When a command counts as hanging: a training takes a minute, and three beside another suite on two cores."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 KNOBS: dict[str, Any] = {
     "chunk_size": 512, "pack_sequences": True, "train_batch_size": 2, "max_steps": 4, "num_ranks": 2,
