@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from infra.settings import Settings
 from infra.stack import local as stack
 from infra.stack import processes, services
 from infra.stack.services import MARK, ServicePlan
-from tests.conftest import free_port, wait_for
+from tests.conftest import wait_for
 
 SERVER = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); " \
@@ -41,19 +40,6 @@ services.servers = lambda _: [plan]
 print("keeping", flush=True)
 supervisor.keep(Settings(home={home!r}, mlflow_port={port}))
 """
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """A home and ports of its own; whatever a test starts is gone afterwards."""
-    for name in ("PREFECT_API_URL", "ANNEAL_PREFECT_URL", "ANNEAL_MLFLOW_URI", "ANNEAL_PREDICTOR_URL"):
-        monkeypatch.delenv(name, raising=False)
-    settings = Settings(
-        home=tmp_path, prefect_port=free_port(), mlflow_port=free_port(), predictor_port=free_port(),
-        stop_grace_s=1)
-    yield settings
-    stack.down(settings)
-    assert not of_stack(settings)
 
 
 def of_stack(settings: Settings) -> list[psutil.Process]:

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,18 +77,11 @@ supervisor.keep(Settings(home={home!r}, mlflow_port={port}))
 '''
 
 
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """A home and ports of its own; whatever a test starts is gone afterwards."""
-    for name in ("PREFECT_API_URL", "ANNEAL_PREFECT_URL", "ANNEAL_MLFLOW_URI", "ANNEAL_PREDICTOR_URL"):
-        monkeypatch.delenv(name, raising=False)
-    settings = Settings(home=tmp_path, prefect_port=free_port(), mlflow_port=free_port(), predictor_port=free_port(),
-                        stop_grace_s=1)
-    for name in ("home", "prefect_port", "mlflow_port", "predictor_port"):  # for the real ones
+@pytest.fixture(autouse=True)
+def commands_see_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same home and ports for `anneal status`."""
+    for name in ("home", "prefect_port", "mlflow_port", "predictor_port"):
         monkeypatch.setenv(f"ANNEAL_{name.upper()}", str(getattr(settings, name)))
-    yield settings
-    stack.down(settings)
-    assert processes.left_over(settings.home_path) == set()
 
 
 def started(settings: Settings, monkeypatch: pytest.MonkeyPatch, mode: str = "silent") -> dict[str, Service]:
