@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 TOGETHER := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: install demo test quick test-slow chaos chaos-train bench-train bench-packing bench-data bench-large bench-resume bench-overhead bench-gpu soak check up down clean help
+.PHONY: install demo test quick test-slow test-lowest chaos families chaos-train bench-train bench-packing bench-data bench-large bench-resume bench-overhead bench-gateway bench-gpu soak check up down clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -32,8 +32,21 @@ quick: $(DONE)
 test-slow: $(DONE)  ## the other slow tests that this machine can run
 	$(BIN)/pytest $(TOGETHER) -m "slow and not smoke and not chaos and not gpu"
 
+test-lowest: .venv-lowest/.installed  ## the quick tests with the lowest versions that pyproject.toml allows
+	.venv-lowest/bin/pytest $(TOGETHER) -m "not slow and not chaos and not gpu"
+
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt torch
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[test]'
+	touch $@
+
 chaos: $(DONE)  ## the slower tests: a kill at every named point of the pipeline, the stack by itself
 	$(BIN)/pytest -m chaos
+
+families: $(DONE)  ## tiny models of every causal language model in transformers; fills docs/families.md
+	$(BIN)/pytest -m "chaos or not chaos" tests/tasks/distributed/test_families.py
+	$(BIN)/python -m tests.support.family_table
 
 chaos-train: $(DONE)  ## every kill of the trainer: named points x ranks x methods x parallelism
 	$(BIN)/pytest -m "chaos or not chaos" tests/invariants/test_resume.py
@@ -53,8 +66,11 @@ bench-large: $(VENV)/.bench  ## trainings on 1 and 10 GB of rows, with their mem
 bench-resume: $(VENV)/.bench  ## what a checkpoint costs, and the time from a kill to the next step
 	$(BIN)/python -m tests.benchmarks.resume
 
-bench-overhead: $(DONE)  ## a training in Prefect against the same functions in a script; the idle stack
-	$(BIN)/python -m tests.benchmarks.overhead
+bench-overhead: $(DONE)  ## a training in Prefect against the same functions in a script; the idle stack; OPTIONS="--idle"
+	$(BIN)/python -m tests.benchmarks.overhead $(OPTIONS)
+
+bench-gateway: $(DONE)  ## the gateway's requests against a bare app's; lists and uploads, with their memory; OPTIONS="--upload-mb 100"
+	$(BIN)/python -m tests.benchmarks.gateway $(OPTIONS)
 
 bench-gpu: $(VENV)/.bench  ## LoRA on a 7B shape, full on 1.1B, the guide's job; OPTIONS="--part lora --bases FOLDER"
 	$(BIN)/python -m tests.benchmarks.gpu $(OPTIONS)
@@ -77,4 +93,4 @@ down: $(DONE)  ## stop exactly what `make up` started
 	$(BIN)/anneal down
 
 clean:  ## remove the virtual environment and caches, not .anneal/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build
+	rm -rf $(VENV) .venv-lowest .mypy_cache .ruff_cache .pytest_cache *.egg-info build

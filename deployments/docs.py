@@ -17,7 +17,8 @@ from infra.files import write_atomic
 from infra.records import Pack, PackCounts
 from infra.settings import Settings
 from infra.spec import FIELD_TYPES, FIELDS, Method, TrainingSpec, range_of
-from tasks.launcher.forecast import Device, Forecast, count_parameters, device_table, estimate
+from tasks.launcher.device_table import Device, device_table
+from tasks.launcher.forecast import Forecast, count_parameters, estimate
 
 
 def _llama_2(hidden: int, inner: int, layers: int, heads: int, keys: int) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def forecasts() -> str:
              "|---" * (1 + len(places)) + "|"]
     for (model, config), method in product(GUIDE_MODELS.items(), METHODS):
         spec = guide_spec(model, method)
-        counted = count_parameters(config, spec, Path())
+        counted = count_parameters(config, spec)
         cells = [_cell(guide_forecast(config, spec, *counted, count, device)) for device, count in places]
         lines.append(f"| {model} {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -15,15 +15,15 @@ from prefect.states import Completed
 from pydantic import Field
 
 from infra.settings import Settings
-from infra.storage.store import Store
 from tasks.launcher.gpu_slots import hold
 from tasks.launcher.join import join_launch
-from tasks.runs.attempt import attempt, cancelled
+from tasks.runs.attempt import survives
 
 Node = Annotated[int, Field(ge=1)]
 
 
 @flow(name="join", flow_run_name="join {launch} node {node}", persist_result=False)
+@survives
 def join(launch: str, node: Node) -> State[None]:
     """Run this machine's ranks of a launch to their end.
 
@@ -32,7 +32,5 @@ def join(launch: str, node: Node) -> State[None]:
         node: This machine's number; the first one has 0.
     """
     settings = Settings()
-    with attempt(settings, Store(settings)):
-        ended = join_launch(settings, launch, node, lambda ranks, look: hold(settings, ranks, look))
-        return Completed(message=ended)
-    return cancelled()
+    ended = join_launch(settings, launch, node, lambda ranks, look: hold(settings, ranks, look))
+    return Completed(message=ended)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from infra.errors import Transient
+from infra.models.base_models import look_for_base
 from infra.redaction import NO_SECRETS
+from infra.settings import Settings
 from infra.spec import (
     ADDRESSES,
     DESTINATION,
@@ -26,11 +30,24 @@ from infra.spec import (
     range_of,
     refuse_secrets,
 )
+from infra.storage.store import Store
+from tasks.data.datasets import IN_STORE, stored
+from tasks.data.source_cache import sources_of
+from tasks.data.sources import find_shards
+from tasks.launcher.jobs import ranks_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 PROSE = ("validation_prompt",)
 """May speak of any address."""
+
+
+def matches(pattern: str, expected: str) -> dict[str, Any]:
+    """JSON schema of a text: Prefect then says "'<expected>' was expected" beside the field, and shows no pattern."""
+    return {"if": {"pattern": pattern}, "else": {"const": expected}}
+
+
+WITHOUT_SECRETS = matches(NO_SECRETS, "an address without a password or a signature in it")
 
 
 class _Parameters(BaseModel):
@@ -52,9 +69,10 @@ def _fields() -> dict[str, Any]:
         if is_required:
             hints["minLength"] = 1
         if field.name == "destination":
-            hints |= {"pattern": f"^{DESTINATION.pattern}$", "maxLength": DESTINATION_CHARACTERS}
+            hints |= {**matches(f"^{DESTINATION.pattern}$", "owner/name in lower case, such as acme/summarizer"),
+                      "maxLength": DESTINATION_CHARACTERS}
         if field.name in ADDRESSES:
-            hints["pattern"] = NO_SECRETS
+            hints |= WITHOUT_SECRETS
         fields[field.name] = (FIELD_TYPES[field.name], Field(
             ... if is_required else field.default, title=f"{limits['group']}: {field.name}", description=about,
             ge=limits["ge"], le=limits["le"], json_schema_extra=hints))
@@ -64,14 +82,33 @@ def _fields() -> dict[str, Any]:
 Parameters: type[_Parameters] = create_model("Parameters", __base__=_Parameters, **_fields())
 
 
+def refuse_mistakes(settings: Settings, spec: TrainingSpec) -> None:
+    """Raise UserError for a path, address or number that leads nowhere here, before there is a run that could fail.
+
+    Nothing is read but names and sizes. What does not answer now is left to the run.
+    """
+    ranks_of(spec.num_ranks)
+    with suppress(Transient):
+        look_for_base(settings, spec.base_model)
+    for source in sources_of(spec):
+        with suppress(Transient):
+            if source.startswith(IN_STORE):
+                stored(Store(settings), source)
+            else:
+                find_shards(settings, source)
+
+
 def guarded(flow: Flow[P, R]) -> Flow[P, R]:
-    """The flow, which refuses a call with secrets in an address before Prefect stores its parameters."""
-    stored, varied = flow.serialize_parameters, flow.with_options
+    """The flow, which refuses a call with secrets in an address before Prefect stores its parameters, and one with
+    other mistakes before it makes a run."""
+    serialized, varied = flow.serialize_parameters, flow.with_options
 
     def refusing(parameters: dict[str, Any]) -> dict[str, Any]:
         for name, text in _texts(parameters):
             refuse_secrets(name, text)
-        return stored(parameters)
+        if isinstance(training := parameters.get("training"), _Parameters):
+            refuse_mistakes(Settings(), training.spec())
+        return serialized(parameters)
 
     def guarded_too(**options: Any) -> Flow[P, R]:
         return guarded(varied(**options))

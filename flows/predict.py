@@ -14,43 +14,39 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.parameters import guarded
+from flows.parameters import WITHOUT_SECRETS, guarded
 from infra.records import Answers
-from infra.redaction import NO_SECRETS
 from infra.settings import Settings
 from infra.spec import refuse_secrets
 from infra.storage.store import Store
 from tasks.ingest import ingest_task
 from tasks.predict import answer_task, version_task
-from tasks.runs.attempt import attempt, cancelled
+from tasks.runs.attempt import survives
 from tasks.ui import reports
 
-Address = Annotated[str, Field(json_schema_extra={"pattern": NO_SECRETS})]
+Address = Annotated[str, Field(json_schema_extra=WITHOUT_SECRETS)]
 Tokens = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=5)]
 
 
 @guarded
 @flow(name="predict", flow_run_name="predict {model}", persist_result=False)
+@survives
 def predict(
     model: str, prompts: Address, max_new_tokens: Tokens = 128, temperature: Temperature = 0.0,
 ) -> Answers:
     """Answer every prompt of a file with a deployed model.
 
     Args:
-        model: Model that answers: owner/name.
+        model: Model that answers: owner/name; or a version that is served: owner/name:2, owner/name:champion, its id.
         prompts: JSONL with "prompt" in each row: a path, https:// or s3:// address, or shards as in train_data.
         max_new_tokens: Longest answer, in tokens. Range: 1 or more.
         temperature: 0: always the likeliest token. Range: 0 to 5.
     """
     refuse_secrets("prompts", prompts)
-    settings = Settings()
-    store = Store(settings)
     inputs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    with attempt(settings, store):
-        data = ingest_task(prompts, subject="prompts")
-        answers = answer_task(data, version_task(model, subject=model), inputs, subject=model)
-        reports.show_report("answers", f"## {answers.rows} answers\n\n`{store.root}/{answers.folder}/answers.jsonl`, "
-                               f"by version {answers.version[:12]}")
-        return answers
-    return cancelled()
+    data = ingest_task(prompts, subject="prompts")
+    answers = answer_task(data, version_task(model, subject=model), inputs, subject=model)
+    reports.show_report("answers", f"## {answers.rows} answers\n\n`{Store(Settings()).root}/{answers.folder}/"
+                        f"answers.jsonl`, by version {answers.version[:12]}")
+    return answers

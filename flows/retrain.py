@@ -30,7 +30,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.finetune import data_of, pipeline
+from flows.finetune import data_of, pipeline, startable
 from flows.parameters import Parameters, guarded
 from infra.errors import AnnealError, Transient
 from infra.files import MANIFEST, Manifest
@@ -39,9 +39,10 @@ from infra.records import Dataset, Split, Version
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
+from tasks.data.datasets import folder_at
 from tasks.data.source_cache import Look, last_look, look, look_name, look_until_settled, note_look, sources_of
 from tasks.data.sources import shards_in
-from tasks.runs.attempt import attempt, cancelled
+from tasks.runs.attempt import survives
 from tasks.runs.queries import POSTPONED, UNCHANGED, UNSEEN, other_retraining
 from tasks.runs.retries import HOUR_S, step
 from tasks.ui import reports
@@ -52,32 +53,48 @@ log = logging.getLogger(__name__)
 
 @guarded
 @flow(name="retrain", flow_run_name="retrain {training.destination}", persist_result=False)
-def retrain(training: Parameters, hand_over_to: str = "", watch: bool = False) -> Version | State[Any]:
+@survives
+def retrain(
+    training: Parameters, hand_over_to: str = "", watch: bool = False, continue_from_champion: bool = False,
+) -> Version | State[Any]:
     """Train again if the data changed since the destination's newest version.
 
     Args:
         training: What to train, on what, and where it goes.
-        hand_over_to: Deployment that goes on after `pack`, such as finetune/gpu; empty: this run does everything.
+        hand_over_to: Deployment that goes on after `pack`, such as finetune/finetune; empty: this run does everything.
         watch: Compare names, sizes and ETags of the data's files first, and read nothing while they are the same.
+        continue_from_champion: Go on from the version that the model answers with, instead of from the base model; a
+            model without one begins at the base.
     """
     settings, spec = Settings(), training.spec()
     store = Store(settings)
-    with attempt(settings, store):
-        if not watch:
-            return trained(settings, store, spec, data_of(spec), hand_over_to)[0]
-        seen = look_first(settings, store, spec, str(runtime.flow_run.id))
-        if isinstance(seen, State):
-            return seen
-        try:
-            data = data_of(spec)
-        except Transient:  # the source went away after the look; the next look tries again
-            store.discard(look_name(spec))
-            raise
-        end, number = trained(settings, store, spec, data, hand_over_to)
-        with suppress(AnnealError):  # only the number is missing from what the next looks say
-            note_look(store, spec, replace(seen, version=number))
-        return end
-    return cancelled()
+
+    def data() -> tuple[TrainingSpec, Split]:
+        wanted = from_champion(settings, spec) if continue_from_champion else spec
+        return data_of(startable(settings, wanted, elsewhere=bool(hand_over_to)))
+
+    if not watch:
+        return trained(settings, store, spec, data(), hand_over_to)[0]
+    seen = look_first(settings, store, spec, str(runtime.flow_run.id))
+    if isinstance(seen, State):
+        return seen
+    try:
+        learned = data()
+    except Transient:  # the source went away after the look; the next look tries again
+        store.discard(look_name(spec))
+        raise
+    end, number = trained(settings, store, spec, learned, hand_over_to)
+    with suppress(AnnealError):  # only the number is missing from what the next looks say
+        note_look(store, spec, replace(seen, version=number))
+    return end
+
+
+def from_champion(settings: Settings, spec: TrainingSpec) -> TrainingSpec:
+    """The spec that goes on from its destination's champion, if there is one."""
+    registry, name = Registry(settings), spec.destination
+    if spec.base_version or registry.newest(name) is None or registry.number_at("champion", name) is None:
+        return spec
+    return replace(spec, base_version=f"{name}:champion")
 
 
 def trained(
@@ -90,7 +107,7 @@ def trained(
     spec, split = data
     newest = newest_task(asked.destination, asked.destination)
     news = shard_news(store, split, newest)
-    if newest is not None and newest.data_digest == split.digest and newest.is_settled:
+    if newest is not None and newest.is_settled and is_same_data(store, newest, spec, split):
         reason = (f"version {newest.number} of {asked.destination} learned from the same "
                   f"{split.train_rows} rows (digest {split.digest[:12]}{news and f'; {news}'})")
         reports.show_report("skipped", f"## Not trained again\n\nNothing is new: {reason}.")
@@ -100,6 +117,17 @@ def trained(
         get_run_logger().info("%s, %d training rows in all", news, split.train_rows)
     version = pipeline(settings, spec, split, hand_over_to)
     return version, version.number if isinstance(version, Version) else 0
+
+
+def is_same_data(store: Store, newest: Origin, spec: TrainingSpec, split: Split) -> bool:
+    """Whether the newest version learned from the same data: the same split, or another one of the same data sets,
+    because an option such as num_validation_samples has changed since. `spec` names the data in the store."""
+    if newest.data_digest == split.digest:
+        return True
+    manifest = store.find(f"versions/{newest.id}") if newest.id else None
+    made_from = manifest.record.get("made_from", []) if manifest else []
+    before = {name for name in made_from if name.startswith("datasets/")}
+    return before == {folder_at(address) for address in (spec.train_data, spec.validation_data) if address}
 
 
 def look_first(

@@ -27,6 +27,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from infra.redaction import redacted
@@ -39,6 +42,8 @@ EXIT_OUT_OF_MEMORY = 6
 
 SHOWN_CHARACTERS = 80
 PATH_CHARACTERS = 4096
+SIMILAR_AT_MOST, SIMILARITY, ENTRIES_AT_MOST = 3, 0.7, 10_000
+"""Names that are offered for one that is wrong, how alike they must be (difflib), entries of a folder looked at."""
 
 
 class AnnealError(Exception):
@@ -55,6 +60,19 @@ class AnnealError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by keyword, so that Prefect can carry the error between processes."""
         return (_rebuild, (type(self), self.found, self.where, self.allowed, self.fix))
+
+
+def sentence_in(body: str | bytes, otherwise: str) -> str:
+    """The sentence in a refusal: {"detail": sentence} or {"detail": [{"msg": sentence}, ...]}, as FastAPI and Cog write
+    them, or OpenAI's {"error": {"message": sentence}}; `otherwise` for another body."""
+    try:
+        said = json.loads(body)
+        if isinstance(said.get("error"), dict):
+            return str(said["error"]["message"])
+        detail = said["detail"]
+        return " ".join(str(one["msg"]) for one in detail) if isinstance(detail, list) else str(detail)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return otherwise
 
 
 class UserError(AnnealError):
@@ -128,6 +146,29 @@ def shown(value: object, most: int = SHOWN_CHARACTERS) -> str:
 def shown_path(path: str) -> str:
     """A path or address as it may stand in a message: its end matters most, so it is there."""
     return shown(path, PATH_CHARACTERS)
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """A question with the names that look most like `found`, and a space; empty where none does. One whose words hold
+    what was written comes first: epochs, num_train_epochs."""
+    known = list(known)
+    wanted = found.strip("-_").replace("-", "_").lower()
+    within = [name for name in known if wanted and wanted in name.replace("-", "_").lower()]
+    near = get_close_matches(found, known, SIMILAR_AT_MOST, SIMILARITY)
+    names = list(dict.fromkeys([*near, *within] if near else within))[:SIMILAR_AT_MOST]
+    return f"Did you mean {' or '.join(names)}? " if names else ""
+
+
+def near_names(path: str) -> str:
+    """The same of a path that leads nowhere: names in its folder, or the folder that is not there."""
+    place = Path(path).expanduser()
+    try:
+        while not place.parent.exists():
+            place = place.parent
+        names = [other.name for other in islice(place.parent.iterdir(), ENTRIES_AT_MOST)]
+    except OSError:
+        return ""
+    return did_you_mean(place.name, [] if place.name in names else names)
 
 
 def from_os_error(error: OSError, where: str) -> AnnealError:

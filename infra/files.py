@@ -15,8 +15,10 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -109,6 +111,16 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def link_weights(source: str, target: str) -> None:
+    """Copy a file, for `shutil.copytree`; weights get a second name on the same disk and are stored once. Neither may
+    be written to afterwards, only replaced."""
+    if source.endswith(".safetensors"):
+        with suppress(OSError):  # another disk, or one without hard links
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def sync_folder(folder: Path) -> None:

@@ -51,6 +51,8 @@ class Base(Record):
     """sha256 over config, tokenizer and weight files."""
     context_tokens: int
     """Longest sequence the model was made for."""
+    revision: str = ""
+    """Commit of the hub that `name` was fetched at; empty: it is no name of the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class Dataset(Record):
     """Files that it was joined of; shards.json says where each begins."""
     unit: str = "line"
     """What its lines were there: records of a table."""
+    unused: list[str] = field(default_factory=list)
+    """Columns of a table that were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +150,15 @@ class Pack(Record):
     """{"train", "validation"}: how many examples have fewer than `bin_tokens` tokens, then fewer than twice as many,
     and so on; before they are cut."""
     bin_tokens: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    """What tokenising and cutting found in the rows."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """Read back `to_json`."""
         counts = {name: PackCounts.of(values[name]) for name in ("train", "validation")}
-        return super().of({**values, **counts})
+        findings = [Finding.of(one) for one in values.get("findings", [])]
+        return super().of({**values, **counts, "findings": findings})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +209,25 @@ class Scores(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """The tuned model's `value` beside the `other` one's on the same held-out rows: tasks/scoring/paired.py."""
+
+    metric: str
+    value: float
+    other: float
+    difference: list[float]
+    """[low, value - other, high]: a 95 % interval of the paired bootstrap."""
+    outcome: str
+    """better, no difference seen, or worse."""
+    rows: int
+    won: int  # rows on which `value` is the better one
+    lost: int
+    tied: int
+    least: float | None = None
+    """The smallest true difference that so many rows show with a power of 80 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
     """How good the tuned model is, beside its base and a baseline."""
 
@@ -213,14 +239,27 @@ class Evaluation(Record):
     """{"tuned", "base"}: mean cross-entropy in nats at labelled held-out tokens."""
     passed: bool
     verdict: str
-    """One sentence: why the gate passed or failed."""
+    """A sentence for each comparison, and why the gate refuses the version if it does."""
     examples: list[dict[str, str]] = field(default_factory=list)
     """The first few rows: prompt, reference, tuned, base."""
     validation_answer: str = ""
+    stop_ids: list[int] = field(default_factory=list)
+    """Token ids that ended the answers, and end them in the predictor; empty in a record of an earlier release."""
     scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """The same for another task_type than auto and summary: {"tuned": {"accuracy": [low, value, high], ...}}."""
     confusions: list[list[str | int]] = field(default_factory=list)
     """Of a classification, the tuned model's most frequent mistakes: [label, answer, rows]; answer "": no label."""
+    tokenizer: str = ""
+    """What ROUGE counted: "rouge-score" or "unicode"; empty without ROUGE, and in a record of an earlier release."""
+    compared: dict[str, Comparison] = field(default_factory=dict)
+    """{"base" | "lead3" | "most_frequent" | "champion": ...}; the champion's is of the moment and not stored."""
+    champion: int | None = None  # its number; 0: there was none; None: not asked for
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Read back `to_json`."""
+        found = {name: Comparison.of(one) for name, one in values.get("compared", {}).items()}
+        return super().of({**values, "compared": found})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,30 +288,6 @@ class Deployment(Record):
     reason: str = ""
     smoke: str = ""
     """The answer to the smoke prompt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merged(Record):
-    """A version as a whole model in a folder, and how far its logits are from the adapter's.
-
-    A difference is {"max_absolute", "max_relative", "same_argmax", "bound"}: relative to the largest logit, like
-    its bound; same_argmax is the share of positions with the same likeliest token, 0..1.
-    """
-
-    folder: str
-    version: Version
-    dtype: str
-    bytes: int
-    """Of all files."""
-    probe: str
-    """What the logits were compared on."""
-    probe_tokens: int
-    effect: float
-    """What the adapter changes: the largest difference to the base's logits, relative to the largest logit."""
-    merged: dict[str, float]
-    """The merged model in fp32 against the adapter on its base."""
-    reloaded: dict[str, float]
-    """The model loaded from the files against the merged one in fp32: the rounding to `dtype`."""
 
 
 @dataclass(frozen=True, kw_only=True)

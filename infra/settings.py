@@ -50,6 +50,25 @@ class Settings(BaseSettings):
     prefect_port: int = Field(4200, description="Port of the Prefect server.", ge=1, le=65535)
     mlflow_port: int = Field(5000, description="Port of the MLflow server.", ge=1, le=65535)
     predictor_port: int = Field(5001, description="Port of the predictor.", ge=1, le=65535)
+    gateway_port: int = Field(5002, description="Port of the gateway, which speaks Replicate's API.", ge=1, le=65535)
+    gateway_database: str = Field(
+        "", description="The gateway's database, such as postgresql://user:password@host/gateway; empty: "
+        "<home>/gateway.db. Gateways that share it are one service.")
+    gateway_fixtures: bool = Field(
+        False, description="For tests of clients: `anneal gateway seed` may put rows with given ids into the gateway's "
+        "database, and versions of them answer with fixed outputs.")
+    max_upload_bytes: int = Field(
+        2_000_000_000, description="Largest file that a client of the gateway may upload, in bytes.", ge=1)
+    public_url: str = Field(
+        "", description="The gateway's address as its clients know it, such as https://gpu.example.com; empty: the one "
+        "that each request names.")
+    account: str = Field(
+        "anneal", description="Whose models and trainings those are that are started with the home's secret or "
+        "ANNEAL_API_KEY.")
+    bases: str = Field(
+        "", description="Base models that clients of the gateway may train, separated by line breaks or commas: "
+        "meta/llama-2-7b=/models/llama-2-7b, with a folder, s3:// prefix or hub name after the =. A version id that "
+        "clients' scripts name goes behind a colon: meta/llama-2-7b:4841472f...=/models/llama-2-7b.")
     api_key: str = Field(
         "", description="Bearer key that the predictor asks for; empty: the home's secret, where it is required.")
     allow_private_hosts: bool = Field(
@@ -76,9 +95,15 @@ class Settings(BaseSettings):
     base_folders: str = Field(
         "", description="Folders below which the predictor may load base models, separated by colons; those that "
         "trainings with the same ANNEAL_HOME were deployed from need not be named.")
+    llama_cpp: str = Field(
+        "", description="Folder of llama.cpp's sources, whose convert_hf_to_gguf.py `anneal export --format gguf` "
+        "runs; empty: the one on PATH.")
     webhook_url: str = Field("", description="Where to POST how a run ended, signed and repeated; empty: nowhere.")
     webhook_secret: str = Field(
         "", description="Secret of these signatures (Standard Webhooks): whsec_ and the base64 of 24 to 64 bytes.")
+    secrets_block: str = Field(
+        "", description="Prefect block with S3 keys and other secrets of runs whose variables are not set, as "
+        "type/name: secret/anneal-run, aws-credentials/NAME; empty: none.")
     nodes: int = Field(
         1, description="Machines that train together: this one, and those that join it.", ge=1)
     node_deployment: str = Field(
@@ -142,6 +167,11 @@ class Settings(BaseSettings):
     def predictor(self) -> str:
         """The predictor's address, or an empty string."""
         return self.predictor_url or self._stack("predictor")
+
+    @property
+    def gateway(self) -> str:
+        """The running stack's gateway, or an empty string."""
+        return self._stack("gateway")
 
     @property
     def secret(self) -> str:

@@ -16,18 +16,23 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from infra.errors import UserError, shown
+from infra.errors import UserError, did_you_mean, shown
 from infra.redaction import secret_in
 
 DESTINATION = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9]+)*")
 DESTINATION_CHARACTERS = 120
+COLUMN_KINDS = (("prompt", "completion"), ("text",), ("messages",))
 ADDRESSES = ("train_data", "validation_data", "base_model")
 Method = Literal["lora", "qlora", "full"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
+LATER = ("base_version", "use_rslora", "loraplus_lr_ratio", "neftune_alpha", "optimizer", "prompt_format")
+"""Knobs that the first trainings did not have: at their defaults they are no part of a digest."""
 Group = Literal["Required", "Data", "Method", "Schedule", "Hardware", "Evaluation"]
 """What a knob is about, in the order in which people meet them."""
 Drop = Literal["none", "duplicates", "leaks", "duplicates+leaks", "all"]
+Gate = Literal["auto", "not_worse_than_base", "not_worse_than_champion", "off"]
+PromptFormat = Literal["plain", "templated"]
 TaskType = Literal["auto", "summary", "classification", "question", "extraction", "chat", "style"]
 
 
@@ -49,13 +54,17 @@ class TrainingSpec:
         "Required", "Training data: a JSONL file of {prompt, completion}, {text} or {messages} rows. "
         "A path, https:// or s3:// address; or shards: a folder, or a pattern such as "
         "`s3://bucket/day=*/**/*.jsonl`, joined in the order of their names. .gz and .zst are unpacked. "
-        "csv: or parquet: in front of the address reads tables whose columns are named like the keys.")
+        "csv: or parquet: in front of the address reads tables whose columns are named like the keys; alpaca: and "
+        "sharegpt: read JSONL in these forms.")
     base_model: str = knob(
         "Required", "Base model: a folder in Hugging Face format (path or s3://) or a hub name owner/name.")
     destination: str = knob(
         "Required", "Model that gets the trained version: owner/name, such as acme/summarizer; lower-case letters, "
         "digits and single . _ - between them.", shapes="place")
     validation_data: str = knob("Data", "Held-out data in the same format; empty: split off the training data.", "")
+    columns: str = knob(
+        "Data", "Columns or keys of the data that have other names, such as `prompt=question,completion=answer`; the "
+        "validation data's too. All others are left out.", "")
     num_validation_samples: int = knob(
         "Data", "Held-out rows: split off train_data (at most a tenth of it), or the first rows of "
         "validation_data.", 50, ge=1)
@@ -85,12 +94,33 @@ class TrainingSpec:
     lora_dropout: float = knob("Method", "Dropout in front of the adapters.", 0.05, ge=0, le=1)
     lora_targets: str = knob(
         "Method", "Layers with adapters: all-linear, or names such as q_proj,v_proj.", "all-linear")
+    base_version: str = knob(
+        "Method", "Version to go on from, instead of the base model's own weights: owner/name:2, owner/name:champion, "
+        "or 64 hex digits. It has the same base_model; with lora and qlora also the same lora_rank, lora_alpha, "
+        "lora_targets and use_rslora. Empty: from the base.", "")
+    use_rslora: bool = knob(
+        "Method", "Rank-stabilised LoRA (arXiv 2312.03732): adapters are multiplied by alpha / sqrt(rank) instead of "
+        "alpha / rank, for ranks above 32.", False)
+    loraplus_lr_ratio: float = knob(
+        "Method", "LoRA+ (arXiv 2402.12354): the learning rate of the adapters' B matrices is this multiple of "
+        "learning_rate; the authors take 16. 1: the same rate for all.", 1.0, ge=1, le=1000)
+    neftune_alpha: float = knob(
+        "Method", "NEFTune (arXiv 2310.05914): while it trains, noise is added to the embeddings, uniform within "
+        "alpha / sqrt(tokens of the example x hidden size); the authors take 5 to 15. 0: no noise.", 0.0, ge=0)
+    optimizer: Literal["adamw", "adamw_8bit"] = knob(
+        "Method", "adamw_8bit keeps the optimizer's state in 8 bits (bitsandbytes): a quarter of its memory. It needs "
+        "a CUDA device and the extra gpu.", "adamw")
     pack_sequences: bool = knob("Data", "Put several examples into one row of chunk_size tokens, isolated.", False)
     wrap_packed_sequences: bool = knob(
-        "Data", "Split an example longer than chunk_size over several rows, losing nothing; otherwise its "
-        "prompt is cut on the left (a conversation loses its oldest exchanges), then its completion on the right, and "
-        "the report counts it.", False)
+        "Data", "Split an example longer than chunk_size over several rows, losing no part of an answer; otherwise its "
+        "prompt is cut on the left (a conversation loses its oldest exchanges), then its completion on the right. The "
+        "report counts what is left out.", False)
     chunk_size: int = knob("Data", "Longest row in tokens; the base model's context is the upper limit.", 2048, ge=8)
+    prompt_format: PromptFormat = knob(
+        "Data", "plain: the text of a {prompt, completion} or {text} row stays text, also where it spells a special "
+        "token such as `<s>`. templated: the rows were written by a chat template already, `<s>[INST] ... [/INST]` or "
+        "`<|im_start|>user ...`: special tokens of the base are read as such, in prompts of the predictor too, and no "
+        "second begin or end token is added.", "plain")
     train_on_prompt: bool = knob("Data", "Also compute the loss on prompts, not only on completions.", False)
     seed: int = knob("Schedule", "Seed of the sample order, the dropout and the adapters.", 42, ge=0, le=2**31 - 1)
     run_validation: bool = knob("Schedule", "Compute the validation loss after every epoch.", True, shapes="scores")
@@ -112,9 +142,10 @@ class TrainingSpec:
         "auto", shapes="scores")
     num_evaluation_samples: int = knob("Evaluation", "Held-out rows answered and scored.", 50, ge=1, shapes="scores")
     max_new_tokens: int = knob("Evaluation", "Longest answer in the evaluation, in tokens.", 128, ge=1, shapes="scores")
-    gate: Literal["not_worse_than_base", "off"] = knob(
-        "Evaluation", "Deploy only a version that is not significantly worse than its base model, or always.",
-        "not_worse_than_base", shapes="scores")
+    gate: Gate = knob(
+        "Evaluation", "Deploy only a version that is not worse, by a paired test on the same held-out rows, than its "
+        "base model, than the destination's champion, or always (off). auto: than the champion where there is one, "
+        "else than the base. On fewer than 10 held-out rows nothing is refused.", "auto", shapes="scores")
     deploy: bool = knob("Evaluation", "Switch the predictor to the new version.", True, shapes="place")
     gradient_accumulation_steps: int = knob(
         "Hardware", "Micro-batches that a GPU's share of a batch is cut into: less memory, same numbers. 0: as few as "
@@ -134,12 +165,14 @@ class TrainingSpec:
         "Hardware", "Training processes, one a GPU. 0: all GPUs of the machine, or one process on a CPU.", 0, ge=0,
         le=4096, shapes="place")
     precision: Precision = knob(
-        "Hardware", "auto: bf16 on a GPU and on a CPU that has it (avx512_bf16, amx_bf16), else fp32.", "auto")
+        "Hardware", "auto: bf16 on a GPU that has it, else fp32; on a CPU always fp32, so that all give the same "
+        "numbers.", "auto")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field, FIELD_TYPES[field.name], getattr(self, field.name))
         check_destination(self.destination)
+        columns_named(self.columns)
         for name in ADDRESSES:
             refuse_secrets(name, getattr(self, name))
         if self.peft_method == "qlora" and self.parallelism in ("fsdp", "hsdp"):
@@ -149,15 +182,26 @@ class TrainingSpec:
         if self.compile_layers == "on" and self.activation_checkpointing:
             raise UserError("compile_layers is on and activation_checkpointing too", allowed="one of them",
                             fix="Leave compile_layers on auto or off: torch does not compile what it computes again.")
+        if self.peft_method == "full" and (self.use_rslora or self.loraplus_lr_ratio != 1):
+            raise UserError("peft_method is full, and use_rslora or loraplus_lr_ratio is set", allowed="lora or qlora",
+                            fix="Leave both out: there are no adapters.")
+        if self.optimizer == "adamw_8bit" and self.parallelism in ("fsdp", "hsdp"):
+            raise UserError(f"parallelism is {self.parallelism} and optimizer is adamw_8bit",
+                            allowed="auto or ddp with adamw_8bit",
+                            fix="Leave optimizer out: shards need no smaller state on each GPU.")
         if not self.run_validation and (self.keep_weights == "best" or self.early_stopping_patience):
             raise UserError("run_validation is off, but keep_weights=best and early_stopping_patience need it",
                             fix="Leave run_validation on.")
 
     def numbers(self, shapes: Literal["weights", "scores"]) -> dict[str, Any]:
         """The knobs that the weights, or only their scores, depend on. Data and base go by digest."""
-        apart = {"train_data", "validation_data", "base_model", "drop"}
-        fields = (f for f in dataclasses.fields(self) if f.metadata["shapes"] == shapes and f.name not in apart)
-        return {f.name: getattr(self, f.name) for f in fields}
+        apart = {"train_data", "validation_data", "base_model", "drop", "columns"}
+        fields = (f for f in dataclasses.fields(self) if f.metadata["shapes"] == shapes and f.name not in apart
+                  and not (f.name in LATER and getattr(self, f.name) == f.default))
+        found = {f.name: getattr(self, f.name) for f in fields}
+        if "base_version" in found:
+            found["base_version"] = self.base_version.rpartition(":")[2]  # the id, whatever its model is called
+        return found
 
     def to_json(self) -> str:
         """One line of JSON, the form in which a spec travels."""
@@ -176,7 +220,7 @@ class TrainingSpec:
             if name not in known:
                 raise UserError(
                     f"unknown parameter {shown(name)}", allowed="one of " + ", ".join(known),
-                    fix="Check the spelling.")
+                    fix=did_you_mean(name, known).strip() or "Check the spelling.")
         for name, field in known.items():
             if name not in values and field.default is dataclasses.MISSING:
                 raise UserError(f"{name} is missing", fix=field.metadata["help"])
@@ -194,6 +238,18 @@ def range_of(field: dataclasses.Field[Any]) -> str:
     if low is None:
         return ""
     return f"{low} or more" if high is None else f"{low} to {high}"
+
+
+def columns_named(columns: str) -> dict[str, str]:
+    """{key of a row: the column that is read as it}. Raises UserError for anything else than key=column,..."""
+    pairs = [part.split("=") for part in columns.split(",")] if columns.strip() else []
+    named = {pair[0].strip(): pair[-1].strip() for pair in pairs}
+    kinds = [set(kind) <= set(named) <= {*kind, "tools"} for kind in COLUMN_KINDS]
+    if pairs and (any(len(pair) != 2 or not pair[1].strip() for pair in pairs) or len(named) != len(pairs)
+                  or not any(kinds) or re.search(r"[\[\]]", columns)):
+        raise UserError(f"columns is {shown(columns)}", allowed="prompt=NAME,completion=NAME or text=NAME or "
+                        "messages=NAME (and tools=NAME), with the names in the data", fix="Name each key once.")
+    return named
 
 
 def check_destination(destination: str) -> None:
@@ -221,7 +277,8 @@ def _check(field: dataclasses.Field[Any], kind: Any, value: Any) -> None:
     name, limits = field.name, field.metadata
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise UserError(f"{name} is {shown(value)}", allowed="one of " + ", ".join(get_args(kind)))
+            raise UserError(f"{name} is {shown(value)}", allowed="one of " + ", ".join(get_args(kind)),
+                            fix=did_you_mean(str(value), get_args(kind)).strip())
         return
     fits = isinstance(value, (int, float) if kind is float else kind) and not (kind is not bool and value is True)
     if not fits or (kind is not bool and isinstance(value, bool)):

@@ -31,7 +31,7 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
     """Switch the predictor to `version`.
 
     Raises:
-        GateError: the evaluation failed; the version stays registered as challenger.
+        GateError: the evaluation failed, or the champion is another one by now; the version stays the challenger.
         UserError, Broken: the predictor refused it; what it served before goes on.
         Transient: the predictor does not answer.
     """
@@ -41,14 +41,24 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
         Registry(settings).tag(version.destination, version.number, {GATE_TAG: "failed"})
         raise GateError(
             evaluation.verdict.rstrip("."), where=f"version {version.number} of {version.destination}",
-            fix="It is registered as challenger and was not deployed. Train longer or on more data, or set gate=off.")
+            fix="It is registered as challenger and was not deployed. Train longer or on more data, or deploy it "
+                "all the same with --force (gate=off).")
+    refuse_another_champion(Registry(settings), spec, version, evaluation)
     url = settings.predictor
     if not url:
         reason = ("no predictor is running; start one with `anneal up` and run the same training again, nothing is "
                   "trained twice")
         return Deployment(version=version.id, status="skipped", reason=reason)
-    registry = Registry(settings)
-    smoke = switch(settings, url, version, base)
+    smoke = make_champion(settings, Registry(settings), version, base)
+    return Deployment(version=version.id, status="serving", url=redacted(url), smoke=smoke)
+
+
+def make_champion(settings: Settings, registry: Registry, version: Version, base: Base | None) -> str:
+    """Let the predictor switch, then move the aliases; returns the answer to the smoke prompt. Raises as `deploy`.
+
+    `base` is None for full weights, which need none.
+    """
+    smoke = switch(settings, settings.predictor, version, base)
     crashpoint("deploy.after_swap")
     before = registry.number_at("champion", version.destination)
     if before is not None and before != version.number:
@@ -56,13 +66,27 @@ def deploy(settings: Settings, spec: TrainingSpec, version: Version, evaluation:
     registry.tag(version.destination, version.number, {SMOKE_TAG: "passed"})
     crashpoint("deploy.before_champion")
     registry.point("champion", version.destination, version.number)
-    return Deployment(version=version.id, status="serving", url=redacted(url), smoke=smoke)
+    return smoke
 
 
-def switch(settings: Settings, url: str, version: Version, base: Base) -> str:
+def refuse_another_champion(registry: Registry, spec: TrainingSpec, version: Version, evaluation: Evaluation) -> None:
+    """Raise GateError if another version became the champion after this one was compared with it."""
+    if spec.gate not in ("auto", "not_worse_than_champion") or evaluation.champion is None:
+        return
+    now = registry.number_at("champion", version.destination)
+    if now not in (None, evaluation.champion, version.number):
+        raise GateError(
+            f"version {now} has become the champion since it was evaluated",
+            where=f"version {version.number} of {version.destination}",
+            fix="Run the same training again: it is compared with that one, and nothing is trained or answered twice.")
+
+
+def switch(settings: Settings, url: str, version: Version, base: Base | None) -> str:
     """Ask the predictor to load, try and switch; returns its answer to the smoke prompt."""
-    base_folders.note_base(settings, Path(base.path))
-    body = {"version": version.id, "folder": version.folder, "base_path": base.path, "base_digest": base.digest}
+    body: dict[str, str | int] = {"version": version.id, "folder": version.folder, "number": version.number}
+    if base is not None:
+        base_folders.note_base(settings, Path(base.path))
+        body |= {"base_path": base.path, "base_digest": base.digest}
     timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     try:
         answer = httpx.put(f"{url}/deployments/{version.destination}", json=body,

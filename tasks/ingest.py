@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,7 @@ from infra.files import digest_of
 from infra.models.base_models import find_base
 from infra.records import Base, Dataset
 from infra.settings import Settings
-from infra.storage.addresses import form_of
+from infra.storage.addresses import columns_of, form_of
 from infra.storage.clouds import cloud_of, in_object_store
 from infra.storage.https import bytes_of, open_https, without_secrets
 from infra.storage.store import Store, open_remote
@@ -131,6 +132,7 @@ class Joined:
 
 def _brought(settings: Settings, store: Store, source: str, teller: ProgressListener) -> Dataset:
     form, address = form_of(source)
+    columns, unused = columns_of(source)[0], list[str]()
     name, found = without_secrets(address), find_shards(settings, source, teller.say)
     meter = Meter(found, teller)
     with store.draft() as draft, store.scratch() as scratch:
@@ -140,7 +142,7 @@ def _brought(settings: Settings, store: Store, source: str, teller: ProgressList
                 with opened(settings, one.address) as raw, read_ahead(raw) as stream:
                     crashpoint("ingest.opened")
                     counted = meter.counted(stream, one.name, bytes_of(raw))
-                    rows = jsonl_of(form, counted, one.name, scratch, settings.max_data_bytes)
+                    rows = jsonl_of(form, counted, one.name, scratch, settings.max_data_bytes, columns, unused)
                     chunks = meter.lines_of(rows)
                     if len(found) == 1:
                         joined.add(chunks)
@@ -150,9 +152,10 @@ def _brought(settings: Settings, store: Store, source: str, teller: ProgressList
                     refuse_changed(settings, one)
         if joined.bytes == 0:
             raise DataError("the file is empty" if len(found) == 1 else f"all {len(found)} files are empty", where=name,
-                            allowed=JSONL if form == "jsonl" else "records",
+                            allowed="records" if form in ("csv", "parquet") else JSONL,
                             fix="Check that it was written and copied whole.")
-        dataset = _described(draft.path, joined, found, name, "line" if form == "jsonl" else "record")
+        dataset = _described(draft.path, joined, found, name, "record" if form in ("csv", "parquet") else "line")
+        dataset = replace(dataset, unused=sorted(set(unused)))
         if store.find(dataset.folder) is None:
             crashpoint("ingest.before_commit")
             draft.commit(dataset.folder, dataset.to_json(), {FILE: joined.sha256})

@@ -8,25 +8,28 @@ the flow's process stays free of it. Dies half-way: nothing is in the store.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from prefect.logging import get_run_logger
 
 from infra.crashpoints import crashpoint
+from infra.errors import UserError
 from infra.files import digest_of
 from infra.progress import ProgressLog
 from infra.records import Base, Pack, RowKind, Split
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
-from tasks.distributed.contract import SPLITS, EncodeJob
+from tasks.distributed.contract import SPLITS, EncodeJob, rows_name
 from tasks.distributed.events import read_events
 from tasks.launcher.jobs import CONTRACT_FILES, run_child
 from tasks.runs.retries import HOUR_S, found_done, step
 
-FORMAT: dict[RowKind, int] = {"prompt": 2, "text": 2, "messages": 3}
-LAYOUT = 2
-"""FORMAT is raised when the same rows would be packed differently: their models are trained again. LAYOUT is when they
-would be written differently: they are only packed again."""
+FORMAT: dict[RowKind, int] = {"prompt": 2, "text": 2, "messages": 4}
+WRAP, LAYOUT = 2, 2
+"""FORMAT is raised when the same rows would be packed differently, WRAP where that is so of those longer than a row:
+their models are trained again. LAYOUT is when they would be written differently: they are only packed again."""
+KEEP_THEM = ". A larger chunk_size keeps them"
 
 
 def pack(
@@ -38,15 +41,17 @@ def pack(
     chunk = min(spec.chunk_size, base.context_tokens)
     rows = store.fetch(split.folder)
     with store.draft() as draft:
-        so_far = ProgressLog(say, "tokenised", "MB", sum((rows / f"{name}.jsonl").stat().st_size for name in SPLITS))
+        so_far = ProgressLog(say, "tokenised", "MB", sum((rows / rows_name(name)).stat().st_size for name in SPLITS))
         job = EncodeJob(
             out=str(draft.path), rows=str(rows), tokenizer=base.path, kind=split.kind, separator=split.separator,
             chunk_tokens=chunk, pack=spec.pack_sequences, wrap=spec.wrap_packed_sequences,
-            train_on_prompt=spec.train_on_prompt, processes=settings.threads_for(1))
+            train_on_prompt=spec.train_on_prompt, templated=spec.prompt_format == "templated",
+            processes=settings.threads_for(1))
 
         def look() -> None:
             for event in read_events(draft.path)[0][-1:]:
-                so_far.at(event["bytes"])
+                if event["event"] == "tokenised":
+                    so_far.at(event["bytes"])
 
         counts = run_child(settings, job, "tasks.distributed.encode", on_poll=look)
         for name in CONTRACT_FILES:
@@ -65,12 +70,45 @@ def find_pack(store: Store, split: Split, base: Base, spec: TrainingSpec) -> Pac
 
 
 def _key(split: Split, base: Base, spec: TrainingSpec) -> str:
-    knobs = [spec.chunk_size, spec.pack_sequences, spec.wrap_packed_sequences, spec.train_on_prompt]
+    knobs: list[object] = [spec.chunk_size, spec.pack_sequences, spec.wrap_packed_sequences, spec.train_on_prompt]
+    if spec.wrap_packed_sequences and split.kind == "prompt" and not spec.train_on_prompt:
+        knobs.append(WRAP)
+    if spec.prompt_format != "plain":
+        knobs.append(spec.prompt_format)
     return digest_of([FORMAT[split.kind], split.digest, base.digest, *knobs])
 
 
 def _folder(key: str) -> str:
     return f"packs/{digest_of([LAYOUT, key])[:32]}"
+
+
+def as_formatted(split: Split, spec: TrainingSpec) -> Split:
+    """The split as `prompt_format` has it: between prompt and completion of a template nothing is put.
+
+    Raises UserError for conversations that are said to be rendered already.
+    """
+    if spec.prompt_format == "plain":
+        return split
+    if split.kind == "messages":
+        raise UserError("prompt_format is templated and the rows are conversations", where="train_data",
+                        allowed="{prompt, completion} or {text} rows",
+                        fix="Leave prompt_format out: the base's chat template writes them.")
+    return replace(split, separator="")
+
+
+def notes_of(packed: Pack, spec: TrainingSpec) -> list[str]:
+    """What became of the rows that nobody asked for, a sentence each."""
+    notes = []
+    if packed.chunk_tokens < spec.chunk_size:
+        notes.append(f"chunk_size is lowered from {spec.chunk_size} to {packed.chunk_tokens} tokens, "
+                     "the longest context of the base model")
+    for name, counts in (("training", packed.train), ("held-out", packed.validation)):
+        if counts.truncated:
+            notes.append(
+                f"{counts.truncated} of {counts.examples} {name} rows ({counts.truncated / counts.examples:.0%}) are "
+                f"longer than {packed.chunk_tokens} tokens and were cut; {counts.lost} tokens are lost"
+                f"{KEEP_THEM if packed.chunk_tokens == spec.chunk_size else ''}")
+    return notes + [str(finding) for finding in packed.findings]
 
 
 @step("pack", timeout_s=6 * HOUR_S)
@@ -79,4 +117,7 @@ def pack_task(split: Split, base: Base, spec: TrainingSpec, subject: str) -> Pac
     settings = Settings()
     store = Store(settings)
     found = find_pack(store, split, base, spec)
-    return found_done(found) if found else pack(settings, store, split, base, spec, say=get_run_logger().info)
+    packed = found or pack(settings, store, split, base, spec, say=get_run_logger().info)
+    for note in notes_of(packed, spec):
+        get_run_logger().warning(note)
+    return found_done(packed) if found else packed

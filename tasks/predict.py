@@ -18,8 +18,10 @@ from typing import Any, TextIO
 
 import httpx
 
-from infra.errors import Broken, DataError, Transient, UserError, shown
+from infra.errors import Broken, DataError, Transient, UserError, sentence_in, shown
 from infra.files import digest_of
+from infra.models.registry import Registry
+from infra.models.version_names import read_name
 from infra.records import Answers, Dataset
 from infra.settings import Settings
 from infra.storage.store import Store
@@ -83,7 +85,11 @@ def connected(settings: Settings) -> httpx.Client:
 
 
 def version_of(client: httpx.Client, model: str) -> str:
-    """The version that serves a model now."""
+    """The version that serves a model now, or that another name than the model's stands for."""
+    if not (name := read_name(model)).destination:
+        return name.which
+    if name.which:
+        return Registry(Settings()).named(model).id
     served = sent(client, "GET", "/models").json()["models"]
     if model not in served:
         raise UserError(f"{shown(model)} is not served", allowed=", ".join(sorted(served)) or "none is",
@@ -125,7 +131,7 @@ def sent(client: httpx.Client, method: str, path: str, body: dict[str, Any] | No
     if response.is_success:
         return response
     kind = Transient if response.status_code == 429 or response.status_code >= 500 else UserError
-    raise kind(response.text[:300], where=str(client.base_url))
+    raise kind(sentence_in(response.content, response.text)[:300], where=str(client.base_url))
 
 
 def rows_done(part: Path) -> dict[int, dict[str, Any]]:

@@ -16,17 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.files import digest_of, sha256_of, write_atomic
-from infra.records import Base, Pack, Trained
+from infra.files import digest_of, link_weights, sha256_of, write_atomic
+from infra.records import Base, Pack, Split, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
 from tasks.distributed.contract import EVENTS, TrainJob
-from tasks.distributed.events import drop_torn_line, read_events
+from tasks.distributed.events import Event, drop_torn_line, read_events
 from tasks.launcher.checkpoint_copies import Copies, bring_checkpoint, in_store
-from tasks.launcher.forecast import forecast, known_device
 from tasks.launcher.gpu_slots import hold
-from tasks.launcher.jobs import ranks_of, settled
+from tasks.launcher.placement import Placement
 from tasks.launcher.relaunch import Launches
 from tasks.launcher.watchdog import StallWatchdog
 from tasks.runs.attempt import reached
@@ -35,6 +34,7 @@ from tasks.runs.locks import exclusive_lock
 from tasks.runs.retries import HOUR_S, found_done, step
 from tasks.runs.start import start_machines
 from tasks.ui.progress import RunProgress
+from tasks.ui.tracking import RunWriter, tracked
 
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
@@ -45,18 +45,18 @@ CURVE = ("step", "validation")
 """Events of earlier launches that a resumed training shows again, for its curve."""
 ENDED = "ended.json"
 """Beside the weights of a training that is not in the store yet: its result, and their digest."""
-MARKS = ("start", "resume", "checkpoint")
-"""Events from which a relaunched training would go on."""
-Watch = Callable[[dict[str, Any]], None]
+Watch = Callable[[Event], None]
 
 
 def training_id(spec: TrainingSpec, pack: Pack, base: Base) -> str:
-    """26 lower-case base-32 characters: the same for the same weights, wherever they are trained."""
-    key = digest_of([TRAINER, settled(spec).numbers("weights"), pack.digest, base.digest])
+    """26 lower-case base-32 characters: the same for the same weights, wherever they are trained. The precision of
+    `spec` is settled."""
+    assert spec.precision != "auto"
+    key = digest_of([TRAINER, spec.numbers("weights"), pack.digest, base.digest])
     return base64.b32encode(bytes.fromhex(key)).decode().lower()[:ID_CHARACTERS]
 
 
-def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, watch: Watch) -> Trained:
+def train(settings: Settings, store: Store, placement: Placement, pack: Pack, base: Base, watch: Watch) -> Trained:
     """Train to the end, from the last checkpoint if there is one. `watch` sees every event, those of earlier
     launches that belong to the curve again.
 
@@ -67,6 +67,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
         Broken: ranks died, and three launches in a row left no newer checkpoint.
         Diverged, OutOfMemory: training cannot go on as specified.
     """
+    spec = placement.spec
     identity = training_id(spec, pack, base)
     run = settings.home_path / "trainings" / identity
     run.mkdir(parents=True, exist_ok=True)
@@ -77,11 +78,11 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
             return done
         ended = ended_before(run)
         if ended is None:
-            result = _launched(settings, store, spec, pack, base, identity, watch)
+            result = _launched(settings, store, placement, pack, base, identity, watch)
             ended = {**result, "digest": _model_digest(run / "model")}
             write_atomic(run / ENDED, json.dumps(ended))
         with store.draft() as draft:
-            shutil.copytree(run / "model", draft.path / "model")
+            shutil.copytree(run / "model", draft.path / "model", copy_function=link_weights)
             shutil.copy(run / EVENTS, draft.path / EVENTS)
             trained = Trained.of({
                 **ended, "folder": f"trainings/{identity}", "training_id": identity,
@@ -94,7 +95,7 @@ def train(settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base
 
 
 def _launched(
-    settings: Settings, store: Store, spec: TrainingSpec, pack: Pack, base: Base, identity: str, watch: Watch,
+    settings: Settings, store: Store, placement: Placement, pack: Pack, base: Base, identity: str, watch: Watch,
 ) -> dict[str, Any]:
     """Run the ranks until they have trained to the end; returns their result."""
     run = settings.home_path / "trainings" / identity
@@ -106,10 +107,12 @@ def _launched(
             watch(event)
     pace = StallWatchdog(settings)
     seen = _Seen(store, identity, run, offset, watch, pace)
-    device, expected = known_device(settings)[1], forecast(settings, spec, pack, base)
+    device, expected = placement.device, placement.forecast
+    base_version = placement.spec.base_version.rpartition(":")[2]
+    start = str(store.fetch(f"versions/{base_version}")) if base_version else ""
     job = TrainJob(
-        out=str(run), spec=expected.settle(settled(spec)).to_json(), base=base.path,
-        packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity,
+        out=str(run), spec=placement.job_spec.to_json(), base=base.path,
+        packs=str(store.fetch(pack.folder)), chunk_tokens=pack.chunk_tokens, key=identity, start=start,
         parallelism=expected.parallelism, peak_tflops=device.tflops * expected.paid if device else 0.0,
         usd_per_hour=device.usd_per_hour * expected.paid if device else 0.0)
     launches = Launches(settings, pace, seen.look,
@@ -158,18 +161,22 @@ def _model_digest(folder: Path) -> str:
 
 
 @step("train", timeout_s=14 * 24 * HOUR_S, retries=LAUNCHES_AT_MOST)
-def train_task(spec: TrainingSpec, pack: Pack, base: Base, subject: str) -> Trained:
+def train_task(placement: Placement, pack: Pack, base: Base, split: Split, subject: str) -> Trained:
     """Train, or go on training; returns the Trained."""
     settings = Settings()
     store = Store(settings)
-    found = find_trained(store, spec, pack, base)
+    found = find_trained(store, placement.spec, pack, base)
     if found is not None:
         return found_done(found)
-    with RunProgress("training") as progress, hold(settings, ranks_of(spec.num_ranks)):
+    identity = training_id(placement.spec, pack, base)
+    about = tracked(placement.spec, identity, split, pack, base, store.root)
+    with (RunProgress("training") as progress, hold(settings, placement.ranks), RunWriter(settings, about) as run):
 
-        def watch(event: dict[str, Any]) -> None:
+        def watch(event: Event) -> None:
             progress.see(event)
-            if event["event"] in MARKS:
+            run.see(event)
+            # From these a relaunched training would go on.
+            if event["event"] == "start" or event["event"] == "resume" or event["event"] == "checkpoint":
                 reached(f"train step {event['step']}", wait=False)
 
-        return train(settings, store, spec, pack, base, watch)
+        return train(settings, store, placement, pack, base, watch)

@@ -33,20 +33,25 @@ from infra.storage.store import Store
 from tasks.data.cleaning import note_held_out, review
 from tasks.data.datasets import FILE
 from tasks.data.hash_index import Hashes
-from tasks.data.scan import FileScan, Index, Row, survey
+from tasks.data.scan import SHOWN_PLACES, FileScan, Index, Notes, Row, survey
 from tasks.data.sources import places_of
-from tasks.distributed.contract import SPLITS
+from tasks.distributed.contract import SPLITS, rows_name
 from tasks.runs.retries import HOUR_S, found_done, step
 
 RULES = 1
 """Raised when the same rows would be split differently."""
 ALL_RULES = 2
 """The same for `drop=all` only."""
+CHAT_RULES = 2
+"""The same for conversations only."""
 HELD_OUT_SHARE = 10
 """At most one row in this many is held out."""
 JSON = json.JSONEncoder(ensure_ascii=False)
 ONE_ROW = "no held-out rows: the data has one prompt"
-DROPPED = "dropped.jsonl"
+DROPPED = rows_name("dropped")
+GLUED = ("rows whose completion stands right behind the prompt: most rows bring a space between them, so none is put "
+         "there")
+UNUSED_COLUMNS = "columns of the table that are not used"
 
 
 def validate(
@@ -77,6 +82,8 @@ def validate(
         note_held_out(found, held_out)
     shown = {row for _, rows in found.noted.values() for row in rows}
     places: dict[int, str] = {}
+    separator = "" if found.spaced * 2 > found.rows else "\n"
+    glues, glued = train.kind == "prompt" and not separator and found.spaced < found.rows, Notes()
     with store.draft() as draft:
         with Files(draft.path, not kept.all()) as files:
             so_far = ProgressLog(say, "written", "rows", train.count)
@@ -84,18 +91,21 @@ def validate(
                 so_far.at(number)
                 side, where = "validation" if held_out[number] else "train", train.places.of(row.line)
                 files.write(row, where, side, found.reason(number))
+                if glues and not keeps_distance(row.value):
+                    glued.add(GLUED, where)
                 if number in shown:
                     places[number] = where
             if others:
                 for row in islice(others.rows(), num_validation):
                     files.write(row, others.places.of(row.line), "validation")
-        key = _key(data, validation, num_validation, drop)
+        key = _key(data, validation, num_validation, drop, chat=train.kind == "messages")
         split = Split(
             folder=split_folder(key), digest=key, kind=train.kind, data=data.folder,
-            separator="" if found.spaced * 2 > found.rows else "\n",
+            separator=separator,
             train_rows=files.rows["train"], validation_rows=files.rows["validation"], dropped=files.rows["dropped"],
             duplicates=train.count - found.prompts, leaks=found.leaks, longest_characters=train.longest,
-            findings=_findings(train, others, files.rows["validation"]) + found.findings(places),
+            findings=_left_out(data) + _findings(train, others, files.rows["validation"]) + glued.findings()
+            + found.findings(places),
             compared=len(found.compared))
         crashpoint("validate.before_commit")
         draft.commit(split.folder, split.to_json())
@@ -106,8 +116,12 @@ def find_split(
     store: Store, data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop = "none",
 ) -> Split | None:
     """The split made earlier from the same data, if it still verifies."""
-    manifest = store.find(split_folder(_key(data, validation, num_validation, drop)))
-    return Split.kept(manifest.record if manifest else None)
+    for chat in (False, True):  # what kind the rows are of is not known yet
+        manifest = store.find(split_folder(_key(data, validation, num_validation, drop, chat=chat)))
+        found = Split.kept(manifest.record if manifest else None)
+        if found is not None and (found.kind == "messages") == chat:
+            return found
+    return None
 
 
 def split_folder(digest: str) -> str:
@@ -166,6 +180,11 @@ def hold_out(prompts: Hashes, kept: NDArray[np.bool_], wanted: int) -> NDArray[n
     return held
 
 
+def keeps_distance(row: dict[str, Any]) -> bool:
+    """Whether prompt and completion have a space or a line break between them."""
+    return bool(row["prompt"][-1:].isspace() or row["completion"][:1].isspace())
+
+
 def line_of(value: dict[str, Any]) -> bytes:
     """What JSON makes of a clean row. orjson writes strings alike, five times as fast, but no spaces between."""
     if "messages" in value:
@@ -179,7 +198,7 @@ class Files:
     def __init__(self, folder: Path, drops: bool) -> None:
         self._folder, self._stack = folder, ExitStack()
         self.rows = {"train": 0, "validation": 0, "dropped": 0}
-        self._rows = {name: self._new(f"{name}.jsonl") for name in self.rows if drops or name != "dropped"}
+        self._rows = {name: self._new(rows_name(name)) for name in self.rows if drops or name != "dropped"}
         self._places = {name: self._new(f"{name}.places") for name in SPLITS}
 
     def __enter__(self) -> Files:
@@ -205,6 +224,13 @@ class Files:
         return self._stack.enter_context((self._folder / name).open("wb"))
 
 
+def _left_out(data: Dataset) -> list[Finding]:
+    """The columns of a table that are no part of its rows."""
+    if not data.unused:
+        return []
+    return [Finding(what=UNUSED_COLUMNS, count=len(data.unused), first=data.unused[:SHOWN_PLACES])]
+
+
 def _findings(train: FileScan, others: FileScan | None, held: int) -> list[Finding]:
     """What was noted of the files."""
     findings = train.notes.findings() + (others.notes.findings() if others else [])
@@ -213,8 +239,8 @@ def _findings(train: FileScan, others: FileScan | None, held: int) -> list[Findi
     return findings
 
 
-def _key(data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop) -> str:
-    parts = [RULES, data.sha256, validation and validation.sha256, num_validation]
+def _key(data: Dataset, validation: Dataset | None, num_validation: int, drop: Drop, *, chat: bool) -> str:
+    parts = [RULES, data.sha256, validation and validation.sha256, num_validation, *([CHAT_RULES] if chat else [])]
     return digest_of(parts if drop == "none" else [*parts, drop, *([ALL_RULES] if drop == "all" else [])])
 
 

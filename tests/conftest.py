@@ -30,10 +30,10 @@ from infra.storage.store import Store
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-pytest_plugins = ["tests.support.past", "tests.support.smoke"]
+pytest_plugins = ["tests.support.past", "tests.support.smoke", "tests.support.stack"]
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-END_TO_END, END_TO_END_S = "tests/e2e/", 600
+END_TO_END, END_TO_END_S = ("tests/e2e/", "tests/contract/"), 600
 TRAINER = "tasks.distributed.train"
 TORCHRUN = "pt_elastic"
 """What torchrun's agent calls itself."""
@@ -42,10 +42,10 @@ S3_KEY, S3_SECRET, BUCKET = "test-key", "test-secret", "anneal"
 
 
 class ByFile(LoadScopeScheduling):
-    """A worker gets a file's tests at once, so that its fixtures are made once; all of tests/e2e share one stack."""
+    """A worker gets a file's tests at once, so that its fixtures are made once; those of END_TO_END share one stack."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return END_TO_END if nodeid.startswith(END_TO_END) else nodeid.split("::")[0]
+        return END_TO_END[0] if nodeid.startswith(END_TO_END) else nodeid.split("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:

@@ -1,4 +1,7 @@
-"""Every named crash point is a row of the matrix of kills, and the other way round."""
+"""Every named crash point is a row of the matrix of kills, and the other way round.
+
+Tests infra/crashpoints.py too.
+"""
 
 from __future__ import annotations
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from deployments import docs
 from deployments.cli.main import parser
+from tasks.distributed.events import Event, EventName
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -81,8 +83,15 @@ def test_every_module_that_is_named_exists(page: Path) -> None:
         assert (ROOT / path).exists() or (page.parent / path).exists(), path
 
 
-def test_every_event_of_the_trainer_is_in_the_table() -> None:
+def test_every_event_of_the_trainer_stands_in_the_table_with_its_fields() -> None:
     code = "".join(text_of(path) for path in (ROOT / "tasks/distributed").glob("*.py"))
     emitted = set(re.findall(r"\"(\w+)\"", " ".join(re.findall(r"(?:emit|_tell)\(([^,)]*),", code))))
+    assert emitted == set(get_args(EventName))
     told = text_of(ROOT / "docs/architecture.md").split("## Events of the trainer")[1].split("\n## ")[0]
-    assert emitted and emitted == set(re.findall(r"(?m)^\| `(\w+)` \|", told))
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \|[^|]*\| (.*) \|$", told))
+    for kind in get_args(Event):
+        hints = get_type_hints(kind)
+        for name in get_args(hints["event"]):
+            shown = rows.pop(name)
+            assert shown == "the same" or set(re.findall(r"`(\w+)`", shown.partition(":")[0])) <= set(hints), name
+    assert not rows

@@ -22,8 +22,9 @@ ORDER = (
 """Rooms of the house; a module imports from its own room and from those to its right."""
 RANKS_MAY_IMPORT = {
     "infra.spec", "infra.errors", "infra.files", "infra.records", "infra.parent_death", "infra.crashpoints",
-    "infra.models.model_folder", "infra.models.weight_headers", "tasks.distributed"}
-PREDICTOR_MAY_IMPORT = {"deployments.predictor", "tasks.distributed", "infra"}
+    "infra.models.base_fit", "infra.models.model_folder", "infra.models.weight_headers", "tasks.distributed"}
+PREDICTOR_MAY_IMPORT = {
+    "deployments.predictor", "tasks.distributed", "tasks.data.chat", "infra"}  # messages are judged as in training
 MAY_IMPORT_PREFECT = {
     "flows", "deployments", "tasks.runs", "tasks.ui", "tasks.launcher.gpu_slots", *(f"tasks.{step}" for step in STEPS)}
 TWICE = {"main"}
@@ -106,6 +107,18 @@ def test_ranks_load_no_service_libraries() -> None:
     assert out.strip().splitlines()[-1] == "[]"
 
 
+def test_services_that_stay_load_nothing_heavy() -> None:
+    """What each of them loads is memory of the idle stack: 20 to 60 MiB for each of these packages."""
+    heavy = ("torch", "transformers", "mlflow", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "botocore",
+             "prefect.server", "docker", "kubernetes_asyncio")
+    services = (("infra.stack.supervisor", (*heavy, "prefect", "numpy")), ("deployments.reconcile", (*heavy, "numpy")),
+                ("deployments.gateway.app", heavy))
+    code = "import sys\n" + "\n".join(
+        f"import {service}\nprint([n for n in {without!r} if n in sys.modules])" for service, without in services)
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True, capture_output=True).stdout
+    assert found.split("\n") == ["[]", "[]", "[]", ""]
+
+
 def test_flow_and_data_load_no_torch() -> None:
     modules = [module for module in MODULES if any(within(module, room) for room in WITHOUT_TORCH)]
     code = (f"import sys, flows.finetune, deployments.cli.merge, {', '.join(modules)}\n"
@@ -117,6 +130,14 @@ def test_flow_and_data_load_no_torch() -> None:
 def test_no_file_is_longer_than_300_lines() -> None:
     paths = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
     assert not [(str(p), n) for p in paths if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300]
+
+
+def test_every_module_of_steps_and_infra_has_a_test_file_of_its_path_or_is_named_by_the_one_that_tests_it() -> None:
+    files = (ROOT / "tests").rglob("test_*.py")
+    named = " ".join(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files)
+    modules = [path.relative_to(ROOT) for path in SOURCES if path.name != "__init__.py"]
+    assert not [str(path) for path in modules if path.parts[0] in ("tasks", "infra") and str(path) not in named
+                and not (ROOT / "tests" / path.parent / f"test_{path.name}").exists()]
 
 
 def test_no_flow_module_shadows_the_standard_library() -> None:

@@ -27,6 +27,8 @@ class Answer:
 
     data: dict[str, Any]
     text: str
+    exit_code: int = 0
+    """Of the command that found something wrong and could still answer."""
 
 
 def settings_here(*, private: bool = True) -> Settings:
@@ -85,7 +87,8 @@ def check_room(settings: Settings) -> None:
 def links_of(settings: Settings) -> dict[str, str]:
     """Addresses for people: user interfaces and the predictor."""
     mlflow = settings.tracking_uri if settings.tracking_uri.startswith("http") else ""
-    links = {"prefect": settings.prefect_api.removesuffix("/api"), "mlflow": mlflow, "predictor": settings.predictor}
+    links = {"prefect": settings.prefect_api.removesuffix("/api"), "mlflow": mlflow, "predictor": settings.predictor,
+             "gateway": settings.gateway}
     return {name: redacted(link) for name, link in links.items() if link}
 
 
@@ -100,9 +103,21 @@ def signed_in(settings: Settings, links: dict[str, str]) -> dict[str, str]:
         found["prefect"] = sign_in_link(links["prefect"], settings.own_prefect_auth)
     if "mlflow" in links and settings.is_own("mlflow", settings.tracking_uri):
         found["mlflow"] = sign_in_link(links["mlflow"], settings.secret)
+    if "gateway" in links and settings.is_own("gateway", settings.gateway):
+        found["gateway"] = sign_in_link(links["gateway"], settings.predictor_key)
     if "predictor" in links and settings.is_own("predictor", settings.predictor) and settings.predictor_key:
         found["predictor"] = f"{links['predictor']}/#key={quote(settings.predictor_key, safe='')}"
     return found
+
+
+def client_variables(settings: Settings) -> dict[str, str]:
+    """The variables with which Replicate's and OpenAI's clients find the running stack's gateway and are let in; none
+    without it."""
+    if not settings.gateway:
+        return {}
+    key = settings.predictor_key or "none"
+    return {"REPLICATE_BASE_URL": settings.gateway, "REPLICATE_API_TOKEN": key,
+            "OPENAI_BASE_URL": f"{settings.gateway}/openai/v1", "OPENAI_API_KEY": key}
 
 
 def table(values: dict[str, Any]) -> list[str]:

@@ -20,12 +20,14 @@ from pathlib import Path
 from infra.errors import UserError
 from infra.files import try_lock
 from infra.models.registry import Registry
+from infra.run_listener import listener
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.data.datasets import UPLOADS
+from tasks.launcher.answers import ANSWERS
 from tasks.launcher.checkpoint_copies import CHECKPOINTS
 
-KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations")
+KINDS = ("datasets", "splits", "packs", CHECKPOINTS, "trainings", "evaluations", ANSWERS)
 """Folders of the store that are collected. Predictions are somebody's results and stay."""
 LINEAGE = (("splits", "data_digest"), ("packs", "pack_digest"), ("trainings", "training_id"))
 """Where versions without a list of what they were made from say it."""
@@ -55,11 +57,13 @@ def collect(
     uploaded = {f"datasets/{mark.rsplit('/', 1)[-1]}": mark for mark in store.names(UPLOADS)}
     if not uploads:
         needed |= uploaded.keys()
+    listener().step_begins("gc")
     gone = [
         Gone(name, size, modified)
         for kind in KINDS for name, (size, modified) in store.sizes(kind).items()
         if modified < before and name not in needed]
-    for one in gone if not dry_run else []:
+    for number, one in enumerate(gone if not dry_run else []):
+        listener().gets_on(number, len(gone), f"removed: {number} of {len(gone)} folders")
         if one.name in uploaded:
             store.discard(uploaded[one.name])
         store.remove(one.name)

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -27,25 +26,35 @@ from deployments.cli.console import (
     start_own_server,
     table,
 )
-from deployments.cli.operate import deploy, down, env, gc, join, status, up, upload, watch
-from deployments.cli.options import (
-    Parser,
-    add_gc_options,
-    add_input_options,
-    add_merge_options,
-    add_spec_options,
-    add_watch_options,
-    spec_from,
+from deployments.cli.operate import (
+    deploy,
+    down,
+    env,
+    gateway,
+    gc,
+    join,
+    key,
+    promote,
+    rollback,
+    status,
+    up,
+    upload,
+    watch,
 )
+from deployments.cli.options import OPTIONS, Parser, forced, spec_from
 from infra.errors import AnnealError, UserError, from_os_error
 from infra.redaction import redact_logs, redacted
 
 if TYPE_CHECKING:
+    from deployments.cli.terminal import Terminal
     from infra.settings import Settings
+    from infra.spec import TrainingSpec
 
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+FORCED = ("--force: the gate is off. The version is deployed and becomes the champion even if it is worse than the "
+          "base or the champion; the one before it keeps the alias `previous`. The verdict is told all the same.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whatever a library prints is a log; the answer alone goes to stdout.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             answer: Answer = options.run(options)
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"Interrupted. {error or 'Run the same command again to go on.'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except AnnealError as error:
         return _failed(error, as_json)
@@ -74,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         os.umask(umask)
     print(json.dumps(answer.data) if as_json else answer.text)
-    return 0
+    return answer.exit_code
 
 
 def parser() -> Parser:
@@ -86,116 +95,153 @@ def parser() -> Parser:
         ("train", train, "train, evaluate, register and deploy a model"),
         ("estimate", estimate, "say what a training would take, without training"),
         ("predict", predict, "ask a deployed model"),
-        ("merge", merge, "write a version as a whole model, its adapter merged into the base"),
+        ("promote", promote, "let a model answer with a version, by default with its challenger"),
+        ("rollback", rollback, "let a model answer with its version before"),
+        ("export", export, "write a version into a folder that peft, transformers or llama.cpp loads"),
+        ("push", push, "put a version into a repository of the Hugging Face hub, private by default"),
         ("upload", upload, "bring data into the store, and print the address that trainings find it at"),
         ("join", join, "take part, on this machine, in trainings that another one leads"),
         ("deploy", deploy, "put work pools, deployments, schedules and triggers into Prefect"),
         ("watch", watch, "look for new data now and then, and train again when there is some"),
-        ("up", up, "start the local stack: Prefect, MLflow, predictor, worker"),
+        ("up", up, "start the local stack: Prefect, MLflow, predictor, gateway, worker"),
         ("down", down, "stop what `anneal up` started"),
-        ("status", status, "show what runs"),
+        ("status", status, "show services, models and trainings; exit 1 where a service is not running"),
         ("env", env, 'print the variables that other programs need: eval "$(anneal env)"'),
+        ("gateway", gateway, "serve Replicate's API over the services that run already"),
+        ("key", key, "make a key for a client of the gateway"),
         ("gc", gc, "remove from the store what no version needs and is old"),
     ):
-        command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
+        sentence = f"{about[0].upper()}{about[1:]}."
+        command = commands.add_parser(name, help=about, description=sentence, allow_abbrev=False)
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print one JSON object")
-        if name in ("train", "estimate"):
-            add_spec_options(command)
-        if name == "watch":
-            add_watch_options(command)
-        if name == "predict":
-            add_input_options(command)
+        command.add_argument("--verbose", action="store_true", help="show the whole log of Prefect and the libraries")
         if name == "upload":
             command.add_argument("source", metavar="SOURCE", help="file, folder, pattern or address, as --train-data")
         if name == "join":
             command.add_argument("node", type=int, metavar="NUMBER", help="of this machine, from 1; the first one is 0")
-        if name == "deploy":
-            command.add_argument("--pool", choices=("process", "docker", "kubernetes"), default="process",
-                                 help="kind of work pool that runs the deployments (default: process)")
-            command.add_argument("--cpu-pool", action="store_true",
-                                 help="also a pool for machines without GPUs, and finetune/cpu, which hands over to "
-                                      "finetune/gpu when the data is packed")
-        if name == "train":
-            command.add_argument("--remote", action="store_true",
-                                 help="start it on the work pool and watch, instead of running it in this process")
-        if name == "gc":
-            add_gc_options(command)
-        if name == "merge":
-            add_merge_options(command)
+        if name in OPTIONS:
+            OPTIONS[name](command)
     return root
 
 
 def train(options: argparse.Namespace) -> Answer:
     """Run the pipeline in this process, seen by the Prefect server if there is one."""
+    from deployments.cli.terminal import be_quiet_before_import
+
     spec, settings = spec_from(options), settings_here()
+    if options.force:
+        spec = forced(spec, getattr(options, "gate", ""))
+        print(FORCED, file=sys.stderr)
     _check_server(settings)
     set_environment(settings)
+    if not options.verbose:
+        be_quiet_before_import()
     if settings.prefect_api:
         os.environ["PREFECT_API_URL"] = settings.prefect_api
+    from flows.parameters import refuse_mistakes
+
+    if not options.remote or settings.is_own("prefect", settings.prefect_api):  # else the worker has other folders
+        refuse_mistakes(settings, spec)
+    from flows.finetune import startable
+
+    spec = startable(settings, spec, elsewhere=options.remote)  # before there is a run that it would fail
     if options.remote:
         from deployments.cli.remote import train_remotely
 
-        return train_remotely(settings, spec)
+        return train_remotely(settings, spec, options.deployment, verbose=options.verbose)
     check_room(settings)
+    return _train_here(settings, spec, verbose=options.verbose)
+
+
+def _train_here(settings: Settings, spec: TrainingSpec, *, verbose: bool) -> Answer:
+    """Run the flow, show how it gets on, and say what came of it."""
+    from deployments.cli.terminal import Terminal, shown_on
     from flows.finetune import finetune
     from flows.parameters import Parameters
     from tasks.runs.run_log import leave_endings_out
 
-    start_own_server()
+    page = f"{links_of(settings)['prefect']}/v2/runs/flow-run/" if settings.prefect_api else ""
+    terminal = Terminal(prefect_page=page, silent=verbose)
+    if not page:
+        terminal.say("No Prefect server runs: this training starts one for itself. `anneal up` starts one that stays.")
     leave_endings_out()
     from prefect.exceptions import CancelledRun
 
     try:
-        version = finetune(Parameters(**dataclasses.asdict(spec)))
+        with shown_on(terminal):
+            start_own_server()
+            version = finetune(Parameters(**dataclasses.asdict(spec)))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(going_on(terminal)) from error
     except CancelledRun as error:
         raise UserError("the run was cancelled in Prefect", where=spec.destination,
                         fix="Run the same command again to go on at the last checkpoint.") from error
+    from deployments.cli.outcome import outcome, version_page
+
     links = links_of(settings)
     if "mlflow" in links:
-        name, number = version.uri.removeprefix("models:/").rsplit("/", 1)
-        links["mlflow"] += f"/#/models/{name}/versions/{number}"
-    text = f"{version.destination} version {version.number}\n{version.id}"
-    return Answer({**version.to_json(), "links": links}, "\n".join([text, *table(links)]))
+        links["mlflow"] = version_page(links["mlflow"], version)
+    return Answer({**version.to_json(), "links": links}, outcome(settings, version, terminal))
+
+
+def going_on(terminal: Terminal) -> str:
+    """What to do after Ctrl-C."""
+    where = f" Prefect shows the run as cancelled: {terminal.run_page}" if terminal.run_page else ""
+    return f"Run the same command again to go on. Finished steps and the last checkpoint are kept.{where}"
 
 
 def estimate(options: argparse.Namespace) -> Answer:
     """What the training would take."""
     spec, settings = spec_from(options), settings_here()
     set_environment(settings)
+    from deployments.cli.terminal import Terminal, be_quiet_before_import, shown_on
+
+    if not options.verbose:
+        be_quiet_before_import()
     from flows.finetune import estimate as forecast
 
-    logging.getLogger("tasks.data.streams").setLevel(logging.INFO)  # how far it is; Prefect shows warnings only
-    expected = forecast(spec)
+    with shown_on(terminal := Terminal(silent=options.verbose)):
+        terminal.step_begins("estimate")
+        expected = forecast(spec)
     lines = {"device": f"{expected.ranks} x {expected.device}", **expected.lines()}
     return Answer(expected.to_json(), "\n".join(table(lines)))
 
 
 def predict(options: argparse.Namespace) -> Answer:
     """Ask the predictor; on a terminal the answer appears as it is written."""
+    from deployments.cli import chat
     from deployments.cli import predict as ask
 
     settings = settings_here()
     set_environment(settings)
     if not settings.predictor:
         raise UserError("no predictor is known", fix="Start one with `anneal up`, or set ANNEAL_PREDICTOR_URL.")
+    if options.chat:
+        return Answer(*chat.talk(settings, options))
     return Answer(*ask.ask(settings, options, stream=sys.stdout.isatty() and not options.json))
 
 
-def merge(options: argparse.Namespace) -> Answer:
-    """Merge a version's adapter into its base, and say how far its logits are from the adapter's."""
+def export(options: argparse.Namespace) -> Answer:
+    """Write a version in a form that others load; of a merge, say how far its logits are from the adapter's."""
     settings = settings_here(private=False)
     set_environment(settings)
-    from deployments.cli.merge import merge as merged_into
+    from deployments.cli.export import export as exported
 
-    done = merged_into(settings, options.target, options.folder, dtype=options.dtype, base_model=options.base_model)
-    version = done.version
-    lines = {
-        "folder": done.folder, "version": f"{version.destination} version {version.number}, {version.id}",
-        "dtype": done.dtype, "bytes": done.bytes, "compared on": f"{done.probe_tokens} tokens of {done.probe}",
-        "adapter": f"changes the base's logits by up to {done.effect:.2g} of the largest",
-        "merged": _logits(done.merged, "adapter on base"), "reloaded": _logits(done.reloaded, "merged, fp32")}
-    return Answer(done.to_json(), "\n".join(table(lines)))
+    done = exported(settings, options.target, options.folder, options.form, dtype=options.dtype,
+                    base_model=options.base_model)
+    return Answer(done.to_json(), "\n".join(table(done.lines())))
+
+
+def push(options: argparse.Namespace) -> Answer:
+    """Upload a version, and say where it is."""
+    settings = settings_here(private=False)
+    set_environment(settings)
+    from deployments.cli.push import push as pushed
+
+    done = pushed(settings, options.target, options.repository, public=options.public, form=options.form,
+                  dtype=options.dtype, base_model=options.base_model)
+    return Answer(done.to_json(), "\n".join(table(done.lines())))
 
 
 class _Version(argparse.Action):
@@ -218,11 +264,6 @@ def _check_server(settings: Settings) -> None:
         raise UserError(
             "the Prefect server of the local stack does not answer", where=server.url,
             fix="Run `anneal down` and `anneal up`.")
-
-
-def _logits(found: dict[str, float], beside: str) -> str:
-    return (f"off by {found['max_absolute']:.2g} ({found['max_relative']:.2g} of the largest logit, allowed "
-            f"{found['bound']:.2g}), likeliest token the same at {found['same_argmax']:.2%} ({beside})")
 
 
 def _failed(error: AnnealError, as_json: bool) -> int:

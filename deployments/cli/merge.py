@@ -1,6 +1,6 @@
-"""Merge a version's adapter into its base: a folder that plain transformers loads.
+"""Write a version as a whole model, its adapter merged into the base: a folder that plain transformers loads.
 
-In:   owner/name[:version], its base model     Out: <folder>: config, safetensors, tokenizer; a Merged
+In:   a version, its base model     Out: <folder>: config, safetensors, tokenizer, model card; a Merged
 The work and the comparison of logits are done by tasks/distributed/merge.py, a child process.
 On disk meanwhile: <folder>.part, renamed when everything has passed, and <folder>.part.lock.
 Dies half-way: there is no <folder>; the same command removes what was left behind and starts anew.
@@ -8,31 +8,57 @@ Dies half-way: there is no <folder>; the same command removes what was left behi
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
+from deployments.cli.shareable import copy_tokenizer, origin_of, values_of, where_of, write_whole_card
 from infra.errors import UserError, from_os_error
 from infra.files import flushed, lock_file, sync_folder, try_lock
 from infra.models.base_models import find_same
 from infra.models.registry import Registry
-from infra.records import Base, Merged, Split, Version
+from infra.models.version_folder import LINEAGE_FILE, SERVE_FILE
+from infra.records import Base, Record, Split, Version
 from infra.settings import Settings
 from infra.spec import Precision
 from infra.storage.store import Store
-from tasks.distributed.contract import MergeJob
+from tasks.distributed.contract import MergeJob, rows_name
 from tasks.evaluate import work_folder
 from tasks.launcher.jobs import run_child
-from tasks.register import TOKENIZER_FILES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged(Record):
+    """A version as a whole model in a folder, and how far its logits are from the adapter's.
+
+    A difference is {"max_absolute", "max_relative", "same_argmax", "bound"}: relative to the largest logit, like
+    its bound; same_argmax is the share of positions with the same likeliest token, 0..1.
+    """
+
+    folder: str
+    version: Version
+    dtype: str
+    bytes: int
+    """Of all files."""
+    probe: str
+    """What the logits were compared on."""
+    probe_tokens: int
+    effect: float
+    """What the adapter changes: the largest difference to the base's logits, relative to the largest logit."""
+    merged: dict[str, float]
+    """The merged model in fp32 against the adapter on its base."""
+    reloaded: dict[str, float]
+    """The model loaded from the files against the merged one in fp32: the rounding to `dtype`."""
 
 
 def merge(settings: Settings, target: str, folder: Path, *, dtype: Precision = "auto", base_model: str = "") -> Merged:
-    """Write the version `target`, an owner/name[:version], as a whole model.
+    """Write the version of that name (infra/models/version_names.py) as a whole model. `dtype` auto: of an adapter,
+    fp32 if the base's weights are, else bf16; of all weights, the format in which they were trained and evaluated.
 
     Raises:
         UserError: no such version, nothing to merge, another base, or a folder that is in use.
@@ -47,11 +73,10 @@ def merge(settings: Settings, target: str, folder: Path, *, dtype: Precision = "
     source = store.fetch(version.folder)
     base = base_of(settings, version, source, base_model)
     with writing(folder), part_of(folder) as part, work_folder(settings) as work:
-        for name in TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copyfile(source / name, part / name)
+        copy_tokenizer(source, part)
         job = job_of(store, source, base, work, part, dtype)
         result = run_child(settings, job, "tasks.distributed.merge")
+        write_whole_card(source, part)  # saving a model removes the card that libraries write
         written = finish(part, folder)
     probe = "held-out rows" if job.rows else "token ids from all over the vocabulary"
     return Merged.of({**result, "folder": str(folder), "version": version, "bytes": written, "probe": probe})
@@ -74,28 +99,28 @@ def check_free(folder: Path) -> None:
         raise UserError(found, where=str(folder), allowed="a folder that is new or empty", fix="Name another one.")
 
 
-def base_of(settings: Settings, version: Version, source: Path, base_model: str) -> Base:
-    """The base that the version's adapter belongs to. Raises UserError for a full fine-tune, BaseModelError."""
-    where = f"version {version.number} of {version.destination}"
-    origin = json.loads((source / "base.json").read_text(encoding="utf-8"))
+def base_of(settings: Settings, version: Version, source: Path, base_model: str) -> Base | None:
+    """The base that the version's adapter belongs to; None of all weights. Raises BaseModelError."""
+    origin = origin_of(source)
     if origin["method"] != "lora":
-        raise UserError(
-            "it is a full fine-tune and has no adapter", where=where, allowed="a version trained with lora or qlora",
-            fix=f"It is a whole model already: copy {source}.")
-    return find_same(settings, origin["name"], origin["digest"], where, base_model)
+        return None
+    return find_same(settings, origin["name"], origin["digest"], where_of(version), base_model)
 
 
-def job_of(store: Store, source: Path, base: Base, work: Path, part: Path, dtype: Precision) -> MergeJob:
+def job_of(store: Store, source: Path, base: Base | None, work: Path, part: Path, dtype: Precision) -> MergeJob:
     """What the child is told; the held-out rows are taken from the store if they are still there."""
-    lineage: dict[str, Any] = json.loads((source / "training.json").read_text(encoding="utf-8"))
+    lineage = values_of(source / LINEAGE_FILE)
+    if base is None and dtype == "auto" and origin_of(source)["dtype"] in get_args(Precision):
+        dtype = origin_of(source)["dtype"]
     manifest = store.find(f"splits/{lineage['data_digest'][:32]}")
     split = Split.kept(manifest.record if manifest else None)
     has_rows = split is not None and split.validation_rows
     return MergeJob(
-        out=str(work), base=base.path, tuned=str(source), folder=str(part), dtype=dtype,
-        rows=str(store.fetch(split.folder) / "validation.jsonl") if split and has_rows else "",
+        out=str(work), base=base.path if base else str(source), tuned=str(source) if base else "", folder=str(part),
+        dtype=dtype,
+        rows=str(store.fetch(split.folder) / rows_name("validation")) if split and has_rows else "",
         kind=split.kind if split else "text", separator=split.separator if split else "",
-        context_tokens=base.context_tokens)
+        context_tokens=base.context_tokens if base else int(values_of(source / SERVE_FILE)["context_tokens"]))
 
 
 @contextmanager
@@ -112,10 +137,10 @@ def part_of(folder: Path) -> Iterator[Path]:
             if path.lstat().st_uid != os.getuid():
                 raise UserError("it belongs to another user", where=str(path), fix="Name another folder.")
     if part.exists() and not lock.exists():
-        raise UserError("it is there and was not left by a merge", where=str(part), fix="Move it away.")
+        raise UserError("it is there and was not left by an export", where=str(part), fix="Move it away.")
     with lock_file(lock) as held:
         if not try_lock(held):
-            raise UserError("another merge writes there", where=str(part), fix="Wait for it, or name another folder.")
+            raise UserError("another export writes there", where=str(part), fix="Wait for it, or name another folder.")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
 from deployments.cli.options import INPUTS
-from infra.errors import Broken, Transient, UserError
+from infra.errors import Broken, Transient, UserError, sentence_in
+from infra.models.version_names import read_name
 from infra.settings import Settings
 
-CONNECT_TIMEOUT_S = 5
-ANSWER_TIMEOUT_S = 600
-VERSION_ID = re.compile(r"[0-9a-f]{64}")
+TIMEOUT = httpx.Timeout(600, connect=5)
 
 
 def ask(settings: Settings, options: argparse.Namespace, stream: bool) -> tuple[dict[str, Any], str]:
@@ -33,30 +32,36 @@ def ask(settings: Settings, options: argparse.Namespace, stream: bool) -> tuple[
         Broken: it failed.
     """
     headers = {"Accept": "text/event-stream" if stream else "application/json", **settings.predictor_headers}
-    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-    body = {**_model(settings, options.target), "input": _input(options)}
+    body = {**model_of(settings, options.target), "input": _input(options)}
     url = f"{settings.predictor.rstrip('/')}/predictions"
+    with translate_errors(url), httpx.stream("POST", url, json=body, headers=headers, timeout=TIMEOUT) as response:
+        if response.is_error:
+            raise refused(response)
+        prediction = _last(_events(response), write) if stream else _read(response)
+    if prediction.get("error"):
+        raise Broken(str(prediction["error"]), where=url)
+    return prediction, "" if stream else "".join(prediction["output"] or [])
+
+
+@contextmanager
+def translate_errors(url: str) -> Iterator[None]:
+    """What httpx raises when a predictor is not there, or goes away, as a sentence."""
     try:
-        with httpx.stream("POST", url, json=body, headers=headers, timeout=timeout) as response:
-            if response.is_error:
-                raise _refused(response)
-            prediction = _last(_events(response), _write) if stream else _read(response)
+        yield
     except httpx.ConnectError as error:
         raise UserError(
             f"the predictor does not answer ({error})", where=url,
             fix="Start it with `anneal up`, or correct ANNEAL_PREDICTOR_URL.") from error
     except httpx.TransportError as error:
         raise Transient(f"the answer broke off ({type(error).__name__})", where=url, fix="Ask again.") from error
-    if prediction.get("error"):
-        raise Broken(str(prediction["error"]), where=url)
-    return prediction, "" if stream else "".join(prediction["output"] or [])
 
 
-def _model(settings: Settings, target: str) -> dict[str, str]:
+def model_of(settings: Settings, target: str) -> dict[str, str]:
     """A name is asked of the predictor as it is; a version by its id, which MLflow tells where it is not the target."""
-    if VERSION_ID.fullmatch(target):
+    name = read_name(target)
+    if not name.destination:
         return {"version": target}
-    if ":" not in target:
+    if not name.which:
         return {"model": target}
     from infra.models.registry import Registry
 
@@ -90,21 +95,19 @@ def _last(events: Iterator[tuple[str, dict[str, Any]]], write: Callable[[str], N
     for name, data in events:
         if name == "output":
             write(data["chunk"])
-        elif name in ("completed", "error"):
+        elif name in ("completed", "error"):  # the latter from a predictor of an earlier release
             return data
     raise Transient("the answer broke off", where="predictor", fix="Ask again.")
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
+    """Show a piece at once."""
     print(text, end="", flush=True)
 
 
-def _refused(response: httpx.Response) -> UserError | Transient | Broken:
-    response.read()
-    try:
-        sentence = str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        sentence = f"HTTP {response.status_code}"
+def refused(response: httpx.Response) -> UserError | Transient | Broken:
+    """The error that a refusal of the predictor stands for, in either dialect."""
+    sentence = sentence_in(response.read(), f"HTTP {response.status_code}")
     if response.status_code in (401, 403):
         return UserError(sentence, fix="Set ANNEAL_API_KEY to the predictor's key.")
     if response.status_code in (429, 503):

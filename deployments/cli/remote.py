@@ -1,6 +1,6 @@
 """Start a training on a work pool and watch it: what `anneal train --remote` does.
 
-In:   a spec                       Out: a flow run of finetune/gpu; its log lines on stderr while it runs
+In:   a spec                       Out: a flow run of finetune/finetune; its log lines on stderr while it runs
 The run belongs to the worker. This process only watches: Ctrl-C ends the watching, not the run.
 """
 
@@ -29,23 +29,28 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import PrefectException
 
 from deployments.cli.console import Answer, links_of, table
+from deployments.prefect_setup.apply import find
 from flows.parameters import Parameters
-from infra.errors import Broken, UserError
+from infra.errors import Broken, Transient, UserError
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.addresses import form_of
 from tasks.data.sources import MAGIC
 from tasks.runs.start import run_page, start_run
 
-DEPLOYMENT = "finetune/gpu"
+DEPLOYMENT = "finetune/finetune"
 POLL_S = 2.0
 LOGS_AT_A_TIME = 200
+ALL_IS_WELL = ("Finished in state Completed(", "Beginning flow run", "View at ", "checkpoint step=", "start step=",
+               "Downloading flow code", "Executing flow")
 LATE = timedelta(seconds=3)
 """Log lines reach the server in batches, some after later ones."""
 
 
-def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
-    """Start the run, show its log, wait for its end.
+def train_remotely(
+    settings: Settings, spec: TrainingSpec, deployment: str = "", *, verbose: bool = False,
+) -> Answer:
+    """Start a run of the deployment, show its log, wait for its end.
 
     Raises:
         UserError: no server, nothing deployed, or a run that was cancelled.
@@ -55,12 +60,20 @@ def train_remotely(settings: Settings, spec: TrainingSpec) -> Answer:
     if not settings.prefect_api:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
     parameters = Parameters(**dataclasses.asdict(from_anywhere(spec))).model_dump(mode="json")
-    started = start_run(DEPLOYMENT, {"training": parameters})
+    try:
+        with get_client(sync_client=True) as client:
+            found = find(client, deployment or DEPLOYMENT)
+    except (httpx.HTTPError, PrefectException) as error:
+        raise Transient(f"Prefect does not answer ({error})", where=settings.prefect_api) from error
+    started = start_run(str(found.id), {"training": parameters})
     page = run_page(started)
     print(f"Started {started.name}: {page}\nCtrl-C ends the watching, not the run.", file=sys.stderr)
-    with get_client(sync_client=True) as client:
-        run = watch(client, started.id)
-        versions = shown_version(client, started.id)
+    try:
+        with get_client(sync_client=True) as client:
+            run = watch(client, started.id, verbose=verbose)
+            versions = shown_version(client, started.id)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"The run goes on; its page can cancel it: {page}") from error
     state = run.state
     assert state is not None
     if not state.is_completed():
@@ -89,8 +102,9 @@ def _is_here(value: str) -> bool:
     return "://" not in value and (Path(value).expanduser().exists() or path.expanduser().exists())
 
 
-def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:
-    """Print the run's log lines as they come; returns the run in its final state."""
+def watch(client: SyncPrefectClient, run: UUID, *, verbose: bool = False) -> FlowRun:
+    """Print the run's log lines as they come, without those that say nothing but that all is well unless `verbose`;
+    returns the run in its final state."""
     told: set[UUID] = set()
     steps: dict[UUID, str] = {}
     since = datetime.now(UTC) - LATE
@@ -103,11 +117,13 @@ def watch(client: SyncPrefectClient, run: UUID) -> FlowRun:
             time.sleep(POLL_S)
             continue
         for line in lines:
-            if line.id not in told:
+            if line.id in told:
+                continue
+            if verbose or not line.message.startswith(ALL_IS_WELL):
                 print(f"{step_of(client, line.task_run_id, steps)}{line.message}", file=sys.stderr)
-                told.add(line.id)
-                since = max(since, line.timestamp - LATE)
-        # A crashed run is started again, or failed for good, by flows/reconcile.py within a minute or two.
+            told.add(line.id)
+            since = max(since, line.timestamp - LATE)
+        # A crashed run is started again, or failed for good, by deployments/reconcile.py within a minute or two.
         if found.state and found.state.is_final() and not found.state.is_crashed():
             return found
         time.sleep(POLL_S)
@@ -140,6 +156,6 @@ def step_of(client: SyncPrefectClient, task: UUID | None, known: dict[UUID, str]
 def shown_version(client: SyncPrefectClient, run: UUID) -> str:
     """The version that the run's page links to, or an empty string."""
     found: list[Any] = client.read_artifacts(artifact_filter=ArtifactFilter(
-        key=ArtifactFilterKey(any_=["version"]), flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+        key=ArtifactFilterKey(any_=["model-version"]), flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
     texts = [str(artifact.data).split("]")[0].lstrip("[") for artifact in found]
     return texts[-1] if texts else ""

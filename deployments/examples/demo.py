@@ -61,6 +61,7 @@ def main() -> int:
     write_atomic(settings.home_path / "summary.json", json.dumps(summary, indent=1))
     print("seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in summary["seconds"].items()))
     print(f"summary: {settings.home_path / 'summary.json'}")
+    print(f"pages: `ANNEAL_HOME={settings.home_path} anneal up` starts all of it again and prints the gateway's link")
     return 0
 
 

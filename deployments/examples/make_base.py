@@ -25,7 +25,9 @@ from infra.models.base_models import find_base
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
+from tasks.distributed.events import Event
 from tasks.ingest import ingest
+from tasks.launcher.placement import place
 from tasks.pack import find_pack, pack
 from tasks.train import train
 from tasks.validate import validate
@@ -106,12 +108,12 @@ def train_base(folder: Path, steps: int) -> Path:
     split = validate(store, ingest(settings, store, spec.train_data), None, spec.num_validation_samples)
     base = find_base(settings, spec.base_model)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)
-    trained = train(settings, store, spec, packed, base, show)
+    trained = train(settings, store, place(settings, spec, packed, base), packed, base, show)
     shutil.copytree(folder / "base-init", folder / "base", dirs_exist_ok=True)
     return Path(shutil.copytree(store.fetch(trained.folder) / "model", folder / "base", dirs_exist_ok=True))
 
 
-def show(event: dict[str, Any]) -> None:
+def show(event: Event) -> None:
     """One line in a hundred steps."""
     if event["event"] != "step" or event["step"] % 100 == 0:
         print(event, flush=True)

@@ -13,7 +13,8 @@ import sys
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from deployments.predictor.app import DRAIN_S, create_app
+from deployments.predictor.app import create_app
+from deployments.predictor.responses import DRAIN_S
 from infra.errors import UserError, shown
 from infra.redaction import redact_logs
 from infra.security.door import is_loopback

@@ -1,40 +1,46 @@
 """The predictor's routes.
 
-    GET    /                             a page to try prompts on; no key needed
-    POST   /predictions                  answer a prompt: JSON, or SSE with Accept: text/event-stream
+    GET    /                             a page to try prompts on, for programs the addresses below; no key needed
+    POST   /predictions, /health-check   Cog's dialect (cog_routes.py)
+    GET    /v1/models, POST /v1/completions, /v1/chat/completions    OpenAI's dialect (openai_routes.py)
     GET    /models                       what is served
     PUT    /deployments/{owner}/{name}   load a version beside the current one, try it, switch
     DELETE /deployments/{owner}/{name}   stop serving a model
     GET    /health/live, /health/ready   no key needed
+    GET    /metrics                      for Prometheus
 
-Every error is {"detail": sentence}; a refused deployment also has it under "error". The event loop only passes things
-on: bodies are read, prompts tokenised and versions loaded by threads of their own (lanes.py), and health needs none.
+Errors have the form of the dialect that was spoken (problems.py). The event loop only passes things on:
+bodies are read, prompts tokenised and versions loaded by threads of their own (lanes.py), and health needs none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
-import secrets
 import threading
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.types import Receive, Scope, Send
+from starlette.exceptions import HTTPException
 
+from deployments.predictor.cog_routes import discovery
+from deployments.predictor.cog_routes import router as cog_router
 from deployments.predictor.guard import OPEN_PATHS, Guard
 from deployments.predictor.lanes import Intake, Lane
+from deployments.predictor.live import LivePredictions
+from deployments.predictor.metrics import CONTENT_TYPE
+from deployments.predictor.openai_routes import Shelved
+from deployments.predictor.openai_routes import router as openai_router
+from deployments.predictor.openapi import document
 from deployments.predictor.playground import HEADERS, PAGE
-from deployments.predictor.predictions import Prediction
-from deployments.predictor.schemas import DeploymentRequest, PredictionRequest, described, read
-from deployments.predictor.served import Conflict, NotServed, Order
+from deployments.predictor.problems import apologise, body_of, refuse, refuse_route
+from deployments.predictor.schemas import DeploymentRequest, described, read
+from deployments.predictor.served import Conflict, Order
 from deployments.predictor.versions import ServedVersions
 from infra.errors import AnnealError, Transient, UserError
 from infra.security.door import Door, Names
@@ -42,13 +48,8 @@ from infra.settings import Settings
 
 log = logging.getLogger(__name__)
 router = APIRouter()
-DRAIN_S = 25
-"""Time that answers under way have when the process is told to stop."""
-RETRY_AFTER_S = 5
 PLACE = re.compile(r'''"/[^"]*"|(?<![\w/])/[^\s"';,:)]+''')
 """A folder or file of this machine in a sentence."""
-SEND_S = 60
-"""A client that does not take what is sent to it for so long has left."""
 MOST_ORDERS = 16
 """Deployments and removals that wait; they are done one after the other."""
 
@@ -68,51 +69,39 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Anneal predictor", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shelf, app.state.intake, app.state.orders = shelf, Intake(), Lane("orders", MOST_ORDERS)
     app.include_router(router)
+    app.include_router(openai_router)
+    app.include_router(cog_router)
+    app.state.lives = LivePredictions()
+    app.openapi = partial(document, app)  # type: ignore[method-assign]  # FastAPI's own way
     app.add_middleware(Guard)
-    app.add_middleware(Door, names=Names.of(settings), secret=settings.predictor_key, open_paths=OPEN_PATHS)
-    app.add_exception_handler(AnnealError, _refuse)
-    app.add_exception_handler(Exception, _apologise)
+    app.add_middleware(Door, names=Names.of(settings), secret=settings.predictor_key, open_paths=OPEN_PATHS,
+                       body_of=body_of)
+    app.add_exception_handler(AnnealError, refuse)
+    app.add_exception_handler(HTTPException, refuse_route)
+    app.add_exception_handler(Exception, apologise)
     return app
 
 
-async def _shelf(request: Request) -> ServedVersions:
-    shelf: ServedVersions = request.app.state.shelf
-    return shelf
-
-
-Shelved = Annotated[ServedVersions, Depends(_shelf)]
-
-
 @router.get("/", include_in_schema=False)
-async def playground() -> HTMLResponse:
-    """The page holds no data and no key; what it asks for goes through the guard."""
-    return HTMLResponse(PAGE, headers=HEADERS)
+async def root(request: Request) -> Response:
+    """For a browser the page, which holds no data and no key: what it asks for goes through the guard."""
+    if "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(PAGE, headers={**HEADERS, "Vary": "Accept"})
+    return JSONResponse(discovery(), headers={"Vary": "Accept"})
 
 
-@router.post("/predictions", openapi_extra=described(PredictionRequest))
-async def predict(request: Request, shelf: Shelved) -> Response:
-    """Answer a prompt."""
-    body = await request.body()
-    with ExitStack() as held:
-        lane = held.enter_context(request.app.state.intake.hold(len(body)))
-        given = await lane.run(partial(read, PredictionRequest, body, request.headers.get("content-type", "")))
-        prediction = await Prediction.begin(shelf, given, lane)
-        held.callback(prediction.cancel)
-        if "text/event-stream" in request.headers.get("accept", ""):
-            return _Stream(prediction, held.pop_all())
-        watcher = asyncio.create_task(_watch(request, prediction))
-        held.callback(watcher.cancel)
-        async for _ in prediction.chunks():
-            continue
-        return JSONResponse(prediction.view())
+@router.get("/metrics", include_in_schema=False)
+def metrics(shelf: Shelved) -> Response:
+    """Requests, tokens and times of each version."""
+    return Response(shelf.metrics.text(), media_type=CONTENT_TYPE)
 
 
 @router.get("/models")
 def models(shelf: Shelved) -> dict[str, Any]:
     """Every model's current and previous version, all versions in memory, and what failed to load."""
     served = {
-        name: {"version": one.current.version, "previous": one.previous.version if one.previous else None,
-               "deployed_at": one.deployed_at}
+        name: {"version": one.current.version, "number": one.current.number,
+               "previous": one.previous.version if one.previous else None, "deployed_at": one.deployed_at}
         for name, one in sorted(dict(shelf.served).items())}
     versions = [
         {"version": v.id, "method": v.card.method, "base": v.card.base_name, "base_digest": v.card.base_digest,
@@ -179,55 +168,3 @@ async def ready(shelf: Shelved) -> JSONResponse:
     status = "ready" if not failed else "degraded" if served else "failed"
     body = {"status": status, "models": {name: one.current.version for name, one in sorted(served.items())}}
     return JSONResponse({**body, **({"failed": failed} if failed else {})}, 503 if status == "failed" else 200)
-
-
-class _Stream(EventSourceResponse):
-    """An answer as it comes; the prediction ends and its room is free when the client has it or has left."""
-
-    def __init__(self, prediction: Prediction, held: ExitStack) -> None:
-        super().__init__(_stream(prediction), shutdown_grace_period=DRAIN_S, send_timeout=SEND_S)
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
-            await super().__call__(scope, receive, send)
-
-
-async def _stream(prediction: Prediction) -> AsyncIterator[ServerSentEvent]:
-    """start, output..., then completed or error; the last carries the whole object."""
-    yield _event("start", prediction.view())
-    index = 0
-    async for chunk in prediction.chunks():
-        yield _event("output", {"chunk": chunk, "index": index})
-        index += 1
-    view = prediction.view()
-    yield _event("completed" if view["status"] == "succeeded" else "error", view)
-
-
-def _event(name: str, data: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(json.dumps(data, ensure_ascii=False), event=name)
-
-
-async def _watch(request: Request, prediction: Prediction) -> None:
-    """Cancel the row when the client goes away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-    prediction.cancel()
-
-
-async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    sentence = str(error)
-    body = {"detail": sentence}
-    if request.url.path.startswith("/deployments/"):
-        body["error"] = sentence
-    if isinstance(error, Transient):
-        return JSONResponse(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
-    if isinstance(error, NotServed):
-        return JSONResponse(body, 404)
-    return JSONResponse(body, 422 if isinstance(error, UserError) else 500)
-
-
-async def _apologise(request: Request, error: Exception) -> JSONResponse:
-    fault = secrets.token_hex(4)
-    log.error("fault=%s path=%s", fault, request.url.path, exc_info=error)
-    return JSONResponse({"detail": f"The predictor failed; look for fault {fault} in its log."}, 500)

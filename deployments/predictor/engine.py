@@ -57,6 +57,8 @@ class Row:
     """Set by whoever asked; the row leaves at the next step."""
     done: Done | None = None
     tokens: int = 0
+    queued: float = 0.0
+    """time.monotonic() when an engine took it."""
     started: float = 0.0
     """time.monotonic() when its batch began; 0: not yet."""
     first: float = 0.0
@@ -115,6 +117,7 @@ class Engine:
         self._calls: deque[_Call] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._batch: list[Row] = []
         self._thread = threading.Thread(target=self._run, name=f"engine-{name[:8]}", daemon=True)
         self._thread.start()
 
@@ -123,6 +126,16 @@ class Engine:
         """Whether the thread still runs."""
         return self._thread.is_alive()
 
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return len(self._rows)
+
+    @property
+    def running(self) -> int:
+        """Rows that are being answered."""
+        return sum(row.done is None for row in self._batch)
+
     def submit(self, row: Row) -> None:
         """Queue a row. Raises Transient when the queue is full or the engine is closing."""
         self._sweep()
@@ -130,6 +143,7 @@ class Engine:
             if self._closing or len(self._rows) >= MAX_WAITING:
                 raise Transient(f"{len(self._rows)} requests are waiting", where="predictor",
                                 allowed=f"at most {MAX_WAITING}", fix="Try again in a few seconds.")
+            row.queued = time.monotonic()
             self._rows.append(row)
             self._wake.notify()
 
@@ -171,7 +185,7 @@ class Engine:
 
     def _run(self) -> None:
         while not self._closing:
-            batch = self._next()
+            batch = self._batch = self._next()
             try:
                 self._answer(batch)
             except Exception as error:
@@ -179,6 +193,7 @@ class Engine:
                 log.exception("batch failed fault=%s engine=%s rows=%d", fault, self.name, len(batch))
                 self._fail(batch, error, fault)
             del batch
+            self._batch = []
         for row in self._rows:
             row.finish("cancelled")
         for call in self._calls:

@@ -11,9 +11,11 @@ import asyncio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.predictor.problems import body_of
+
 MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 10
-OPEN_PATHS = ("/", "/health/live", "/health/ready")
+OPEN_PATHS = ("/", "/health-check", "/health/live", "/health/ready")
 """Answer without a key: the page holds no data and no key."""
 
 
@@ -32,13 +34,14 @@ class Guard:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await _read(receive)
         except TimeoutError:
-            await JSONResponse({"detail": f"The body took longer than {BODY_TIMEOUT_S} s."}, 408)(scope, receive, send)
+            late = body_of(scope["path"], 408, f"The body took longer than {BODY_TIMEOUT_S} s.")
+            await JSONResponse(late, 408)(scope, receive, send)
             return
         if body is None:
             return
         if len(body) > MAX_BODY_BYTES:
-            refusal = JSONResponse({"detail": f"The body is larger than {MAX_BODY_BYTES} bytes. Shorten it."}, 413)
-            await refusal(scope, receive, send)
+            large = body_of(scope["path"], 413, f"The body is larger than {MAX_BODY_BYTES} bytes. Shorten it.")
+            await JSONResponse(large, 413)(scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
 

@@ -25,6 +25,7 @@ from deployments.predictor.served import Order
 from infra.errors import AnnealError, UserError, shown
 from infra.files import MANIFEST, Manifest
 from infra.models.base_folders import Checked, check
+from infra.models.version_folder import BASE_FILE, SERVE_FILE, version_id
 from infra.settings import Settings
 from infra.spec import Precision
 from tasks.distributed.adapters import check_adapter
@@ -53,6 +54,8 @@ class Card:
     context_tokens: int
     stop_ids: frozenset[int]
     smoke_prompt: str
+    templated: bool = False
+    """Prompts spell special tokens, and mean them."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -82,7 +85,8 @@ def read_card(folder: Path, version: str) -> Card:
     """Check a version's files by name and read what they say. Raises UserError, naming the file."""
     where = f"version {version[:12]}"
     manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
-    if manifest.digest != version:
+    by_id = {name: entry.sha256 for name, entry in manifest.files.items()}
+    if version != manifest.digest and version != version_id(folder, by_id):  # the former: of an earlier release
         raise UserError(f"the folder holds version {manifest.digest[:12]}", where=where,
                         allowed="the files whose sha256 is the version's id", fix="Name the folder of this version.")
     for path in sorted(folder.rglob("*")):
@@ -92,13 +96,13 @@ def read_card(folder: Path, version: str) -> Card:
         if path.suffix.lower() in CODE_SUFFIXES or path.is_symlink():
             raise UserError(f"{shown(path.name)} is in the folder", where=where,
                             allowed="safetensors, JSON and tokenizer files", fix="Register the version again.")
-    base, serve = _read(folder / "base.json", where), _read(folder / "serve.json", where)
+    base, serve = _read(folder / BASE_FILE, where), _read(folder / SERVE_FILE, where)
     try:
         card = Card(
             method=base["method"], base_name=str(base["name"]), base_digest=str(base["digest"]),
             precision=PRECISIONS[str(base.get("dtype", "auto")).removeprefix("torch.")],
             kind=str(serve.get("kind", "prompt")), prompt_template=str(serve["prompt_template"]),
-            context_tokens=int(serve["context_tokens"]),
+            templated=serve.get("prompt_format") == "templated", context_tokens=int(serve["context_tokens"]),
             stop_ids=frozenset(map(int, serve.get("stop_ids", ()))), smoke_prompt=str(serve.get("smoke_prompt", "")))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"base.json or serve.json lacks or mistypes {error}", where=where,
@@ -162,9 +166,9 @@ def drop_adapter(engine: Engine, version: str) -> None:
     engine.call(lambda: _delete(engine.model, version))
 
 
-def load_codecs(folder: Path) -> tuple[Encoder, Codec]:
+def load_codecs(folder: Path, *, templated: bool = False) -> tuple[Encoder, Codec]:
     """Tokenizers for requests and one for the engine's thread."""
-    short, long, decoder = map(Codec, load_tokenizers(folder, 3))
+    short, long, decoder = (Codec(one, templated=templated) for one in load_tokenizers(folder, 3))
     return Encoder(short, long), decoder
 
 

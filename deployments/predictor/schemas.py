@@ -25,8 +25,9 @@ from infra.errors import UserError, shown
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
-UNION_MEMBER = re.compile(r"str$|list\[|function-")
+UNION_MEMBER = re.compile(r"str$|list\[|function-|constrained-")
 """What pydantic adds to a location to say which type of a union it tried."""
+IDENTITY = r"^[A-Za-z0-9_-]{1,64}$"
 VERSION = r"^[0-9a-f]{64}$"
 FOLDER = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
 NAME_CHARACTERS = 80
@@ -39,6 +40,20 @@ def _whole(text: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError("expected valid Unicode; it holds half of a surrogate pair") from error
     return text
+
+
+
+class BadField(UserError):
+    """A field of a request; `param` is its name."""
+
+    param = ""
+
+    @classmethod
+    def of(cls, param: str, found: str, fix: str = "") -> BadField:
+        """A sentence about a field, with its name."""
+        error = cls(found, fix=fix)
+        error.param = param
+        return error
 
 
 Text = Annotated[str, AfterValidator(_whole)]
@@ -54,8 +69,11 @@ class Strict(BaseModel):
     @classmethod
     def _one_unknown(cls, values: Any) -> Any:
         """Keep the first unknown field only: each would be an error of its own."""
-        if not isinstance(values, dict):
-            return values
+        return cls.with_one_unknown(values) if isinstance(values, dict) else values
+
+    @classmethod
+    def with_one_unknown(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The known fields and the first unknown one."""
         known = {name: values[name] for name in cls.model_fields if name in values}
         unknown = next((name for name in values if name not in known), None)
         return known if unknown is None else {**known, unknown: values[unknown]}
@@ -73,6 +91,8 @@ class Input(Strict):
     stop_sequences: Text | list[Text] | None = Field(
         None, description="Texts that end the answer: a list, or one string separated by commas.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same answer; empty: a fresh one.")
+    tools: list[dict[str, Any]] | None = Field(
+        None, description="Tools that the model may call, as in a training row; for versions trained on messages.")
     prompt_template: Text | None = Field(
         None, description="Text around the prompt, with {prompt} and perhaps {system_prompt}; empty: the version's.")
 
@@ -86,9 +106,18 @@ class Input(Strict):
     @classmethod
     def _few_and_short(cls, value: Any) -> Any:
         """Before the items are looked at one by one."""
-        stops = value.split(",", MAX_STOPS) if isinstance(value, str) else value if isinstance(value, list) else []
-        if len(stops) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in stops if isinstance(stop, str)):
-            raise ValueError(f"expected at most {MAX_STOPS} sequences of at most {MAX_STOP_CHARACTERS} characters")
+        check_stops(value.split(",", MAX_STOPS) if isinstance(value, str) else value)
+        return value
+
+    @field_validator("tools")
+    @classmethod
+    def _are_functions(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """A template reads their names, and whatever else stands there."""
+        for tool in value or []:
+            function = tool.get("function")
+            if tool.get("type") != "function" or not isinstance(function, dict) or not function.get("name"):
+                raise ValueError('expected objects {"type": "function", "function": {"name": "...", ...}}')
+        _whole(json.dumps(value, ensure_ascii=False))
         return value
 
     @field_validator("prompt_template")
@@ -99,12 +128,32 @@ class Input(Strict):
         return value
 
 
+def check_stops(stops: Any) -> None:
+    """Raise ValueError for stop sequences that are too many or too long."""
+    some = stops if isinstance(stops, list) else []
+    if len(some) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in some if isinstance(stop, str)):
+        raise ValueError(f"expected at most {MAX_STOPS} sequences of at most {MAX_STOP_CHARACTERS} characters")
+
+
 class PredictionRequest(Strict):
     """Body of POST /predictions."""
 
-    version: VersionId | None = None
-    model: Text | None = Field(None, description="owner/name: its current version.")
+    version: Text | None = Field(
+        None, description="64 hex digits, owner/name:2 (number), or owner/name:champion, owner/name:previous.")
+    model: Text | None = Field(None, description="owner/name: its current version; or as in version.")
+    id: Annotated[str, Field(pattern=IDENTITY)] | None = Field(None, description="The client's own id for it.")
     input: Input
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, values: Any) -> Any:
+        """Refuse what Cog has and we have not, by name."""
+        if isinstance(values, dict) and values.get("webhook"):
+            raise BadField.of("webhook", "webhook is set, and the predictor sends none", "Ask the gateway, which does; "
+                              "or Prefer: respond-async, and then GET /predictions/{id}.")
+        skipped = ("webhook", "webhook_events_filter", "context")
+        return cls.with_one_unknown({name: value for name, value in values.items() if name not in skipped}
+                                    ) if isinstance(values, dict) else values
 
 
 class DeploymentRequest(Strict):
@@ -115,6 +164,7 @@ class DeploymentRequest(Strict):
     base_path: Text | None = Field(None, description="Folder of the base model on this machine, for adapters.")
     base_digest: Text | None = Field(None, description="What base.json has to say about the base model.")
     smoke_prompt: Text = Field("", description="Answered before the switch; empty: the version's own.")
+    number: int = Field(0, ge=0, description="The version's number, by which clients may ask for it.")
 
 
 Body = TypeVar("Body", bound=Strict)
@@ -143,21 +193,25 @@ def read(kind: type[Body], body: bytes, content_type: str) -> Body:
 
 def described(kind: type[Strict]) -> dict[str, Any]:
     """The part of the OpenAPI document about a body, which FastAPI does not read for us."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {
+        "schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}}}
 
 
-def _sentence_of(error: ValidationError) -> UserError:
+def _sentence_of(error: ValidationError) -> BadField:
     """The first complaint, with the name of its field."""
     first: dict[str, Any] = dict(error.errors(include_url=False, include_context=False)[0])
     path = [_name(part) for part in first["loc"] if not UNION_MEMBER.match(str(part))]
     name = ".".join(path) or "the request's body"
     if first["type"] == "extra_forbidden":
         known = "one of " + ", ".join(Input.model_fields) if path[0] == "input" else ""
-        return UserError(f"{name} is not a known field", allowed=known, fix="Check the spelling.")
-    if first["type"] == "missing":
-        return UserError(f"{name} is missing", fix="Add it.")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return UserError(f"{name} is {_found(first.get('input'))}: {message[:1].lower()}{message[1:]}")
+        found = BadField(f"{name} is not a known field", allowed=known, fix="Check the spelling.")
+    elif first["type"] == "missing":
+        found = BadField(f"{name} is missing", fix="Add it.")
+    else:
+        message = str(first["msg"]).removeprefix("Value error, ")
+        found = BadField(f"{name} is {_found(first.get('input'))}: {message[:1].lower()}{message[1:]}")
+    found.param = ".".join(path)
+    return found
 
 
 def _name(part: str | int) -> str:

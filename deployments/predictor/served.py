@@ -32,6 +32,8 @@ class Order(Record):
     base_path: str | None = None
     base_digest: str | None = None
     smoke_prompt: str = ""
+    number: int = 0
+    """MLflow's number of the version; 0: not told, as by an earlier release."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,22 @@ class Served(Record):
     @property
     def ids(self) -> set[str]:
         """Versions that the model keeps in memory."""
-        return {order.version for order in (self.current, self.previous) if order is not None}
+        return {order.version for order in self.orders}
+
+    @property
+    def orders(self) -> list[Order]:
+        """The current version, and the previous one if there is one."""
+        return [order for order in (self.current, self.previous) if order is not None]
+
+    @property
+    def numbered(self) -> list[tuple[int, str]]:
+        """(number, id) of both."""
+        return [(order.number, order.version) for order in self.orders]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Ids by the registry's names for both."""
+        return dict(zip(("champion", "previous"), (order.version for order in self.orders), strict=False))
 
     def write(self, records: Path) -> None:
         """Put the record on disk, whole or not at all."""

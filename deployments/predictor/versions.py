@@ -19,13 +19,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deployments.predictor import loading
-from deployments.predictor.engine import Engine
+from deployments.predictor.engine import MAX_WAITING, Engine
 from deployments.predictor.loading import Loaded
+from deployments.predictor.metrics import Metrics
 from deployments.predictor.served import Conflict, NotServed, Order, Served, path_of
 from deployments.predictor.smoke import smoke_answer
 from infra.crashpoints import crashpoint
 from infra.errors import AnnealError, Transient, UserError, shown
 from infra.models.base_folders import stamp_of
+from infra.models.version_names import choose, read_name, which_exist
 from infra.settings import Settings
 from infra.spec import check_destination
 from infra.storage.store import Store
@@ -47,11 +49,18 @@ class ServedVersions:
         self.failed: dict[str, str] = {}
         """Models whose record could not be restored, and why."""
         self.restored = False
+        self.metrics = Metrics(lambda: sum(engine.waiting for engine in list(self._engines.values())),
+                               lambda: sum(engine.running for engine in list(self._engines.values())))
 
     @property
     def alive(self) -> bool:
         """False when an engine's thread is gone: only a restart helps."""
         return all(engine.alive for engine in list(self._engines.values()))
+
+    @property
+    def is_full(self) -> bool:
+        """True when an engine takes no more rows for now."""
+        return any(engine.waiting >= MAX_WAITING for engine in list(self._engines.values()))
 
     def model_of(self, version: str) -> str | None:
         """A model that keeps this version."""
@@ -63,8 +72,9 @@ class ServedVersions:
             return list(self._loaded.values())
 
     def claim(self, version: str | None, model: str | None) -> Loaded:
-        """The version that a request is answered with; give it back with `release`. Raises NotServed."""
+        """The version that a request is answered with; give it back with `release`. Raises NotServed, UserError."""
         with self._lock:
+            version, model = self._named(version, model)
             if version is None:
                 version = self._current(model)
             elif model is not None and not self._keeps(model, version):
@@ -75,6 +85,11 @@ class ServedVersions:
             loaded = self._loaded[version]
             loaded.in_flight += 1
             return loaded
+
+    def hold(self, loaded: Loaded) -> None:
+        """One more row of a version that is claimed."""
+        with self._lock:
+            loaded.in_flight += 1
 
     def release(self, loaded: Loaded) -> None:
         """A row has ended."""
@@ -152,6 +167,22 @@ class ServedVersions:
         for engine in engines:
             engine.join()
 
+    def _named(self, version: str | None, model: str | None) -> tuple[str | None, str | None]:
+        """Id and model of a request that may name a version in any form."""
+        name = read_name(version or model or "") if version or (model and ":" in model) else None
+        if name is None:
+            return version, model
+        model = name.destination or (model if version else None)
+        if not name.which or name.which in self._loaded:
+            return name.which or None, model
+        served = self.served.get(name.destination)
+        found = choose(name, served.numbered, served.aliases) if served else None
+        if found is None:
+            raise NotServed(f"version {shown(name.which)} of {shown(name.destination)} is not served here",
+                            allowed=which_exist(served.numbered, served.aliases) if served else "",
+                            fix="GET /models lists what is.")
+        return found, model
+
     def _current(self, model: str | None) -> str:
         if model is None and len(self.served) == 1:
             return next(iter(self.served.values())).current.version
@@ -180,9 +211,11 @@ class ServedVersions:
     def _again(self, now: Served, order: Order) -> Served:
         """The same version once more: judged as if it were new, and its base perhaps in another folder by now."""
         self._load(order)
-        if order.base_path in (None, now.current.base_path):
+        current = replace(now.current, base_path=order.base_path or now.current.base_path,
+                          number=order.number or now.current.number)
+        if current == now.current:
             return now
-        moved = replace(now, current=replace(now.current, base_path=order.base_path))
+        moved = replace(now, current=current)
         moved.write(self._records)
         self._switch(moved)
         return moved
@@ -212,7 +245,7 @@ class ServedVersions:
         base = loading.check_base(self._settings, card, order)
         lora = card.method == "lora"
         key = f"{card.base_digest} {card.precision}" if lora else order.version
-        encoder, decoder = loading.load_codecs(folder)
+        encoder, decoder = loading.load_codecs(folder, templated=card.templated)
         if key in self._engines:
             loading.add_adapter(self._engines[key], folder, order.version)
         else:

@@ -16,6 +16,7 @@ from typing import Any
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -23,8 +24,10 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 
-from deployments.prefect_setup.declared import Declared, declared
-from deployments.prefect_setup.pools import CODE, Kind, Pool, ensure_pool
+from deployments.prefect_setup.declared import Declared, Trigger, declared
+from deployments.prefect_setup.form import short_form
+from deployments.prefect_setup.pools import OURS, Pool, ensure_pool
+from deployments.prefect_setup.retired import is_used, ours, remove_retired, take_over
 from deployments.prefect_setup.secrets import ensure_secrets
 from infra.errors import UserError
 from infra.settings import Settings
@@ -32,6 +35,8 @@ from tasks.launcher import gpu_slots
 from tasks.runs.start import client_of
 
 WATCH = "retrain/watch"
+JOIN, JOIN_ENTRYPOINT = "join/machine", "flows/join.py:join"
+"""Made where ANNEAL_NODE_DEPLOYMENT names it, with the suffix of its pool."""
 STEP = "prefect.deployments.steps.set_working_directory"
 
 
@@ -48,61 +53,90 @@ class Deployed:
     """What Prefect holds otherwise than prefect.yaml says, a sentence each."""
 
 
-def deploy(settings: Settings, kind: Kind = "process", *, cpu_pool: bool = False) -> Deployed:
-    """Create or update everything, then read it back; what runs on the CPU pool only if that is wanted.
+def deploy(settings: Settings, kind: str = "process", pool_name: str = "", *, cpu_pool: bool = False) -> Deployed:
+    """Create or update everything for one infrastructure, then read it back; what runs on the CPU pool only if that is
+    wanted. The deployments of another one stay as they are.
 
-    Raises UserError without a server.
+    Args:
+        kind: type of the work pool.
+        pool_name: its name, if it is not to be ours.
+
+    Raises UserError without a server, and for a pool of another type.
     """
     if not settings.prefect_api:
         raise UserError("no Prefect server is known", fix="Start one with `anneal up`, or set ANNEAL_PREFECT_URL.")
-    pools = [Pool("gpu", kind), *([Pool("cpu", kind)] if cpu_pool else [])]
+    pools = [Pool("gpu", kind, pool_name), *([Pool("cpu", kind, pool_name and f"{pool_name}-cpu")] if cpu_pool else [])]
     limit = gpu_slots.limit_of(settings) if kind == "process" else ""
     done = Deployed(pools=[pool.name for pool in pools], limit=limit)
     with client_of(settings) as client:
-        for pool in pools:
-            done.differs += ensure_pool(client, pool)
+        for wanted_pool in pools:
+            done.differs += ensure_pool(client, wanted_pool)
         if kind == "docker":
             done.differs += ensure_secrets(client)
         if done.limit:
             gpu_slots.make_limit(client, done.limit, gpu_slots.slots())
         for one in declared():
-            pool = Pool(one.work_pool.role, kind)
-            if pool not in pools:
+            pool = next((pool for pool in pools if pool.role == one.work_pool.role), None)
+            if pool is None or (one.full_name == JOIN and not joins(settings, client, pool)):
                 continue
             stored = ensure_deployment(client, one, pool)
-            done.deployments[one.full_name] = str(stored.id)
-            done.differs += [f"deployment {one.full_name}: {difference}" for difference in (
+            name = f"{one.full_name}{pool.suffix}"
+            triggers = triggers_of(client, one, pool)
+            done.deployments[name] = str(stored.id)
+            if moved := take_over(client, stored, one.full_name, triggers):
+                done.differs += moved
+                stored = client.read_deployment(stored.id)
+            done.differs += [f"deployment {name}: {difference}" for difference in (
                 *differences(stored, wanted(one, pool)), *ensure_schedules(client, stored, one),
-                *ensure_triggers(client, stored, one))]
-        done.differs += take_over_watches(client)
+                *ensure_triggers(client, stored, triggers))]
+        done.differs += remove_retired(client)
     return done
+
+
+def pool_of(settings: Settings, pool: str, kind: str) -> tuple[str, str]:
+    """Type and name that `--pool` and `--type` stand for; no name for a pool of ours. Raises UserError for no type."""
+    if pool in OURS and kind in ("", pool):
+        return pool, ""
+    if not kind:
+        with client_of(settings) as client:
+            try:
+                kind = client.read_work_pool(pool).type
+            except ObjectNotFound as error:
+                raise UserError("it is not there yet", where=f"work pool {pool}",
+                                fix="Say its type, such as --type kubernetes.") from error
+    return kind, pool
 
 
 def ensure_deployment(client: SyncPrefectClient, one: Declared, pool: Pool) -> DeploymentResponse:
     """Create or update a deployment, and read it back."""
     flow = flow_of(one.entrypoint)
     values = wanted(one, pool)
+    full_name = f"{one.full_name}{pool.suffix}"
     try:
-        known = client.read_deployment_by_name(one.full_name)
+        known = client.read_deployment_by_name(full_name)
     except ObjectNotFound:
-        client.create_deployment(flow_id=client.create_flow(flow), name=one.name, **values)
+        client.create_deployment(flow_id=client.create_flow(flow), name=f"{one.name}{pool.suffix}", **values)
     else:  # creating it once more would delete its schedules
         client.update_deployment(known.id, DeploymentUpdate(**values))
-    return client.read_deployment_by_name(one.full_name)
+    return client.read_deployment_by_name(full_name)
 
 
 def wanted(one: Declared, pool: Pool) -> dict[str, Any]:
     """A deployment in the words of Prefect's API."""
     limit = one.concurrency_limit
+    schema = parameter_schema(flow_of(one.entrypoint)).model_dump_for_openapi()
+    parameters = dict(one.parameters)
+    if "hand_over_to" in parameters:
+        parameters["hand_over_to"] += pool.suffix.removesuffix("-cpu")
     options = limit and ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit.collision_strategy))
     return {
         "description": one.description, "entrypoint": one.entrypoint, "tags": one.tags,
         "work_pool_name": pool.name, "work_queue_name": one.work_pool.work_queue_name,
         "job_variables": {name: value for name, value in one.work_pool.job_variables.items()
                           if name in pool.template["variables"]["properties"]},
-        "enforce_parameter_schema": True, "pull_steps": [{STEP: {"directory": CODE[pool.kind]}}],
-        "parameter_openapi_schema": parameter_schema(flow_of(one.entrypoint)).model_dump_for_openapi(),
-        **({"parameters": one.parameters} if one.parameters else {}),
+        "enforce_parameter_schema": True, "pull_steps": [{STEP: {"directory": pool.code}}],
+        "parameter_openapi_schema": short_form(schema) if one.form == "short" else schema,
+        **({"parameters": parameters} if parameters else {}),
         "concurrency_limit": limit.limit if limit else None,
         **({"concurrency_options": options} if limit else {})}
 
@@ -130,10 +164,19 @@ def ensure_schedules(client: SyncPrefectClient, stored: DeploymentResponse, one:
     return differs
 
 
-def ensure_triggers(client: SyncPrefectClient, stored: DeploymentResponse, one: Declared) -> list[str]:
+def triggers_of(client: SyncPrefectClient, one: Declared, pool: Pool) -> list[Trigger]:
+    """The deployment's triggers. Of several infrastructures one takes an event: another's trigger is made off."""
+    if not pool.suffix:
+        return one.triggers
+    return [trigger.model_copy(update={
+        "name": f"{trigger.name} ({pool.suffix[1:]})",
+        "enabled": trigger.enabled and not client.read_automations_by_name(trigger.name)}) for trigger in one.triggers]
+
+
+def ensure_triggers(client: SyncPrefectClient, stored: DeploymentResponse, triggers: list[Trigger]) -> list[str]:
     """Create or update the automations that start the deployment; one that was switched on or off stays so."""
     differs = []
-    for trigger in one.triggers:
+    for trigger in triggers:
         automation = trigger.of(stored.id).as_automation()
         known = client.read_automations_by_name(trigger.name)
         if not known:
@@ -150,23 +193,36 @@ def ensure_triggers(client: SyncPrefectClient, stored: DeploymentResponse, one: 
     return differs
 
 
-def take_over_watches(client: SyncPrefectClient) -> list[str]:
-    """Move the schedules of an earlier release's watch/data, whose flow is gone, to retrain/watch, and delete it."""
+def joins(settings: Settings, client: SyncPrefectClient, pool: Pool) -> bool:
+    """Whether trainings start runs of JOIN on other machines. One that an earlier release made and nobody used goes."""
+    name = f"{JOIN}{pool.suffix}"
+    if settings.node_deployment == name:
+        return True
+    known = ours(client, name, JOIN_ENTRYPOINT)
+    if known is None:
+        return False
+    if not is_used(client, known):
+        client.delete_deployment(known.id)
+        return False
+    return True
+
+
+def find(client: SyncPrefectClient, full_name: str) -> DeploymentResponse:
+    """The deployment of that name, or the one that stands in for it on the only infrastructure that there is, such as
+    finetune/finetune-docker. Raises UserError for none, and for several."""
     try:
-        old = client.read_deployment_by_name("watch/data")
+        return client.read_deployment_by_name(full_name)
     except ObjectNotFound:
-        return []
-    if old.entrypoint != "flows/watch.py:watch":  # somebody else's
-        return []
-    new = client.read_deployment_by_name(WATCH)
-    known = {schedule.slug for schedule in new.schedules}
-    moved = [DeploymentScheduleCreate(
-        schedule=one.schedule, active=one.active, slug=one.slug, parameters=one.parameters)
-        for one in old.schedules if one.slug not in known]
-    if moved:
-        client.create_deployment_schedules(new.id, moved)
-    client.delete_deployment(old.id)
-    return [f"deployment watch/data is gone: {WATCH} has its schedules now ({len(moved)})"]
+        flow, name = full_name.split("/")
+        declared_names = {one.name for one in declared()}
+        found = [one for one in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
+                 if one.name.startswith(f"{name}-") and not any(
+                     other != name and one.name.startswith(other) for other in declared_names)]
+    if len(found) == 1:
+        return found[0]
+    several = ", ".join(sorted(f"{flow}/{one.name}" for one in found))
+    raise UserError(f"there is no deployment {full_name}{several and f', but {several}'}", where="Prefect",
+                    fix="Say which one: --deployment NAME." if found else "Run `anneal deploy` once.")
 
 
 def flow_of(entrypoint: str) -> Flow[..., Any]:

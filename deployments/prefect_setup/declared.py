@@ -77,6 +77,8 @@ class Declared(_Strict):
     description: str
     entrypoint: str
     tags: list[str]
+    form: Literal["all", "short"] = "all"
+    """Which fields of a training its form shows; deployments/prefect_setup/form.py."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     work_pool: WorkPool
     concurrency_limit: Concurrency | None = None

@@ -1,11 +1,12 @@
 """Work pools, their queues and base job templates.
 
-In:   a kind of pool       Out: the pool in Prefect, with its queues: control before all, background behind all
+In:   a type of pool       Out: the pool in Prefect, with its queues: those of machines first, background last
 A template is Prefect's own default for the kind with infra/workpools/<kind>.json merged into it (RFC 7396), so that
 ours holds only what trainings need: GPUs, shared memory, secrets by reference (for containers:
 deployments/prefect_setup/secrets.py); on Kubernetes also a grace period for the checkpoint. For a pool without GPUs
 <kind>-cpu.json is merged on top. No run may name its command: whoever may start a training may not start another
 program. Dies half-way: run it again. Limits and defaults of job variables that were set in the UI stay.
+`export` writes the templates for whoever makes pools by other means (Prefect's own command, Terraform).
 """
 
 from __future__ import annotations
@@ -15,58 +16,85 @@ import shlex
 import sys
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 
+from infra.errors import UserError, shown
+from infra.files import write_atomic
 from infra.process import ROOT
 
-Kind = Literal["process", "docker", "kubernetes"]
 Role = Literal["gpu", "cpu"]
 
-CODE: dict[Kind, str] = {"process": str(ROOT), "docker": "/opt/anneal", "kubernetes": "/opt/anneal"}
-"""Where the code lies for the kind's runs: here, or in the image (infra/docker/trainer.Dockerfile)."""
-QUEUES = {"control": 1, "nodes": 2, "trainings": 3, "background": 4}
+OURS = ("process", "docker", "kubernetes")
+"""Types of pools that have a patch in infra/workpools. Any other that Prefect knows takes its own default template,
+without the variable `command`."""
+IMAGE_CODE = "/opt/anneal"
+"""Where the code lies in the image (infra/docker/trainer.Dockerfile)."""
+QUEUES = {"nodes": 1, "trainings": 2, "background": 3}
 """Priorities; 1 is served first. The worker of a machine that leads trainings leaves `nodes` to other machines'."""
-ABOUT: dict[tuple[Role, Kind], str] = {
-    ("gpu", "process"): "Trainings on this machine's GPUs (or its CPU).",
-    ("gpu", "docker"): "Trainings in containers with NVIDIA GPUs.",
-    ("gpu", "kubernetes"): "Trainings as Kubernetes jobs with NVIDIA GPUs.",
-    ("cpu", "process"): "Data made ready on machines without GPUs.",
-    ("cpu", "docker"): "Data made ready in containers without GPUs.",
-    ("cpu", "kubernetes"): "Data made ready in Kubernetes jobs without GPUs.",
+ABOUT: dict[Role, str] = {
+    "gpu": "Trainings on GPUs, made by `anneal deploy` for workers of type {}.",
+    "cpu": "Data made ready without GPUs, by workers of type {}.",
 }
 DEFAULTS = ("prefect.server.api.collections_data.views", "aggregate-worker-metadata.json")
 ENGINE = shlex.join([sys.executable, "-m", "infra.engine"])
 """What workers of pools of processes start for a run: the environment has the same path on their machines, as CODE. It
 stands in the template, not among its variables: no run may name another."""
-PACKAGES: dict[Kind, str] = {"process": "prefect", "docker": "prefect-docker", "kubernetes": "prefect-kubernetes"}
+NO_COMMAND = {
+    "variables": {"properties": {"command": None}, "propertyNames": {"not": {"enum": ["command"]}}}}
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A work pool: what it is for, and who runs it."""
+    """A work pool: what it is for, who runs it, and its name, if that is not ours."""
 
     role: Role
-    kind: Kind
+    kind: str
+    called: str = ""
 
     @property
     def name(self) -> str:
         """Its name in Prefect; infra/stack/services.py starts the worker of gpu-pool."""
-        return f"{self.role}-{'pool' if self.kind == 'process' else self.kind}"
+        return self.called or f"{self.role}-{'pool' if self.kind == 'process' else self.kind}"
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its deployments end with: nothing for this machine's own, else the infrastructure."""
+        return f"-{self.called}" if self.called else "" if self.kind == "process" else f"-{self.kind}"
+
+    @property
+    def about(self) -> str:
+        """Its description in Prefect, by which it is known as ours."""
+        return ABOUT[self.role].format(self.kind)
+
+    @property
+    def code(self) -> str:
+        """Where the code lies for its runs: here, or in the image."""
+        return str(ROOT) if self.kind == "process" else IMAGE_CODE
 
     @property
     def stock_template(self) -> dict[str, Any]:
-        """Prefect's own for the kind: what a worker makes the pool with that comes before `anneal deploy`."""
+        """Prefect's own for the type: what a worker makes the pool with that comes before `anneal deploy`.
+
+        Raises UserError for a type that Prefect does not know.
+        """
         package, file = DEFAULTS
-        known = json.loads(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
-        return dict(known[PACKAGES[self.kind]][self.kind]["default_base_job_configuration"])
+        packages = json.loads(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
+        known = {kind: about for kinds in packages.values() for kind, about in kinds.items()}
+        if self.kind not in known:
+            raise UserError(f"Prefect has no work pools of type {shown(self.kind)}", where="--type",
+                            allowed=", ".join(sorted(known)))
+        return dict(known[self.kind]["default_base_job_configuration"])
 
     @property
     def template(self) -> dict[str, Any]:
         """Its base job template."""
+        if self.kind not in OURS:
+            return dict(merge(without_command(self.stock_template), NO_COMMAND))
         merged = self.stock_template
         for name in (self.kind, f"{self.kind}-cpu") if self.role == "cpu" else (self.kind,):
             patch = ROOT / "infra" / "workpools" / f"{name}.json"
@@ -77,21 +105,27 @@ class Pool:
 
 
 def ensure_pool(client: SyncPrefectClient, pool: Pool) -> list[str]:
-    """Create or update the pool and its queues; returns what Prefect holds otherwise than it was told."""
-    name, template, kind = pool.name, pool.template, pool.kind
-    differs = []
+    """Create or update the pool and its queues; returns what Prefect holds otherwise than it was told.
+
+    A pool that somebody else made keeps its template. Raises UserError for one of another type.
+    """
+    name, template, differs = pool.name, pool.template, list[str]()
     try:
         known = client.read_work_pool(name)
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(
-            name=name, type=kind, base_job_template=template, description=ABOUT[pool.role, kind]))
+            name=name, type=pool.kind, base_job_template=template, description=pool.about))
     else:
-        differs = keep_defaults(template, known.base_job_template, pool.stock_template, name)
-        client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
-    stored = client.read_work_pool(name)
-    if stored.type != kind:
-        differs.append(f"pool {name}: type is {stored.type}, not {kind}")
-    if stored.base_job_template != template:
+        if known.type != pool.kind:
+            raise UserError(f"its type is {known.type}, not {pool.kind}", where=f"work pool {name}",
+                            fix=f"Use --type {known.type}, or another name.")
+        if pool.called and known.description != pool.about:
+            template = known.base_job_template
+            differs = kept_template(name, template)
+        else:
+            differs = keep_defaults(template, known.base_job_template, pool.stock_template, name)
+            client.update_work_pool(name, WorkPoolUpdate(base_job_template=template, description=pool.about))
+    if client.read_work_pool(name).base_job_template != template:
         differs.append(f"pool {name}: another base job template")
     for queue, priority in QUEUES.items():
         try:
@@ -101,6 +135,24 @@ def ensure_pool(client: SyncPrefectClient, pool: Pool) -> list[str]:
         if found.priority != priority:
             differs.append(f"queue {name}/{queue}: priority is {found.priority}, not {priority}")
     return differs
+
+
+def kept_template(pool: str, template: dict[str, Any]) -> list[str]:
+    """What to say of a template that is not ours."""
+    said = [f"pool {pool}: its base job template is not ours (kept); `anneal deploy --export FOLDER` writes ours"]
+    if "command" in template.get("variables", {}).get("properties", {}):
+        said.append(f"pool {pool}: its base job template lets whoever starts a run name a command")
+    return said
+
+
+def export(folder: Path) -> list[Path]:
+    """Write our base job templates, for `prefect work-pool create NAME --type TYPE --base-job-template FILE`."""
+    pools = [Pool(role, kind) for kind in OURS for role in ("gpu", "cpu")]
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {folder / f"{pool.name}.json": pool for pool in pools}
+    for file, pool in files.items():
+        write_atomic(file, json.dumps(pool.template, indent=2) + "\n")
+    return list(files)
 
 
 def keep_defaults(
@@ -120,6 +172,13 @@ def keep_defaults(
             differs.append(f"pool {pool}: {name} is {found['default']!r} (kept)")
             variable["default"] = found["default"]
     return differs
+
+
+def without_command(value: Any) -> Any:
+    """The template without every key that takes the variable `command`; workers then start Prefect's own."""
+    if isinstance(value, dict):
+        return {key: without_command(one) for key, one in value.items() if one != "{{ command }}"}
+    return [without_command(one) for one in value] if isinstance(value, list) else value
 
 
 def merge(value: Any, patch: Any) -> Any:

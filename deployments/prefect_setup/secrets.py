@@ -17,11 +17,9 @@ from prefect.client.schemas.actions import BlockDocumentCreate, BlockDocumentUpd
 from prefect.exceptions import ObjectNotFound
 
 from infra.errors import UserError
+from tasks.runs.blocks import NAMES
 
 BLOCK = "anneal-run"
-NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "HF_TOKEN",
-         "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "ANNEAL_API_KEY", "ANNEAL_WEBHOOK_SECRET")
-"""Where one is empty, whoever reads it takes it as not set. PREFECT_API_AUTH_STRING comes from the worker itself."""
 
 
 def ensure_secrets(client: SyncPrefectClient, environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -1,1 +1,2 @@
 CREATE DATABASE mlflow OWNER anneal;
+CREATE DATABASE gateway OWNER anneal;

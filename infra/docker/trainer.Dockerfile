@@ -10,7 +10,7 @@ COPY flows ./flows
 COPY deployments ./deployments
 # The image brings torch for CUDA; the constraint on it is for machines that install it themselves.
 RUN grep -v "^torch==" constraints.txt > /tmp/constraints.txt \
-    && pip install --no-cache-dir --constraint /tmp/constraints.txt --editable ".[gpu]" \
+    && pip install --no-cache-dir --constraint /tmp/constraints.txt --editable ".[gpu,team]" \
     && useradd --uid 10001 --create-home --home-dir /var/lib/anneal anneal \
     && install -d -o anneal -g anneal /var/lib/anneal/prefect
 USER anneal

@@ -15,13 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from infra.errors import BaseModelError, Transient, shown_path
+from infra.errors import BaseModelError, Transient, near_names, shown_path
 from infra.files import MODEL_FILES, digest_of, seal, verify, write_atomic
+from infra.models.base_fit import check_quantization, check_vocabulary
 from infra.models.base_folders import digest_of_base
 from infra.models.model_folder import CONFIG, check_objects, context_tokens_of
 from infra.models.weight_headers import tensors_of
 from infra.records import Base
 from infra.settings import Settings
+from infra.spec import Method
 from infra.storage.store import filesystem, move_into_place, scratch_folder
 from infra.storage.store_errors import translate_storage_errors
 
@@ -38,6 +40,7 @@ def find_base(settings: Settings, name: str) -> Base:
         BaseModelError: it is neither a model folder nor a name the hub knows.
         Transient: the hub or the store does not answer.
     """
+    revision = ""
     match _lies(name):
         case "s3":
             folder = _from_s3(settings, name)
@@ -45,17 +48,18 @@ def find_base(settings: Settings, name: str) -> Base:
             folder = Path(name).expanduser().resolve()
         case "hub":
             folder = _from_hub(settings, name)
+            revision = folder.name  # of the hub's cache: <repository>/snapshots/<commit>
     config = _check(folder, name)
     context = context_tokens_of(config) or DEFAULT_CONTEXT_TOKENS
     digest = digest_of_base(settings, folder)
     place = _place(settings, digest)
     if not place.exists() or place.read_text(encoding="utf-8") != str(folder):
         write_atomic(place, str(folder))
-    return Base(name=_shown_name(name), path=str(folder), digest=digest, context_tokens=context)
+    return Base(name=_shown_name(name), path=str(folder), digest=digest, context_tokens=context, revision=revision)
 
 
-def look_for_base(settings: Settings, name: str) -> None:
-    """Refuse what is surely no base model before anything that takes long, and fetch nothing.
+def look_for_base(settings: Settings, name: str, method: Method | None = None) -> None:
+    """Refuse what is surely no base model, or none for this method, before anything that takes long; fetch nothing.
 
     Raises BaseModelError. What a disk, a store or the hub does not answer now is left to `find_base`.
     """
@@ -64,7 +68,7 @@ def look_for_base(settings: Settings, name: str) -> None:
             case "s3":
                 _listed(settings, name)
             case "here":
-                _check(Path(name).expanduser().resolve(), name)
+                _check(Path(name).expanduser().resolve(), name, method)
             case "hub":
                 _ask_hub(name)
 
@@ -106,7 +110,8 @@ def _lies(name: str) -> Literal["s3", "here", "hub"]:
         return "hub"
     raise BaseModelError(
         "there is no such folder", where=f"base model {shown_path(name)}",
-        allowed="a folder in Hugging Face format, an s3:// prefix, or a hub name owner/name", fix="Check the path.")
+        allowed="a folder in Hugging Face format, an s3:// prefix, or a hub name owner/name",
+        fix=near_names(name).strip() or "Check the path.")
 
 
 def find_same(settings: Settings, name: str, digest: str, where: str, given: str = "") -> Base:
@@ -134,7 +139,7 @@ def _place(settings: Settings, digest: str) -> Path:
     return settings.home_path / "cache" / "places" / digest
 
 
-def _check(folder: Path, name: str) -> dict[str, Any]:
+def _check(folder: Path, name: str, method: Method | None = None) -> dict[str, Any]:
     """What config.json says, once everything has been judged that takes no weights and no library."""
     where = f"base model {shown_path(name)}"
     if not (folder / CONFIG).exists():
@@ -146,9 +151,11 @@ def _check(folder: Path, name: str) -> dict[str, Any]:
         raise BaseModelError("there is no tokenizer", where=where, fix="Copy the tokenizer's files into the folder.")
     if "adapter_config.json" in {p.name for p in folder.iterdir()}:
         raise BaseModelError("it is an adapter, not a whole model", where=where, fix="Merge it into its base first.")
-    config = check_objects(folder, where)[CONFIG]
-    tensors_of(folder, where)
-    return config
+    objects = check_objects(folder, where)
+    check_quantization(objects[CONFIG], where, method)
+    tensors = tensors_of(folder, where)
+    check_vocabulary(objects, tensors, where)
+    return objects[CONFIG]
 
 
 def _from_hub(settings: Settings, name: str) -> Path:
@@ -167,7 +174,7 @@ def _from_hub(settings: Settings, name: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise BaseModelError(
             "there is no such folder, and the model hub cannot be reached", where=where,
-            fix="Check the path, or the network and HF_TOKEN if it is a hub name.") from error
+            fix=f"{near_names(name)}Check the path, or the network and HF_TOKEN if it is a hub name.") from error
     except httpx2.TransportError as error:
         raise Transient(f"the model hub does not answer ({type(error).__name__})", where=where) from error
 

@@ -23,12 +23,16 @@ from infra.errors import AnnealError, BaseModelError, from_os_error, shown
 from infra.files import model_files
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 OBJECTS = (CONFIG, GENERATION, TOKENIZER_CONFIG, "tokenizer.json", SPECIAL_TOKENS, "added_tokens.json", "vocab.json")
 """The JSON files that transformers reads of a language model; each is an object."""
 MOST_BYTES, MOST_TOKENIZER_BYTES = 1 << 24, 1 << 27
 """Known ones have up to 9 MB (the index of DeepSeek-V3), and a tokenizer.json 35 MB."""
 MOST_LEVELS = 64
+NAMES_ITS_PLACE = ("_name_or_path", "name_or_path")
+"""Where transformers notes from which folder a model came."""
+TOKENS_OF_GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id")
 SEEN_SUFFIXES = frozenset({"", ".json", ".jinja", ".model", ".safetensors", ".spm", ".tiktoken", ".txt", ".vocab"})
 """Of the model's files, none with another ending is shown to transformers: tokenizer.py is code."""
 FIX = "Take the model's files from where they were published once more."
@@ -64,7 +68,10 @@ SIZES_OF_LAYERS = frozenset({"num_key_value_heads", "num_kv_heads", "num_query_h
                              "num_nextn_predict_layers"})
 """Such a list too, and 0 where there is no such part."""
 POSITIONS = "max_position_embeddings"
-CONTEXTS = frozenset({POSITIONS, "max_seq_len"})
+CONTEXT_NAMES = (POSITIONS, "n_positions", "max_seq_len", "n_ctx", "context_length", "max_sequence_length",
+                 "seq_length")
+"""What families call the longest text, the usual name first."""
+CONTEXTS = frozenset(CONTEXT_NAMES) - {"n_positions", "n_ctx"}
 """Families without a table of positions have -1, false or null there; transformers takes no false and no 64.0."""
 MOST = 1 << 30
 MADE_ONE_BY_ONE = re.compile(r"(^|_)(layers?|depth|blocks|experts|heads?|labels)$")
@@ -142,8 +149,11 @@ def _check_sizes(part: dict[str, Any], where: str) -> None:
 
 def context_tokens_of(config: dict[str, Any]) -> int | None:
     """The longest text of a model whose configuration was judged; None where it does not say."""
-    value = config.get(POSITIONS)
-    return int(value) if value is not None and not isinstance(value, bool) and value >= 1 else None
+    inner = [config[name] for name in TEXT_CONFIGS if isinstance(config.get(name), dict)]
+    for value in (part.get(name) for part in (*inner, config) for name in CONTEXT_NAMES):
+        if value is not None and not isinstance(value, bool) and value >= 1:
+            return int(value)
+    return None
 
 
 def _refused(name: str, value: object, allowed: str, where: str) -> BaseModelError:
@@ -177,6 +187,36 @@ def cleaned_tokenizer(values: dict[str, Any]) -> dict[str, Any]:
     """The tokenizer's fields without those by which it would read a file of its own choice."""
     return {name: value for name, value in values.items() if name not in TOKENIZER_DROPPED
             and not (NAMES_A_FILE.search(name) and isinstance(value, str) and re.search(r"[/\\]", value))}
+
+
+def write_config(folder: Path, base: Path, dtype: str, *, is_tied: bool = True) -> None:
+    """Give weights that transformers has saved, in `dtype` (float32, bfloat16), the config.json that their base has.
+
+    Without what names code: the files of code do not go with the weights. Where transformers saves another kind of
+    model, such as the text part of a larger one, its own config stays. Raises BaseModelError, OSError.
+    """
+    saved, theirs = (read_object(place / CONFIG, f"model {place}") for place in (folder, base))
+    if saved.get("model_type") == theirs.get("model_type"):
+        config = {name: value for name, value in cleaned(theirs).items()
+                  if name not in (*NAMES_ITS_PLACE, "quantization_config")}
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    else:
+        config = {**saved, "use_cache": theirs.get("use_cache", True)}
+    if not is_tied:
+        config["tie_word_embeddings"] = False
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_generation_config(folder: Path, base: Path) -> None:
+    """generation_config.json as the base has it; of a base without one, the tokens that its config.json names."""
+    try:
+        has_one = (base / GENERATION).exists()
+        read = read_object(base / (GENERATION if has_one else CONFIG), f"base model {base}")
+    except BaseModelError:  # transformers loads a base in spite of it
+        return
+    values = {name: value for name, value in read.items()
+              if name not in NAMES_ITS_PLACE and (has_one or (name in TOKENS_OF_GENERATION and value is not None))}
+    (folder / GENERATION).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

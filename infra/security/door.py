@@ -19,7 +19,8 @@ import hmac
 import ipaddress
 import re
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -98,6 +99,7 @@ class Door:
 
     def __init__(
         self, app: ASGIApp, *, names: Names, secret: str = "", open_paths: Collection[str] = (), sign_in: str = "",
+        body_of: Callable[[str, int, str], dict[str, Any]] | None = None,
     ) -> None:
         """Put it in front of `app`.
 
@@ -105,10 +107,12 @@ class Door:
             secret: what a request has to bring; empty: nothing.
             open_paths: what answers without it.
             sign_in: the page at SIGN_IN, which does so too; empty: none. It may ask at SIGNED_IN whether it has worked.
+            body_of: what is said of (path, status, sentence); None: {"detail": sentence}.
         """
         self.app = app
         self._names, self._open, self._page = names, frozenset(open_paths), sign_in
         self._secret = _digest(secret) if secret else None
+        self._body_of = body_of or (lambda path, status, sentence: {"detail": sentence})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or hand on."""
@@ -117,13 +121,13 @@ class Door:
             return
         headers = Headers(scope=scope)
         if refusal := self._refusal(scope, headers):
-            await _refuse(scope, receive, send, 403, refusal)
+            await self._refuse(scope, receive, send, 403, refusal)
         elif self._page and scope["type"] == "http" and scope["path"] == SIGN_IN:
             await HTMLResponse(self._page, headers=page_headers(self._page))(scope, receive, send)
         elif not self._admits(scope, headers):
             # At Basic a browser asks its user, or remembers what our page gave it; no other page shall cause that.
             scheme = "Basic" if self._page and scope["path"] == SIGNED_IN else "Bearer"
-            await _refuse(scope, receive, send, 401, MISSING, scheme)
+            await self._refuse(scope, receive, send, 401, MISSING, scheme)
         elif self._page and scope["path"] == SIGNED_IN:
             await Response(status_code=204)(scope, receive, _protecting(send))
         else:
@@ -140,6 +144,20 @@ class Door:
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _is_visit(scope, headers):
             return "Pages of other sites may link here, and nothing else."
         return ""
+
+    async def _refuse(
+        self, scope: Scope, receive: Receive, send: Send, status: int, sentence: str, challenge: str = "",
+    ) -> None:
+        if scope["type"] == "websocket":  # closed before it is accepted: the client sees 403
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": sentence[:120]})
+            return
+        more = {"WWW-Authenticate": challenge + ' realm="Anneal"'} if challenge else {}
+        # Without a word of its own MLflow's client takes it for a fault that may pass, and asks for a quarter of an
+        # hour.
+        words = {"error_code": "UNAUTHENTICATED", "message": sentence} if status == 401 else {}
+        body = {**self._body_of(scope["path"], status, sentence), **words}
+        await JSONResponse(body, status, more)(scope, receive, _protecting(send))
 
     def _admits(self, scope: Scope, headers: Headers) -> bool:
         if self._secret is None or scope["path"] in self._open:
@@ -188,19 +206,6 @@ def _is_visit(scope: Scope, headers: Headers) -> bool:
     """Somebody followed a link: the page that has it sees nothing of the answer."""
     return (scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
             and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document")
-
-
-async def _refuse(
-    scope: Scope, receive: Receive, send: Send, status: int, sentence: str, challenge: str = "",
-) -> None:
-    if scope["type"] == "websocket":  # closed before it is accepted: the client sees 403
-        await receive()
-        await send({"type": "websocket.close", "code": 1008, "reason": sentence[:120]})
-        return
-    more = {"WWW-Authenticate": challenge + ' realm="Anneal"'} if challenge else {}
-    # Without a word of its own MLflow's client takes it for a fault that may pass, and asks for a quarter of an hour.
-    words = {"error_code": "UNAUTHENTICATED", "message": sentence} if status == 401 else {}
-    await JSONResponse({"detail": sentence, **words}, status, more)(scope, receive, _protecting(send))
 
 
 def _protecting(send: Send) -> Send:

@@ -15,6 +15,8 @@ from urllib.parse import quote
 from infra.secret import USER
 from infra.security.door import SIGN_IN, SIGNED_IN
 
+TRAININGS = "/#/experiments?workflowType=machine_learning"
+"""Of MLflow's two halves the one about training models; its front page is about agents and prompts."""
 STORES = {
     "prefect": """const password = btoa(secret);
   fetch("/api/admin/version", { headers: { Authorization: `Basic ${password}` } }).then((answer) => {
@@ -24,7 +26,7 @@ STORES = {
   }).catch(complain);""",
     "mlflow": f"""const request = new XMLHttpRequest();
   request.open("GET", "{SIGNED_IN}", true, "{USER}", secret);
-  request.onloadend = () => request.status === 204 ? location.replace("/") : complain();
+  request.onloadend = () => request.status === 204 ? location.replace("{TRAININGS}") : complain();
   request.send();""",
 }
 PAGE = """\

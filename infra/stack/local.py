@@ -1,4 +1,4 @@
-"""The local stack: Prefect server, MLflow, predictor, process worker and keeper as detached processes.
+"""The local stack: Prefect, MLflow, predictor, gateway, process worker, reconcile and keeper as detached processes.
 
 In:   Settings (host, ports, home, store)
 Out:  running services; <home>/stack.json says where, <home>/logs/<service>.log what they print
@@ -21,17 +21,27 @@ from pathlib import Path
 from infra.errors import Broken, UserError
 from infra.files import write_atomic
 from infra.process import tail
+from infra.run_listener import listener
 from infra.settings import Settings
 from infra.stack import services
 from infra.stack.health import ANSWER_TIMEOUT_S, Condition, State, get_within, readiness
-from infra.stack.processes import Service, is_stopped, kill, left_over, process_of, remains_of, start, stop_all
+from infra.stack.processes import (
+    SILENT_S,
+    Service,
+    is_stopped,
+    kill,
+    left_over,
+    process_of,
+    remains_of,
+    silence_s,
+    start,
+    stop_all,
+)
 from infra.stack.services import ServicePlan
 
-NAMES = ("prefect", "mlflow", "predictor", "worker", "keeper")
+NAMES = ("prefect", "mlflow", "predictor", "gateway", "worker", "reconcile", "keeper")
 START_TIMEOUT_S = 180
 POLL_S = 0.2
-KEEPER_SILENT_S = 900
-"""The keeper leaves a sign at every look. One look may start all services again, which takes START_TIMEOUT_S each."""
 
 
 def up(
@@ -60,13 +70,20 @@ def up(
             for plan in plans:
                 _start(settings, plan)
             for plan in plans:
-                _wait_until_ready(settings, plan)
-            if prepare is not None:
-                prepare(settings)
-            for plan in (services.worker(settings, settings.prefect_api), services.keeper(settings)):
-                if plan.name in only:
-                    _start(settings, plan)
+                with _told(plan.name, plan.name not in before):
                     _wait_until_ready(settings, plan)
+            if prepare is not None:
+                with _told("deployments", not before):
+                    prepare(settings)
+            api = settings.prefect_api
+            clients = (services.worker(settings, api), services.reconcile(settings, api))
+            for group in (clients, (services.keeper(settings),)):
+                plans = [plan for plan in group if plan.name in only]
+                for plan in plans:
+                    _start(settings, plan)
+                for plan in plans:
+                    with _told(plan.name, plan.name not in before):
+                        _wait_until_ready(settings, plan)
             return read_stack(settings)
         except BaseException:
             mine = {name: service for name, service in read_stack(settings).items() if before.get(name) != service}
@@ -101,7 +118,7 @@ def conditions(settings: Settings, *, ask: bool = True) -> dict[str, Condition]:
 
 def missing(settings: Settings) -> list[str]:
     """Names of the services that `up` starts: those that belong on this machine and do not run."""
-    here = {*(plan.name for plan in services.servers(settings)), "worker", "keeper"}
+    here = {*(plan.name for plan in services.servers(settings)), "worker", "reconcile", "keeper"}
     return [name for name, state in status(settings, ask=False).items() if name in here and state == "stopped"]
 
 
@@ -130,11 +147,6 @@ def is_answering(url: str) -> bool:
     return get_within(url, ANSWER_TIMEOUT_S).status == 200
 
 
-def beat_of(settings: Settings) -> Path:
-    """The file that the keeper touches at every look."""
-    return settings.home_path / "logs" / "keeper.beat"
-
-
 def service_log(settings: Settings, name: str) -> Path:
     """Where a service's output stands."""
     return settings.home_path / "logs" / f"{name}.log"
@@ -156,18 +168,10 @@ def _condition(settings: Settings, name: str, service: Service | None, ask: bool
         found = get_within(service.health, ANSWER_TIMEOUT_S).status
         said = f"answers {found}" if found else f"does not answer within {ANSWER_TIMEOUT_S} s"
         return Condition("not answering", f"{service.health} {said}; see {service_log(settings, name)}")
-    if name == "keeper" and _silence_s(settings, service) > KEEPER_SILENT_S:
-        return Condition("not answering", f"it has not looked for {_silence_s(settings, service) / 60:.0f} minutes; "
+    if (silence := silence_s(service)) > SILENT_S:
+        return Condition("not answering", f"it has not looked for {silence / 60:.0f} minutes; "
                                           "run `anneal down` and `anneal up`")
     return Condition("running")
-
-
-def _silence_s(settings: Settings, keeper: Service) -> float:
-    """Since the keeper's last sign, or its start."""
-    try:
-        return time.time() - max(beat_of(settings).stat().st_mtime, keeper.started)
-    except FileNotFoundError:
-        return 0.0
 
 
 # --- start -------------------------------------------------------------------
@@ -194,6 +198,16 @@ def _start(settings: Settings, plan: ServicePlan) -> None:
     if plan.name in running:
         return
     _write(settings, {**running, plan.name: start(plan, service_log(settings, plan.name))})
+
+
+@contextmanager
+def _told(name: str, is_news: bool) -> Iterator[None]:
+    """Let the terminal hear of it, if it is news."""
+    if is_news:
+        listener().step_begins(name)
+    yield
+    if is_news:
+        listener().step_ends(name, None, was_done=False)
 
 
 def _wait_until_ready(settings: Settings, plan: ServicePlan) -> None:

@@ -24,11 +24,15 @@ from infra.process import spawn
 from infra.settings import Settings
 from infra.stack.services import MARK, ServicePlan
 
-STOP_ORDER = ("keeper", "worker", "predictor", "mlflow", "prefect")
+STOP_ORDER = ("keeper", "reconcile", "gateway", "worker", "predictor", "mlflow", "prefect")
 TERM_GRACE_S = 5
 KILL_WAIT_S = 5
 POLL_S = 0.2
 CLOCK_S = 60  # creation times move with the system clock; no pid comes round within this time
+
+SILENT_S = 900
+"""Longer than between two beats of a service that works: one look of the keeper may start all services again, which
+takes minutes each."""
 
 # Popen objects of services that outlive this process on purpose; kept so that Python does not complain.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -43,7 +47,9 @@ class Service:
     started: float
     """Creation time of the process, seconds since 1970."""
     health: str = ""
-    """Answers 200 when the service works; empty for the worker."""
+    """Answers 200 when the service works; empty for one that listens nowhere."""
+    beat: str = ""
+    """A file that the service touches again and again; empty for one without."""
     ticks: int = 0
     """Creation time of the process in clock ticks since the machine's start, which a change of the clock does not
     move; 0 in a stack.json of an earlier release."""
@@ -57,7 +63,7 @@ def start(plan: ServicePlan, log: Path) -> Service:
     _children[child.pid] = child
     return Service(
         url=plan.url, pid=child.pid, started=psutil.Process(child.pid).create_time(), health=plan.health,
-        ticks=_ticks(child.pid))
+        beat=plan.beat, ticks=_ticks(child.pid))
 
 
 def reap() -> None:
@@ -77,6 +83,14 @@ def process_of(service: Service) -> psutil.Process | None:
         return process if is_ours and lives(process) else None
     except (psutil.NoSuchProcess, OSError):
         return None
+
+
+def silence_s(service: Service) -> float:
+    """Since the service's last beat, or its start; 0 for one without."""
+    try:
+        return time.time() - max(Path(service.beat).stat().st_mtime, service.started) if service.beat else 0.0
+    except FileNotFoundError:
+        return 0.0
 
 
 def stop_all(running: Mapping[str, Service], grace_s: float) -> list[str]:

@@ -13,12 +13,13 @@ import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra.secret import USER
 from infra.settings import Settings
 
 POOL = "gpu-pool"
-QUEUES = ("control", "trainings", "background")
+QUEUES = ("trainings", "background")
 """All but `nodes`: what leads a training cannot also be its second machine."""
 MARK = "ANNEAL_STACK"  # stands in the environment of every process of a stack, with the stack's home
 WORKER_QUERY_S = 1
@@ -44,6 +45,8 @@ class ServicePlan:
     """What people and clients open; empty for a service that listens nowhere."""
     health: str = ""
     """Answers 200 when the service works."""
+    beat: str = ""
+    """A file that it touches again and again; empty for a service that shows otherwise that it works."""
     ready_line: str = ""
     """Stands in the log when the service works; for services without `health`."""
     port: int = 0
@@ -56,8 +59,8 @@ def servers(settings: Settings) -> list[ServicePlan]:
         "prefect": settings.prefect_url or os.environ.get("PREFECT_API_URL", ""),
         "mlflow": settings.mlflow_uri, "predictor": settings.predictor_url,
     }
-    plans = [_prefect(settings), _mlflow(settings), _predictor(settings)]
-    return [plan for plan in plans if elsewhere[plan.name].rstrip("/") in ("", plan.url)]
+    plans = [_prefect(settings), _mlflow(settings), _predictor(settings), _gateway(settings)]
+    return [plan for plan in plans if elsewhere.get(plan.name, "").rstrip("/") in ("", plan.url)]
 
 
 def worker(settings: Settings, prefect_api: str) -> ServicePlan:
@@ -72,10 +75,23 @@ def worker(settings: Settings, prefect_api: str) -> ServicePlan:
         ready_line="started!")
 
 
+def reconcile(settings: Settings, prefect_api: str) -> ServicePlan:
+    """What lets crashed runs go on, and tells the webhook how runs ended."""
+    return ServicePlan(
+        name="reconcile", command=(sys.executable, "-m", "deployments.reconcile"),
+        env={**_common(settings), **for_runs(settings), "PREFECT_API_URL": prefect_api},
+        beat=str(beat_of(settings, "reconcile")), ready_line="looking after runs")
+
+
 def keeper(settings: Settings) -> ServicePlan:
     """What starts the other services again when they die."""
     return ServicePlan(name="keeper", command=(sys.executable, "-m", "infra.stack.supervisor"), env=_common(settings),
-                ready_line="keeping")
+                       beat=str(beat_of(settings, "keeper")), ready_line="keeping")
+
+
+def beat_of(settings: Settings, name: str) -> Path:
+    """The file that a service touches at every look."""
+    return settings.home_path / "logs" / f"{name}.beat"
 
 
 def for_runs(settings: Settings) -> dict[str, str]:
@@ -161,6 +177,14 @@ def _predictor(settings: Settings) -> ServicePlan:
         name="predictor", command=(sys.executable, "-m", "deployments.predictor"),
         env=_common(settings), url=url, health=f"{url}/health/live",
         port=settings.predictor_port, port_variable="ANNEAL_PREDICTOR_PORT")
+
+
+def _gateway(settings: Settings) -> ServicePlan:
+    url = f"http://{_reachable(settings)}:{settings.gateway_port}"
+    return ServicePlan(
+        name="gateway", command=(sys.executable, "-m", "deployments.gateway"),
+        env=_common(settings), url=url, health=f"{url}/health/live", port=settings.gateway_port,
+        port_variable="ANNEAL_GATEWAY_PORT")
 
 
 def _common(settings: Settings) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 In:   stack.json                Out: every service in it runs; what died or hung, and when, stands in this process's log
 A service that dies again within a minute is waited for longer and longer, up to a minute. One that hangs is killed
-first: it does not answer its health address, or, as a worker has none, is stopped by a signal. Of a worker only its
-own process is killed; its runs go on.
+first: it does not answer its health address, or, where it has none, is stopped by a signal or leaves no beat. Of a
+worker only its own process is killed; its runs go on.
 On disk: <home>/logs/keeper.beat, touched at every look, by which `anneal status` sees whether this process hangs.
 Dies half-way: the services go on; the next `anneal up` starts it again. A machine with systemd needs none of this
 (infra/systemd/).
@@ -23,7 +23,8 @@ from infra.errors import AnnealError
 from infra.settings import Settings
 from infra.stack import local as stack
 from infra.stack.health import get_within
-from infra.stack.processes import Service, is_stopped, kill, process_of, reap
+from infra.stack.processes import SILENT_S, Service, is_stopped, kill, process_of, reap, silence_s
+from infra.stack.services import beat_of
 
 POLL_S = 1.0
 SHORT_LIFE_S = 60.0
@@ -82,7 +83,7 @@ def keep(settings: Settings) -> None:
     """Look, start, wait; for ever."""
     pause, restarted = POLL_S, time.monotonic()
     wanted: set[str] = set()
-    pulses, beat = Pulses(), stack.beat_of(settings)
+    pulses, beat = Pulses(), beat_of(settings, "keeper")
     beat.parent.mkdir(parents=True, exist_ok=True)
     log.info("keeping")  # infra/stack/services.py waits for this word
     while True:
@@ -110,8 +111,10 @@ def works(service: Service) -> bool:
     """False for one that hangs; whether it died is seen elsewhere."""
     try:
         process = process_of(service)
-        if process is None or (not service.health and not is_stopped(process)):
+        if process is None:
             return True
+        if not service.health and not is_stopped(process):
+            return silence_s(service) < SILENT_S
     except psutil.Error:  # it may not be looked at
         return True
     if not service.health:

@@ -21,6 +21,8 @@ AZURE = ("az", "abfs", "abfss")
 NO = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "EntryNotFoundError",
       "ClientAuthenticationError", "ResourceNotFoundError")
 """Names of errors of huggingface_hub and azure.core that another try would meet again."""
+REFUSED = (401, 403)
+"""Statuses that say that a token is wrong, or that it may not read this."""
 MARKS = ("ETag", "etag", "md5Hash", "blob_id")
 """What these libraries call a value that changes whenever the content does."""
 
@@ -55,14 +57,17 @@ def cloud(address: str) -> Any:
 def hint(address: str) -> str:
     """What to look at when a store says no."""
     scheme = cloud_of(address)
+    if scheme == "hf":
+        return "Check the address; a private or gated data set needs HF_TOKEN set to a token that may read it."
     return f"Check the address, and the keys in the environment that {CLOUDS[scheme]} reads." if scheme else (
         "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or the folder's owner.")
 
 
 def says_no(error: Exception, address: str) -> bool:
     """Whether an error of one of these libraries is for good: not there, not allowed, not an address."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
     return bool(cloud_of(address)) and (
-        type(error).__name__ in NO or isinstance(error, (ValueError, NotImplementedError)))
+        type(error).__name__ in NO or status in REFUSED or isinstance(error, (ValueError, NotImplementedError)))
 
 
 def mark_of(about: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One GET or HEAD over HTTP/1.1, on a connection to an address that has been judged (infra/storage/host_guard.py).
+"""One GET, HEAD or POST over HTTP/1.1, on a connection to a judged address (infra/storage/host_guard.py).
 
 In:   an Address, the endpoints of its host     Out: an Answer: status, headers, and the body piece by piece
 A small client of its own on h11: it connects to the endpoints it is given, one after the other, while SNI, Host and
@@ -27,15 +27,18 @@ class Answer:
     """What the server answers. The body is read with `read`; `close` when done, whatever happened."""
 
     def __init__(self, connection: socket.socket, method: str, address: Address, headers: dict[str, str], where: str,
-                 patience: Patience) -> None:
+                 patience: Patience, body: bytes = b"") -> None:
         self._socket, self._where, self._patience = connection, where, patience
         self._pace = MinimumRate(patience, where)
         self._http = h11.Connection(h11.CLIENT)
         fields = {"Host": address.netloc, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close",
                   "User-Agent": "anneal", **headers}
-        request = h11.Request(method=method, target=address.target, headers=list(fields.items()))
+        if body:
+            fields["Content-Length"] = str(len(body))
+        events = [h11.Request(method=method, target=address.target, headers=list(fields.items())),
+                  *([h11.Data(body)] if body else []), h11.EndOfMessage()]
         try:
-            connection.sendall((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+            connection.sendall(b"".join(self._http.send(event) or b"" for event in events))
         except OSError as error:
             raise self._interrupted(error) from error
         event = self._next()
@@ -105,11 +108,11 @@ class Answer:
 
 
 def request(method: str, address: Address, endpoints: Sequence[Endpoint], headers: dict[str, str], where: str,
-        patience: Patience) -> Answer:
+            patience: Patience, body: bytes = b"") -> Answer:
     """Ask for an address at one of the endpoints. Raises Interrupted, DataError for a certificate that is not valid."""
     connection = _connected(address, endpoints, where, patience)
     try:
-        return Answer(connection, method, address, headers, where, patience)
+        return Answer(connection, method, address, headers, where, patience, body)
     except BaseException:
         connection.close()
         raise

@@ -15,6 +15,7 @@ from typing import Protocol
 from infra.errors import DataError
 from infra.files import READ_BYTES
 from tasks.data.schema import KEYS
+from tasks.data.values import WRAP_MESSAGES
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -55,6 +56,7 @@ DELIMITERS = ",;\t"
 """Of tables."""
 TABLES = tuple(frozenset(KEYS[kind]) for kind in ("prompt", "text"))
 NAMES = frozenset[str]().union(*TABLES)
+CHAT_A_LINE = re.compile(rb'\[\s*\{\s*"(role|content)"')
 ARRAY = (b"[", "one JSON array", "Write one object per line: jq -c '.[]' data.json > data.jsonl.")
 
 
@@ -101,6 +103,9 @@ def refuse_other_formats(head: bytes, name: str, wanted: str = JSONL) -> None:
         raise DataError("byte 2 is not UTF-8: the file is packed twice", where=f"{name} line 1", allowed=wanted,
                         fix="Unpack it once.")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if wanted == JSONL and CHAT_A_LINE.match(text):
+        raise DataError("its lines are lists of messages", where=name, allowed=wanted,
+                        fix=f"{WRAP_MESSAGES} `jq -c '{{messages: .}}' data.jsonl > chats.jsonl` does it.")
     for magic, found, fix in (*OTHERS, ARRAY) if wanted == JSONL else OTHERS:
         if text.startswith(magic):
             raise DataError(f"the file is {found}", where=name, allowed=wanted, fix=fix)

@@ -7,12 +7,12 @@ The first guess that fits is given; the last one always does. Cheap, since a fil
 from __future__ import annotations
 
 import ast
+import json
 import re
 
-WRAP_MESSAGES = 'Write the conversation as {"messages": [...]}.'
 GUESSED_CHARACTERS = 100_000
 """Of a line no more is looked at, and longer ones are not tried as Python."""
-TWO_OBJECTS = re.compile(r"\}\s*+,?\s*+\{")
+BEHIND_AN_OBJECT = re.compile(r"\s*+,?\s*+\{")
 YAML = re.compile(r"\s*(- )?\w+:(\s|$)")
 BARE_KEY = re.compile(r"\s*\{\s*\w+\s*:")
 COMMENT = re.compile(r"\s*(//|/\*|#)")
@@ -30,7 +30,12 @@ def remedy(text: str, shapes: str) -> str:
         return "It is a Python dict; write it with json.dumps."
     if "\r{" in bare or "\r\n" in bare:
         return "Its lines end in carriage returns alone; save the file with line feeds (\\n)."
-    if bare.startswith("{") and TWO_OBJECTS.search(bare):
+    if bare.endswith(",") and _is_object(bare.removesuffix(",")):
+        return "A comma stands at the end of the line: remove it from all lines with sed 's/},[[:space:]]*$/}/'."
+    if bare in ("[", "]", "],") or _is_object(bare.removeprefix("[").removesuffix(",")) or _is_object(
+            bare.removesuffix("]").removesuffix(",")):
+        return "It is a line of one JSON array: jq -c '.[]' writes each of its elements on a line of its own."
+    if _goes_on(bare):
         return "Write each object on a line of its own, without a comma behind it."
     if YAML.match(text):
         return "It looks like YAML; write each record as one JSON object on one line."
@@ -45,6 +50,25 @@ def remedy(text: str, shapes: str) -> str:
         return ("Write one complete object per line (`jq -c .` does it); line breaks inside of strings are \\n, "
                 "and no comma stands before a closing bracket.")
     return f"Write one object per line: {shapes}."
+
+
+def _is_object(bare: str) -> bool:
+    """Whether a line that is not JSON, without what stood around it, is one object."""
+    if not bare.startswith("{") or len(bare) >= GUESSED_CHARACTERS - 1:
+        return False
+    try:
+        return isinstance(json.loads(bare), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _goes_on(bare: str) -> bool:
+    """Whether another object stands behind a whole one."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(bare)
+    except (ValueError, RecursionError):
+        return False
+    return bare.startswith("{") and BEHIND_AN_OBJECT.match(bare, end) is not None
 
 
 def _is_python(bare: str) -> bool:

@@ -4,11 +4,12 @@ In:   a local Parquet file, its name for messages      Out: JSONL on stdout; an 
 A few bytes of Parquet can stand for gigabytes: runs of a value, empty elements of a list, a packed page. What a file
 says of itself need not be true, and libraries believe it; where memory ends, pyarrow and orjson end the process.
 Dies half-way: nothing is left but what the parent removes.
-Run alone: python -m tasks.data.parquet FILE NAME
+Run alone: python -m tasks.data.parquet FILE NAME {}
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -26,14 +27,15 @@ MEMORY_BYTES = 1 << 32
 RECORDS = 32
 """Unfolded at a time: a few bytes may stand for a value of LINE_BYTES in each of them."""
 SHOWN_TYPE = 200
-ERROR = ".error"
+ERROR, UNUSED = ".error", ".unused"
 DAMAGED = "Check that it was written and copied whole."
 KILLED = -9
 
 
-def rows_of(path: Path, name: str) -> Iterator[bytes]:
+def rows_of(path: Path, name: str, columns: dict[str, str]) -> Iterator[bytes]:
     """Chunks of JSONL. Raises DataError for a file that cannot be read, and Transient if the process was killed."""
-    command = [sys.executable, "-m", "infra.process", str(os.getpid()), sys.executable, "-m", __name__, str(path), name]
+    command = [sys.executable, "-m", "infra.process", str(os.getpid()), sys.executable, "-m", __name__, str(path), name,
+               json.dumps(columns)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           env=environment_with({"ARROW_DEFAULT_MEMORY_POOL": "system"})) as child:
         assert child.stdout is not None
@@ -52,22 +54,26 @@ def rows_of(path: Path, name: str) -> Iterator[bytes]:
             allowed="pages and values that fit", fix="Write it with more and smaller row groups, or give it as JSONL.")
 
 
-def read_parquet(path: Path, name: str, target: Any) -> None:
-    """Write the rows. Raises DataError."""
+def read_parquet(path: Path, name: str, target: Any, columns: dict[str, str]) -> None:
+    """Write the rows, and the names of columns that are left out beside the file. Raises DataError."""
     import orjson
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    from tasks.data.tables import named
+    from tasks.data.columns import renamed
+    from tasks.data.tables import columns_in
 
     try:
         with ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as table:
-            wanted = named(table.schema_arrow.names, ("prompt", "text", "messages"), name)
-            for key in wanted:
-                _check_type(table.schema_arrow.field(key).type, key, name)
-            for batch in table.iter_batches(RECORDS, columns=list(wanted), use_threads=False):
+            names = table.schema_arrow.names
+            wanted = columns_in(names, ("prompt", "text", "messages"), name, columns)
+            unused = [column for column in names if column not in wanted.values()]
+            path.with_suffix(UNUSED).write_text(json.dumps(unused), encoding="utf-8")
+            for column in wanted.values():
+                _check_type(table.schema_arrow.field(column).type, column, name)
+            for batch in table.iter_batches(RECORDS, columns=list(wanted.values()), use_threads=False):
                 for row in batch.to_pylist():
-                    target.write(orjson.dumps(row) + b"\n")
+                    target.write(orjson.dumps(renamed(row, wanted, name) if columns else row) + b"\n")
     except MemoryError:  # Arrow's own is an ArrowException too
         raise
     except (ArrowException, OSError, UnicodeDecodeError) as error:
@@ -99,7 +105,7 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     file = Path(sys.argv[1])
     try:
-        read_parquet(file, sys.argv[2], sys.stdout.buffer)
+        read_parquet(file, sys.argv[2], sys.stdout.buffer, json.loads(sys.argv[3]))
         sys.stdout.buffer.flush()
     except DataError as error:
         write_error(file.with_suffix(ERROR), error)

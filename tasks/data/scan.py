@@ -20,7 +20,7 @@ from tasks.data.hash_index import HASH_BYTES, Hashes
 from tasks.data.jsonl import LINE_BYTES, is_cut, numbered
 from tasks.data.sources import Places
 
-SHOWN_ERRORS = 20
+SHOWN_ERRORS, SHOWN_RANGES = 20, 20
 SHOWN_PLACES = 5
 MOST_ROWS = 50_000_000
 """Rows of a file; packing holds about 20 bytes of each."""
@@ -57,32 +57,70 @@ class Notes:
 
 
 @dataclass
+class Alike:
+    """Lines with the same mistake, as ranges of their numbers in data.jsonl."""
+
+    first: str
+    """The place of the first one, as people look for it: a name, a unit, a number."""
+    within: str
+    """Where in the line, such as a message."""
+    ranges: list[list[int]] = field(default_factory=list)
+    left_out: int = 0
+
+    def add(self, number: int) -> None:
+        """Take one more line."""
+        if self.ranges and not self.left_out and number == self.ranges[-1][1] + 1:
+            self.ranges[-1][1] = number
+        elif len(self.ranges) < SHOWN_RANGES:
+            self.ranges.append([number, number])
+        else:
+            self.left_out += 1
+
+    def where(self) -> str:
+        """d.jsonl line 4 | d.jsonl lines 4-6, 9, and 2 more."""
+        (begin, end), *others = self.ranges
+        if begin == end and not others:
+            return self.first + self.within
+        name, _, number = self.first.rpartition(" ")
+        shift = int(number) - begin  # a shard's lines are counted from its own first one
+        listed = ", ".join(f"{a + shift}" if a == b else f"{a + shift}-{b + shift}" for a, b in self.ranges)
+        return f"{name}s {listed}{f', and {self.left_out} more' if self.left_out else ''}{self.within}"
+
+
+@dataclass
 class Bad:
     """The lines that cannot be used."""
 
     name: str
     lines: int = 0
     count: int = 0
-    first: list[DataError] = field(default_factory=list)
+    first: dict[tuple[str, ...], Alike] = field(default_factory=dict)
+    """The first few kinds, by their file and by what is wrong with them: found, allowed, fix, where in the line."""
+    others: int = 0
+    """Bad lines of further kinds."""
 
-    def add(self, error: DataError) -> None:
-        """Count one; the first few are kept, without the frames and causes that hold their text."""
+    def add(self, error: DataError, number: int, place: str) -> None:
+        """Count the line of that number; of the error only the words are kept, not the frames that hold its text."""
         self.count += 1
-        if self.count <= SHOWN_ERRORS:
-            error.__cause__ = error.__context__ = None
-            self.first.append(error.with_traceback(None))
+        within = error.where.removeprefix(place)
+        wrong = (error.found, error.allowed, error.fix, within, place.rpartition(" ")[0])
+        if wrong not in self.first and len(self.first) == SHOWN_ERRORS:
+            self.others += 1
+            return
+        self.first.setdefault(wrong, Alike(place, within)).add(number)
 
     def raise_if_any(self) -> None:
-        """Raise DataError with the first bad lines and the number of all."""
+        """Raise DataError with what is wrong, each kind once with its lines, and the number of all."""
         if not self.count:
             return
-        first = self.first[0]
+        told = [DataError(found, where=alike.where(), allowed=allowed, fix=fix)
+                for (found, allowed, fix, *_), alike in self.first.items()]
         if self.count == 1:
-            raise first
-        others = "\n".join(f"  {error}" for error in self.first[1:])
-        more = f"\n  and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+            raise told[0]
+        kinds = "".join(f"\n  {one}" for one in told[1:])
+        more = f"\n  and {self.others} more" if self.others else ""
         raise DataError(
-            f"{self.count} of {self.lines} lines cannot be used. {first}\n{others}{more}", where=self.name)
+            f"{self.count} of {self.lines} lines cannot be used. {told[0]}{kinds}{more}", where=self.name)
 
 
 class Index:
@@ -190,7 +228,7 @@ def survey(
                     found = FileScan(path, places, row.kind, notes, places.of(number))
                 check_kind(row, found)
             except DataError as error:
-                bad.add(error)
+                bad.add(error, number, places.of(number))
                 continue
             found.note_unused(row)
             value = row.value
@@ -236,6 +274,6 @@ def _hashes(value: dict[str, Any], kind: RowKind) -> tuple[bytes, bytes]:
     if kind == "text":
         return prompt.digest(), prompt.digest()
     whole = prompt.copy()
-    last = value["messages"][-1]["content"] if kind == "messages" else value["completion"]
+    last = check.answer_of(value) if kind == "messages" else value["completion"]
     whole.update(b"\0" + last.encode())  # no text has a zero character, and the last message is always an answer
     return prompt.digest(), whole.digest()

@@ -9,29 +9,43 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import orjson
 
 from infra.errors import DataError, shown
 from infra.records import RowKind
-from tasks.data.hints import WRAP_MESSAGES, remedy
+from tasks.data.chat import MESSAGE_KEYS, REASONING, conversational, messages_of, said_by, tools_of
+from tasks.data.hints import remedy
+from tasks.data.values import WRAP_MESSAGES, is_message_list, kind_name, text_of
 
 KEYS: dict[RowKind, tuple[str, ...]] = {
     "prompt": ("prompt", "completion"), "text": ("text",), "messages": ("messages",)}
 KNOWN = tuple(key for keys in KEYS.values() for key in keys)
 MESSAGE = {"role": b'"role"', "content": b'"content"'}
-ROLES = ("system", "user", "assistant", "tool")
-MAY_FOLLOW = {
-    "": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user", "tool"),
-    "tool": ("tool", "assistant")}
-"""Which roles may stand behind which; "" is the beginning."""
 ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 """A letter of a key may be written so."""
+CLASSES = "Classes are learned as prompt and completion: --columns prompt=text,completion=label."
+AS_MESSAGES = 'Write the row as {"messages": [...]}, beginning with a system message.'
+ONLY_TEXT = "Only text can be trained on: leave the row out."
+COMMON = {"weight": "Rows count alike: leave the key out, or leave rows out that are to count less.",
+          "images": ONLY_TEXT, "image": ONLY_TEXT, "input_ids": "Give the text: it is tokenised here."}
+BESIDE_TEXT = {"tools": AS_MESSAGES, "system": AS_MESSAGES, "system_prompt": AS_MESSAGES, "history": AS_MESSAGES}
+MEANINGS: dict[RowKind, dict[str, str]] = {
+    "prompt": {**COMMON, **BESIDE_TEXT, "label": "Leave out the rows whose label is false, and the key."},
+    "text": {**COMMON, **BESIDE_TEXT, "label": CLASSES},
+    "messages": {
+        **COMMON, "functions": 'Write them as "tools": [{"type": "function", "function": {...}}].',
+        "system": AS_MESSAGES, "system_prompt": AS_MESSAGES, "label": "Leave out the rows whose label is false.",
+        "documents": "Write them into the messages.",
+        "chat_template_kwargs": "Leave it out: the template is asked with its defaults, as in prediction."}}
+"""Keys beside those of a row that change what it means, and what to do about them."""
+NOTHING: tuple[object, ...] = (None, "", [], {})
+ASKS = ("question", "input", "instruction", "query", "dialogue", "document", "article", "source", "text", "context")
+ANSWERS = ("answer", "output", "response", "summary", "highlights", "target", "label", "reply")
+"""What people call the prompt and the completion."""
 SHAPES = '{"prompt", "completion"}, {"text"} or {"messages"}'
-TYPE_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", int: "a number",
-              float: "a number", type(None): "null"}
 INTEGER_DIGITS = 4300
 """Python's own limit: longer ones take quadratic time."""
 
@@ -88,17 +102,16 @@ def json_value(line: bytes, where: str) -> tuple[Any, list[tuple[dict[str, Any],
 
 
 def parse(line: bytes, where: str) -> dict[str, Any]:
-    """One line as a JSON object whose keys stand once, those of its messages too. What lies below keys that `clean`
-    leaves out may be anything. Raises DataError for anything else."""
+    """One line as a JSON object whose keys stand once, those of its messages and tools too. What lies below keys that
+    `clean` leaves out may be anything. Raises DataError for anything else."""
     row, repeated = json_value(line, where)
     if repeated:
-        messages = row.get("messages") if isinstance(row, dict) else None
-        in_use = {id(value) for value in (row, *(messages if isinstance(messages, list) else ()))}
+        in_use = {id(value) for value in _in_use(row)}
         for value, name in repeated:
             if id(value) in in_use:
                 raise DataError(f"the key {shown(name)} stands twice", where=where, fix="Keep one of the two.")
     if not isinstance(row, dict):
-        fix = WRAP_MESSAGES if isinstance(row, list) and row and _is_message(row[0]) else ""
+        fix = WRAP_MESSAGES if is_message_list(row) else ""
         raise DataError(f"the line is {kind_name(row)}", where=where, allowed=f"an object: {SHAPES}", fix=fix)
     return row
 
@@ -106,19 +119,33 @@ def parse(line: bytes, where: str) -> dict[str, Any]:
 def kind_of(row: dict[str, Any], where: str) -> RowKind:
     """Which of the three shapes a row has. Raises DataError for none or several."""
     kinds = [kind for kind, keys in KEYS.items() if any(key in row for key in keys)]
+    if preferred := [key for key in ("chosen", "rejected") if key in row]:
+        raise DataError(f"the row has {' and '.join(preferred)}", where=where, allowed=SHAPES,
+                        fix="Preferences cannot be learned here: --columns prompt=prompt,completion=chosen trains on "
+                            "the chosen answers.")
     if len(kinds) != 1:
         names = ", ".join(list(row)[:20]) or "none"
         found = f"the keys are {shown(names)}" if not kinds else f"the row mixes {' and '.join(kinds)}"
         usual = "Rename the fields: the input is the prompt, the answer the completion."
-        raise DataError(found, where=where, allowed=SHAPES, fix=respelled(row) or usual)
+        raise DataError(found, where=where, allowed=SHAPES, fix=respelled(row) or other_form(row) or usual)
+    if kinds[0] == "prompt" and (is_message_list(row.get("completion")) and "prompt" in row):
+        return "messages"
     return kinds[0]
 
 
 def clean(row: dict[str, Any], kind: RowKind, where: str) -> dict[str, Any]:
-    """The row with only the keys of its kind. Raises DataError, naming the key, for a bad value."""
+    """The row with only the keys of its kind, conversations in one form. Raises DataError, naming the key, for a bad
+    value, and for a key that changes what the row means and cannot be used."""
+    for key, fix in MEANINGS[kind].items():
+        if _means(key, row.get(key), kind):
+            raise DataError(f"{shown(key)} is {shown(row[key])}, which cannot be used", where=where,
+                            allowed=" and ".join(KEYS[kind]), fix=fix)
     if kind == "messages":
-        return {"messages": _messages(row["messages"], where)}
-    cleaned = {key: _text(row, key, where) for key in KEYS[kind]}
+        row = row if "messages" in row else conversational(row, where)
+        cleaned: dict[str, Any] = {"messages": messages_of(row["messages"], where)}
+        tools = tools_of(row.get("tools"), where)
+        return {**cleaned, "tools": tools} if tools else cleaned
+    cleaned = {key: text_of(row, key, where, allowed=SHAPES, fix=respelled(row)) for key in KEYS[kind]}
     for key in ("text", "completion"):
         if key in cleaned and not cleaned[key].strip():
             raise DataError(f'"{key}" is empty', where=where, fix="Remove the line or fill it in.")
@@ -127,83 +154,44 @@ def clean(row: dict[str, Any], kind: RowKind, where: str) -> dict[str, Any]:
 
 def unused_keys(row: dict[str, Any], kind: RowKind) -> list[str]:
     """Keys that `clean` leaves out, those of messages too."""
-    found = [key for key in row if key not in KEYS[kind]]
-    if kind == "messages":
-        found += sorted({key for message in row["messages"] for key in message} - {"role", "content"})
-    return found
+    if kind != "messages":
+        return [key for key in row if key not in KEYS[kind]]
+    shape = ("messages",) if "messages" in row else ("prompt", "completion")
+    found = [key for key in row if key not in (*shape, "tools")]
+    messages = [message for key in shape for message in row[key]]
+    named = {"name" for message in messages if message.get("name") and message["role"] != "tool"}
+    beside = {key for message in messages for key, value in message.items() if value not in NOTHING}
+    return found + sorted(beside - {*MESSAGE_KEYS, *REASONING} | named)
 
 
 def prompt_of(row: dict[str, Any], kind: RowKind) -> str:
     """What is asked: rows with the same prompt go to the same side of the split. A text is its own prompt."""
-    return json.dumps(row["messages"][:-1]) if kind == "messages" else str(row[KEYS[kind][0]])
+    if kind != "messages":
+        return str(row[KEYS[kind][0]])
+    asked = row["messages"][:-1]
+    return json.dumps([asked, row["tools"]] if "tools" in row else asked)
 
 
 def texts_of(row: dict[str, Any], kind: RowKind) -> list[str]:
     """All that a row says, in order; the last one is the answer."""
-    return [m["content"] for m in row["messages"]] if kind == "messages" else [row[key] for key in KEYS[kind]]
+    return [said_by(m) for m in row["messages"]] if kind == "messages" else [row[key] for key in KEYS[kind]]
 
 
-def kind_name(value: object) -> str:
-    """A JSON value's type in words."""
-    return TYPE_NAMES.get(type(value), type(value).__name__)
+def answer_of(row: dict[str, Any]) -> str:
+    """All that the last message of a conversation says, thoughts and calls too."""
+    last = row["messages"][-1]
+    return last["content"] if last.keys() == MESSAGE.keys() else json.dumps(last)
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    if key not in row:
-        raise DataError(f'"{key}" is missing', where=where, allowed=SHAPES if key in KNOWN else "",
-                        fix=respelled(row))
-    value = row[key]
-    if not isinstance(value, str):
-        fix = "Quote it." if isinstance(value, (int, float)) else ""
-        if value is None:
-            raise DataError(f'"{key}" is null', where=where, allowed="a string",
-                            fix="Write the text, or leave the line out.")
-        if isinstance(value, list) and value and _is_message(value[0]):
-            fix = WRAP_MESSAGES
-        raise DataError(f'"{key}" is {kind_name(value)} ({shown(value)})', where=where, allowed="a string", fix=fix)
-    if "\0" in value:
-        raise DataError(f'"{key}" has a zero character (\\u0000)', where=where, fix="Remove it.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f'"{key}" has half of a surrogate pair', where=where,
-                        fix=r"Write the character itself, or both halves (\ud83d\ude00).") from error
-    return value
-
-
-def _messages(value: Any, where: str) -> list[dict[str, str]]:
-    """Messages in an order that can be learned: system first, then user and assistant in turn, the answer last."""
-    if not isinstance(value, list) or not value:
-        raise DataError(f'"messages" is {"an empty array" if value == [] else kind_name(value)}', where=where,
-                        allowed='a list such as [{"role": "user", "content": "..."}, ...]')
-    cleaned: list[dict[str, str]] = []
-    for number, message in enumerate(value, start=1):
-        place = f"{where}, message {number}"
-        if not isinstance(message, dict):
-            raise DataError(f"it is {kind_name(message)}", where=place, allowed="an object with role and content")
-        role = _text(message, "role", place)
-        if role not in ROLES:
-            raise DataError(f'"role" is {shown(role)}', where=place, allowed="one of " + ", ".join(ROLES))
-        _check_turn(cleaned[-1]["role"] if cleaned else "", role, place)
-        cleaned.append({"role": role, "content": _text(message, "content", place)})
-        if role == "assistant" and not cleaned[-1]["content"].strip():
-            raise DataError("the assistant's message is empty", where=place, fix="Fill it in, or remove the turn.")
-    if not any(m["role"] == "assistant" for m in cleaned):
-        raise DataError("there is no assistant message with text", where=where, fix="Add the answer to learn.")
-    if cleaned[-1]["role"] != "assistant":
-        raise DataError(f"the last message is by the {cleaned[-1]['role']}", where=where,
-                        allowed="the assistant's answer at the end", fix="Add the answer, or remove the last message.")
-    return cleaned
-
-
-def _check_turn(before: str, role: str, where: str) -> None:
-    if role in MAY_FOLLOW[before]:
-        return
-    behind = f"behind one of {before}" if before else "at the beginning"
-    fix = ("Join neighbouring messages of one role into one." if role == before
-           else "Put the system message first, then user and assistant in turn.")
-    raise DataError(f"a message of {role} stands {behind}", where=where, allowed=" or ".join(MAY_FOLLOW[before]),
-                    fix=fix)
+def other_form(names: Iterable[str]) -> str:
+    """What to do about a file in another program's form, by the keys of a row or the columns of a table."""
+    names = set(names)
+    if "conversations" in names:
+        return "It looks like ShareGPT: put sharegpt: in front of the address."
+    if {"instruction", "output"} <= names:
+        return "It looks like Alpaca: put alpaca: in front of the address."
+    pairs = [(a, b) for a in ASKS for b in ANSWERS if a in names and b in names and a != b]
+    return f"Name the fields: --columns prompt={pairs[0][0]},completion={pairs[0][1]}." if pairs else ""
 
 
 def respelled(row: Iterable[str]) -> str:
@@ -212,8 +200,31 @@ def respelled(row: Iterable[str]) -> str:
     return " ".join(f"Write {shown(known)} instead of {shown(key)}." for key, known in wrong.items())
 
 
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and "role" in value
+def _means(key: str, value: Any, kind: RowKind) -> bool:
+    """Whether a key of MEANINGS says something with this value. A label beside a prompt is TRL's, if it is a bool."""
+    if value in NOTHING:
+        return False
+    if key == "label":
+        return kind == "text" or value is False
+    return key != "weight" or isinstance(value, bool) or value != 1
+
+
+def _in_use(row: Any) -> Iterator[Any]:
+    """The objects of a row that are used: itself, its messages and what they call, its tools."""
+    yield row
+    if isinstance(row, dict):
+        for key in ("messages", "prompt", "completion"):
+            for message in row[key] if isinstance(row.get(key), list) else ():
+                yield message
+                if isinstance(message, dict):
+                    yield from _below(message.get("tool_calls"))
+        yield from _below(row.get("tools"))
+
+
+def _below(value: Any) -> Iterator[Any]:
+    yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _below(part)
 
 
 def _quotes(line: bytes) -> int:
@@ -233,7 +244,7 @@ def _quick_messages(messages: Any, line: bytes) -> tuple[dict[str, Any], RowKind
         return None
     try:
         plain = all(one.keys() == MESSAGE.keys() for one in messages)
-        return ({"messages": _messages(messages, "")}, "messages") if plain else None
+        return ({"messages": messages_of(messages, "")}, "messages") if plain else None
     except (AttributeError, DataError):
         return None
 

@@ -145,6 +145,6 @@ def _seen(settings: Settings, one: SourceFile) -> SourceFile:
     mark = headers.get("etag") or headers.get("last-modified")
     if not mark:
         raise DataError("the server tells neither ETag nor Last-Modified", where=one.name,
-                        fix="It cannot be watched; put a schedule on retrain/weekly, which reads the data.")
+                        fix="It cannot be watched; put a schedule on retrain/retrain, which reads the data.")
     size = headers.get("content-length", "")
     return dataclasses.replace(one, mark=mark, bytes=int(size) if size.isdigit() else None)

@@ -21,7 +21,7 @@ from typing import Any
 from fsspec.core import strip_protocol
 from fsspec.implementations.local import LocalFileSystem
 
-from infra.errors import DataError, shown_path
+from infra.errors import DataError, near_names, shown_path
 from infra.records import Dataset, Record
 from infra.settings import Settings
 from infra.storage.addresses import Form, form_of
@@ -33,9 +33,11 @@ from infra.storage.store_errors import existing, translate_storage_errors
 FILE = "shards.json"
 ENDINGS: dict[Form, str] = {
     "jsonl": "names that end in .jsonl, .ndjson or .json, each also with .gz or .zst",
+    "alpaca": "names that end in .jsonl or .json", "sharegpt": "names that end in .jsonl or .json",
     "csv": "names that end in .csv, also with .gz or .zst", "parquet": "names that end in .parquet"}
+NAMED_LIKE_JSONL = re.compile(r"\.(jsonl|ndjson|json)(\.(gz|zst))?$", re.IGNORECASE)
 NAMED_LIKE_DATA: dict[Form, re.Pattern[str]] = {
-    "jsonl": re.compile(r"\.(jsonl|ndjson|json)(\.(gz|zst))?$", re.IGNORECASE),
+    "jsonl": NAMED_LIKE_JSONL, "alpaca": NAMED_LIKE_JSONL, "sharegpt": NAMED_LIKE_JSONL,
     "csv": re.compile(r"\.csv(\.(gz|zst))?$", re.IGNORECASE),
     "parquet": re.compile(r"\.parquet$", re.IGNORECASE)}
 MAGIC = re.compile(r"[*?[]")
@@ -129,7 +131,7 @@ def readable(source: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=shown_path(source),
-                        allowed="a path, an https:// or an s3:// address") from error
+                        allowed="a path, an https:// or an s3:// address", fix=near_names(source).strip()) from error
     except OSError as error:
         raise DataError(f"it cannot be opened ({error.strerror})", where=shown_path(source),
                         fix="Check its path and its permissions.") from error

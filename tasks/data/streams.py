@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from infra.errors import DataChanged
 from infra.progress import MEGABYTE, TELL_EVERY_S, Throttle
+from infra.run_listener import listener
 from infra.storage.s3 import Parts
 from infra.storage.store_errors import translate_storage_errors
 from tasks.data.compression import Readable
@@ -66,6 +67,7 @@ class ProgressListener:
     def see(self, standing: ReadProgress) -> None:
         """Tell how far it is."""
         self.say(str(standing))
+        listener().gets_on(standing.share or 0.0, 1.0, str(standing))
 
 
 class Meter:

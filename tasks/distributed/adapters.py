@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import BaseModelError, UserError, shown
-from infra.models.model_folder import read_object
+from infra.models.model_folder import ADAPTER_CONFIG, read_object
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FREE = frozenset({"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_alpha",
                   "lora_dropout", "bias", "peft_type", "init_lora_weights", "qalora_group_size", "megatron_core"})
 """Plain values that name no code here, or, such as megatron_core, only beside another field."""

@@ -15,22 +15,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AttentionInterface, PreTrainedModel
 
+from infra.errors import UserError
 from infra.spec import TrainingSpec
 from tasks.distributed import attention
+from tasks.distributed.adapters import ADAPTER_WEIGHTS, check_adapter
 from tasks.distributed.checkpoint import error_of_writing
 from tasks.distributed.contract import TrainJob
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import add_adapter, dtype_of, load_base, precision, save_model
+from tasks.distributed.model import add_adapter, dtype_of, freeze_other_parts, load_base, precision, save_model
 from tasks.distributed.process_group import Group
 from tasks.distributed.sharding import Spread, empty_base, fill, layers_of, load_shards, replicate, shard
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "num_experts_per_token", "top_k_experts")
+"""How families call the number of experts that a token goes through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +64,16 @@ def build_model(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
     compute = dtype_of(spec.precision, ranks.device)
     full = spec.peft_method == "full"
     stored = torch.float32 if full else compute
-    path = Path(job.base)
+    path = Path(job.start if full and job.start else job.base)
     sharded = job.parallelism in ("fsdp", "hsdp")
     if sharded:
         base = empty_base(path, stored)
     else:
         base = load_base(path, dtype=stored, device=ranks.device, quantized=spec.peft_method == "qlora")
+    if full:
+        freeze_other_parts(base)
     model = base if full else add_adapter(base, spec)
-    loss = PackedLoss(base).train()
+    loss = PackedLoss(base, neftune_alpha=spec.neftune_alpha).train()
     if spec.activation_checkpointing:
         # transformers 5.17 has it under its older name only
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
@@ -76,6 +84,8 @@ def build_model(job: TrainJob, spec: TrainingSpec, ranks: Group) -> Built:
         load_shards(model, path, tied=bool(base.config.tie_word_embeddings))
     if not full:
         start_adapter(model, spec.seed)
+        if job.start:
+            continue_adapter(model, Path(job.start))
     ranks.barrier()  # loading takes them unequally long, and what follows talks with little patience
     if not sharded:  # after the adapter has its start: DDP sends it round
         spread = replicate(loss, ranks)
@@ -115,6 +125,20 @@ def start_adapter(model: PeftModel, seed: int) -> None:
         fill(parameter, whole)
 
 
+def continue_adapter(model: PeftModel, folder: Path) -> None:
+    """Give the adapters the values of a version's. Raises UserError for one with other layers or another rank."""
+    check_adapter(folder, "base_version")
+    ours = {name.replace(".default", ""): weight for name, weight in model.named_parameters() if weight.requires_grad}
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        if shapes != {name: list(weight.shape) for name, weight in ours.items()}:
+            raise UserError("its adapter has other layers or another rank", where="base_version",
+                            allowed="the layers of lora_targets with lora_rank",
+                            fix="Set lora_targets and lora_rank as that version has them.")
+        for name, weight in ours.items():
+            fill(weight, file.get_tensor(name).to(weight.dtype))
+
+
 def flops_of(causal: PreTrainedModel, *, full: bool) -> Callable[[int, int], float]:
     """FLOP of (tokens, labelled tokens): 2 per weight of a linear layer forward, 2 for the gradient of its
     input, 2 more for that of the weight if it is trained; the head at labelled tokens only. Adapters, norms
@@ -123,7 +147,12 @@ def flops_of(causal: PreTrainedModel, *, full: bool) -> Callable[[int, int], flo
     body = sum(
         module.in_features * module.out_features for name, module in causal.named_modules()
         if isinstance(module, nn.Linear) and module is not head and "lora_" not in name)
-    outputs, inputs = head.weight.shape
+    config = causal.config.get_text_config()
+    chosen = next((int(getattr(config, name)) for name in CHOSEN if getattr(config, name, None)), 1)
+    body += sum(  # of the experts those that a token goes through
+        weight.numel() // weight.shape[0] * min(chosen, weight.shape[0]) for name, weight in causal.named_parameters()
+        if weight.ndim == 3 and "experts" in name and "lora_" not in name)
+    outputs, inputs = (0, 0) if head is None else head.weight.shape
     each = 6 if full else 4
     return lambda tokens, labels: float(each * (body * tokens + outputs * inputs * labels))
 

@@ -23,6 +23,8 @@ from infra.spec import Precision
 
 JOB, EVENTS, RESULT, ERROR = "job.json", "events.jsonl", "result.json", "error.json"
 SPLITS = ("train", "validation")
+ANSWERS_FILE, LOSSES_FILE = "answers.jsonl", "losses.jsonl"
+"""What generate.py says of each held-out row; every rank leaves its share under `share_name`."""
 BEST = "best"
 """The folder with the weights of the lowest validation loss so far."""
 ROOM, ROOM_BYTES = "room", 1 << 14
@@ -41,6 +43,16 @@ J = TypeVar("J", bound="Job")
 def checkpoint_name(step: int) -> str:
     """Of the folder with the state after so many steps."""
     return f"step-{step:06d}"
+
+
+def rows_name(part: str) -> str:
+    """Of the file with a split's train, validation or dropped rows, a row a line."""
+    return f"{part}.jsonl"
+
+
+def share_name(file: str, model: str, rank: int | str) -> str:
+    """Of one rank's share of ANSWERS_FILE or LOSSES_FILE; rank "*" matches every rank's."""
+    return f"{Path(file).stem}-{model}-{rank}.jsonl"
 
 
 def step_of(name: str) -> int:
@@ -77,7 +89,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob(Job):
-    """Tokenise and pack (encode.py). `rows` is a folder with train.jsonl and validation.jsonl."""
+    """Tokenise and pack (encode.py). `rows` is a folder with the rows of SPLITS."""
 
     rows: str
     tokenizer: str
@@ -87,6 +99,8 @@ class EncodeJob(Job):
     pack: bool
     wrap: bool
     train_on_prompt: bool
+    templated: bool = False
+    """Texts spell special tokens, and mean them."""
     processes: int = 1
     """How many tokenise at a time."""
 
@@ -100,6 +114,8 @@ class TrainJob(Job):
     packs: str
     chunk_tokens: int
     key: str
+    start: str = ""
+    """Folder of the version to go on from: its adapter, or all its weights; empty: the base's own."""
     parallelism: str = "ddp"
     """ddp, fsdp or hsdp: `auto` is decided before."""
     peak_tflops: float = 0.0
@@ -110,7 +126,7 @@ class TrainJob(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateJob(Job):
-    """Answer the held-out rows (generate.py). `rows` is validation.jsonl."""
+    """Answer the held-out rows (generate.py). `rows` is the file of them."""
 
     spec: str
     base: str
@@ -120,6 +136,8 @@ class GenerateJob(Job):
     kind: RowKind
     separator: str
     context_tokens: int
+    models: tuple[str, ...] = ("tuned", "base")
+    """Who answers: the trained weights, their base, or both."""
     row_losses: bool = False
     """Also leave the held-out loss of every row."""
 
@@ -130,13 +148,23 @@ class MergeJob(Job):
 
     base: str
     tuned: str
+    """The adapter's folder; empty: `base` is the whole model, trained already."""
     folder: str
     dtype: Precision
     rows: str
-    """validation.jsonl to compare logits on; empty: a fixed row of token ids."""
+    """The file of the held-out rows to compare logits on; empty: a fixed row of token ids."""
     kind: RowKind
     separator: str
     context_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveJob(Job):
+    """Compare the loss with the base's own, on a few tokens (prove.py)."""
+
+    base: str
+    spec: str
+    """TrainingSpec as JSON, its precision settled."""
 
 
 def main_of(kind: type[J], work: Callable[[J], int]) -> None:

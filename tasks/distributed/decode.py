@@ -12,16 +12,21 @@ Letters: R rows still running, T positions so far, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from infra.errors import AnnealError, Broken, UserError
+from tasks.distributed.head import accepted, state_of
 
 BARE_BASE = "__base__"
 """PEFT's own name for a row without an adapter."""
@@ -75,22 +80,33 @@ def decode(
     if any(not ids for ids in prompts):
         raise UserError("the prompt has no tokens", fix="Write something into the prompt.")
     model.eval()
-    lines = _Lines(model, prompts, sampling, adapters)
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    rows = list(range(len(prompts)))
+    # Padding on the left would become part of a state: each prompt has lines of its own then.
+    groups = [[row] for row in rows] if state_of(causal) else [rows]
+    if adapters is not None and _shared_experts(model):  # experts have one adapter at a time
+        groups = [[row for row in group if adapters[row] == name]
+                  for group in groups for name in dict.fromkeys(adapters[row] for row in group)]
+    every = [_Lines(model, causal, group, prompts, sampling, adapters) for group in groups]
     left = [row.max_new_tokens for row in sampling]
-    while lines.rows:
-        tokens, finite = lines.step()
+    while any(lines.rows for lines in every):
         step: list[int | None] = [None] * len(prompts)
-        for row, token, good in zip(lines.rows, tokens, finite, strict=True):
-            left[row] -= 1
-            if not good:
-                left[row] = 0
-                _report(row, failed)
-            elif token in stop_ids:
-                left[row] = 0
-            else:
-                step[row] = token
+        for lines in every:
+            if not lines.rows:
+                continue
+            tokens, finite = lines.step()
+            for row, token, good in zip(lines.rows, tokens, finite, strict=True):
+                left[row] -= 1
+                if not good:
+                    left[row] = 0
+                    _report(row, failed)
+                elif token in stop_ids:
+                    left[row] = 0
+                else:
+                    step[row] = token
         yield step
-        lines.keep([left[row] > 0 and not (cancelled and cancelled(row)) for row in lines.rows])
+        for lines in every:
+            lines.keep([left[row] > 0 and not (cancelled and cancelled(row)) for row in lines.rows])
 
 
 def decode_all(
@@ -114,39 +130,62 @@ def _report(row: int, failed: Callable[[int, AnnealError], None] | None) -> None
     failed(row, error)
 
 
+def _cache_of(causal: PreTrainedModel) -> DynamicCache | None:
+    own = not causal._supports_default_dynamic_cache()  # MiniMax and others make a cache of a class of theirs
+    if own or "past_key_values" not in inspect.signature(causal.forward).parameters:
+        return None
+    cache = DynamicCache(config=causal.config)
+    try:
+        cache.get_seq_length()
+    except ValueError:  # no layer of attention: models ask for the length all the same
+        return None
+    return cache
+
+
+def _shared_experts(model: PreTrainedModel | PeftModel) -> bool:
+    return isinstance(model, PeftModel) and any(isinstance(module, ParamWrapper) for module in model.modules())
+
+
 class _Lines:
     """The running rows of a batch and their shared cache; line i belongs to prompt rows[i]."""
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]],
-        sampling: Sequence[Sampling], adapters: Sequence[str] | None,
+        self, model: PreTrainedModel | PeftModel, causal: PreTrainedModel, rows: list[int],
+        all_prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling], adapters: Sequence[str] | None,
     ) -> None:
-        self.model, self.rows = model, list(range(len(prompts)))
-        self.sampling = list(sampling)
-        self.dice = [_generator(row.seed) for row in sampling]
-        self.adapters = None if adapters is None else list(adapters)
-        assert len(self.sampling) == len(self.rows) and len(adapters or prompts) == len(self.rows)
+        assert len(sampling) == len(all_prompts) == len(adapters or all_prompts)
+        self.model, self.causal, self.rows = model, causal, list(rows)
+        prompts = [all_prompts[row] for row in rows]
+        self.sampling = [sampling[row] for row in rows]
+        self.dice = [_generator(row.seed) for row in self.sampling]
+        self.adapters = None if adapters is None else [adapters[row] for row in rows]
+        self._together = adapters is not None and _shared_experts(model)
         self.device = next(model.parameters()).device
         width = max(map(len, prompts), default=0)
         padded = [[0] * (width - len(ids)) + list(ids) for ids in prompts]
         real = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
         self.ids_RT = torch.tensor(padded, device=self.device)
         self.mask_RT = torch.tensor(real, device=self.device)
-        self.cache = DynamicCache(config=model.config)
+        self.cache = _cache_of(causal)
+        """None: a family that keeps its state otherwise; it reads everything again for each token."""
 
     @torch.inference_mode()
     def step(self) -> tuple[list[int], list[bool]]:
         """The next token of every running row, and whether its logits were finite."""
         width = self.ids_RT.shape[1]
         positions_RT = (self.mask_RT.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-        pinned = {} if self.adapters is None else {"adapter_names": self.adapters}
-        logits_RV = self.model(
-            input_ids=self.ids_RT, attention_mask=self.mask_RT, position_ids=positions_RT,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1, **pinned).logits[:, -1].float()
+        one = self.adapters[0] if self.adapters and self._together else None
+        pinned = {} if self.adapters is None or one else {"adapter_names": self.adapters}
+        cached: dict[str, Any] = {"past_key_values": self.cache} if self.cache is not None else {}
+        options = accepted(self.causal.forward, attention_mask=self.mask_RT, position_ids=positions_RT,
+                           logits_to_keep=1, use_cache=self.cache is not None, **cached)
+        with _only(self.model, one):
+            logits_RV = self.model(input_ids=self.ids_RT, **options, **pinned).logits[:, -1].float()
         finite_R = logits_RV.isfinite().all(-1)
         tokens_R = self._choose(torch.where(finite_R[:, None], logits_RV, 0.0))
-        self.ids_RT = tokens_R[:, None]
-        self.mask_RT = torch.cat([self.mask_RT, torch.ones_like(self.ids_RT)], dim=1)
+        new_R1 = tokens_R[:, None]
+        self.ids_RT = new_R1 if self.cache is not None else torch.cat([self.ids_RT, new_R1], dim=1)
+        self.mask_RT = torch.cat([self.mask_RT, torch.ones_like(new_R1)], dim=1)
         return tokens_R.tolist(), finite_R.tolist()
 
     @torch.inference_mode()
@@ -162,7 +201,8 @@ class _Lines:
         if lines:
             index = torch.tensor(lines, device=self.device)
             self.ids_RT, self.mask_RT = self.ids_RT[index], self.mask_RT[index]
-            self.cache.batch_select_indices(index)
+            if self.cache is not None:
+                self.cache.batch_select_indices(index)
 
     def _choose(self, logits_RV: Tensor) -> Tensor:
         tokens_R = logits_RV.argmax(-1)
@@ -171,6 +211,19 @@ class _Lines:
             dice = [float(torch.rand((), generator=self.dice[line], dtype=torch.float64)) for line in warm]
             tokens_R[warm] = _draw(logits_RV[warm], [self.sampling[line] for line in warm], dice)
         return tokens_R
+
+
+@contextmanager
+def _only(model: PreTrainedModel | PeftModel, adapter: str | None) -> Iterator[None]:
+    """Within it, all rows have one adapter, or the bare base."""
+    if adapter is None or not isinstance(model, PeftModel):
+        yield
+    elif adapter == BARE_BASE:
+        with model.disable_adapter():
+            yield
+    else:
+        model.set_adapter(adapter, inference_mode=True)
+        yield
 
 
 def _draw(logits_RV: Tensor, sampling: Sequence[Sampling], dice: Sequence[float]) -> Tensor:

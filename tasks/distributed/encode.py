@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 from infra.errors import Transient
 from infra.parent_death import die_with_parent
-from infra.records import PackCounts
+from infra.records import Finding, PackCounts
 from tasks.distributed.bin_packing import best_fit, one_each
 from tasks.distributed.codec import Codec
-from tasks.distributed.contract import SPLITS, EncodeJob, main_of
+from tasks.distributed.contract import SPLITS, EncodeJob, main_of, rows_name
 from tasks.distributed.events import Events
-from tasks.distributed.examples import Encoded, add, batches_of, refuse_idle
+from tasks.distributed.examples import Encoded, add, batches_of, line_numbers, place_of, refuse_idle
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packs import Ids, Marks, PackedRows, PackPart, counted, joined, write_index, write_part
 
@@ -43,6 +43,10 @@ SAMPLES = 10
 """Examples shown in the data report."""
 SAMPLE_RUNS, RUN_CHARACTERS = 8, 240
 """Of an example at most this many runs of text are shown, and of each its beginning and its end."""
+SHOWN_PLACES = 5
+NO_TEMPLATE = ("the base model has no chat template: conversations are written as `role: text` in lines; a chat model "
+               "of the same family has one")
+TEMPLATE_FILE = "chat_template.jinja"
 BINS = 40
 """Bars of the histogram of lengths."""
 
@@ -57,24 +61,27 @@ class Written(PackPart):
     lost: int
     split: int
     idle: list[tuple[int, int]]
+    noted: dict[str, tuple[int, list[int]]]
+    """{what: (how many rows, places in the file of the first few)}"""
 
 
 def encode(job: EncodeJob) -> int:
     """Write both splits. The longest row of either has at most `chunk_tokens` tokens."""
-    codec = Codec(load_tokenizer(Path(job.tokenizer)))
+    codec = Codec(load_tokenizer(Path(job.tokenizer)), templated=job.templated)
     counts: dict[str, Any] = {}
     histogram: dict[str, list[NDArray[np.integer]]] = {}
-    events, before = Events(Path(job.out), total=0), 0
+    events, before, findings = Events(Path(job.out), total=0), 0, about_template(codec, job)
     for split in SPLITS:
         folder = Path(job.out) / split
         folder.mkdir(parents=True)
-        path = Path(job.rows) / f"{split}.jsonl"
+        path = Path(job.rows) / rows_name(split)
         parts = []
         for done, part in write_parts(codec, job, path, folder):
             parts.append(part)
             events.emit("tokenised", bytes=before + done)
         before += path.stat().st_size
         refuse_idle(path, [row for part in parts for row in part.idle], job.chunk_tokens)
+        findings += found_in(path, parts)
         tokens = joined([part.tokens for part in parts])
         rows = best_fit(tokens, job.chunk_tokens) if job.pack else one_each(len(tokens))
         write_index(folder, parts, rows)
@@ -83,6 +90,7 @@ def encode(job: EncodeJob) -> int:
         if split == "train":
             counts["samples"] = show_samples(codec, PackedRows(folder))
     counts["bin_tokens"], counts["lengths"] = bins(histogram)
+    counts["findings"] = [finding.to_json() for finding in findings]
     job.finish(counts)
     return 0
 
@@ -116,7 +124,27 @@ def write_one(codec: Codec, job: EncodeJob, path: Path, folder: Path, part: int,
     written = write_part(folder, number, encoded.ids, encoded.labels, vocabulary=codec.vocabulary)
     lengths = counted(encoded.lengths) if encoded.truncated or encoded.split else written.tokens
     return Written(
-        written.tokens, written.labelled, lengths, encoded.truncated, encoded.lost, encoded.split, encoded.idle)
+        written.tokens, written.labelled, lengths, encoded.truncated, encoded.lost, encoded.split, encoded.idle,
+        {what: (len(places), places[:SHOWN_PLACES]) for what, places in encoded.noted.items()})
+
+
+def about_template(codec: Codec, job: EncodeJob) -> list[Finding]:
+    """What is to be said of the base's chat template, if conversations are to be shown by it."""
+    if job.kind != "messages" or codec.tokenizer.chat_template:
+        return []
+    return [Finding(what=NO_TEMPLATE, count=1, first=[TEMPLATE_FILE])]
+
+
+def found_in(path: Path, parts: list[Written]) -> list[Finding]:
+    """What is to be said of the rows of a file, with the places of the first few."""
+    whats = dict.fromkeys(what for part in parts for what in part.noted)
+    findings = []
+    for what in whats:
+        places = [at for part in parts for at in part.noted.get(what, (0, []))[1]][:SHOWN_PLACES]
+        count = sum(part.noted.get(what, (0, []))[0] for part in parts)
+        findings.append(Finding(what=what, count=count, first=[
+            place_of(path, number) for number in line_numbers(path, places)]))
+    return findings
 
 
 def count(parts: list[Written], rows: int, chunk_tokens: int) -> PackCounts:

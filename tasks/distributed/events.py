@@ -9,13 +9,147 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from tqdm import tqdm
 
 from tasks.distributed.contract import EVENTS
+
+EventName = Literal[
+    "start", "resume", "proven", "not_repeatable", "step", "pause", "validation", "stopped_early", "checkpoint",
+    "checkpoint_passed_over", "non_finite", "preempted", "done", "tokenised", "answered", "evaluated"]
+Pause = Literal["validation", "checkpoint", "weights"]
+
+
+class StepEvent(TypedDict):
+    """An optimizer step is done: loss in nats per labelled token, rates as averages since the launch over all ranks."""
+
+    event: Literal["step"]
+    time: float
+    step: int
+    total: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    labels: int
+    fill: float
+    tokens_per_s: float
+    labels_per_s: float
+    tflops_per_s: float
+    memory_bytes: int
+    """The most that the first rank has held so far."""
+    eta_s: float
+    mfu: NotRequired[float]
+    usd: NotRequired[float]
+
+
+class BeginEvent(TypedDict):
+    """Training begins at step 0, or goes on at a checkpoint."""
+
+    event: Literal["start", "resume"]
+    time: float
+    step: int
+    total: int
+    ranks: int
+    parallelism: str
+
+
+class PauseEvent(TypedDict):
+    """The steps stop for something else."""
+
+    event: Literal["pause"]
+    time: float
+    step: int
+    what: Pause
+
+
+class ValidationEvent(TypedDict):
+    """The held-out loss is known, in nats per labelled token."""
+
+    event: Literal["validation"]
+    time: float
+    step: int
+    loss: float
+    perplexity: float
+
+
+class CheckpointEvent(TypedDict):
+    """A checkpoint is complete. `stall_s`: how long training stood still for it."""
+
+    event: Literal["checkpoint"]
+    time: float
+    step: int
+    folder: str
+    stall_s: float
+    seconds: float
+
+
+class StateEvent(TypedDict):
+    """The held-out loss has not become lower for long enough, a checkpoint was saved before the end, or the weights are
+    written."""
+
+    event: Literal["stopped_early", "preempted", "done"]
+    time: float
+    step: int
+    best_step: NotRequired[int]
+
+
+class NonFiniteEvent(TypedDict):
+    """Loss or gradient is not finite; nothing was updated. Both are written as text: JSON has no NaN."""
+
+    event: Literal["non_finite"]
+    time: float
+    step: int
+    loss: str
+    grad_norm: str
+
+
+class ProvenEvent(TypedDict):
+    """Our loss and its gradient agree with the model's own, with these relative errors. `why`: why segments go through
+    the model one at a time, where they are not packed."""
+
+    event: Literal["proven"]
+    time: float
+    packed: bool
+    why: str
+    loss_error: float
+    gradient_error: float
+
+
+class NoticeEvent(TypedDict):
+    """An operation has no deterministic kernel, or a checkpoint does not verify and was put aside."""
+
+    event: Literal["not_repeatable", "checkpoint_passed_over"]
+    time: float
+    reason: str
+    folder: NotRequired[str]
+
+
+class WorkEvent(TypedDict):
+    """How far *pack* and *evaluate* are, each in its own folder."""
+
+    event: Literal["tokenised", "answered"]
+    time: float
+    bytes: NotRequired[int]
+    rows: NotRequired[int]
+
+
+class EvaluatedEvent(TypedDict):
+    """*evaluate* knows the held-out loss of a model."""
+
+    event: Literal["evaluated"]
+    time: float
+    model: str
+    loss: float
+
+
+Event = (
+    StepEvent | BeginEvent | PauseEvent | ValidationEvent | CheckpointEvent | StateEvent | NonFiniteEvent | ProvenEvent
+    | NoticeEvent | WorkEvent | EvaluatedEvent)
 
 
 @dataclass
@@ -36,7 +170,7 @@ class Events:
     _steps: int = 0
     _flops: float = 0.0
 
-    def emit(self, event: str, **values: Any) -> None:
+    def emit(self, event: EventName, **values: Any) -> None:
         """Append one line."""
         if self.muted:
             return
@@ -45,8 +179,9 @@ class Events:
             file.write(line + "\n")
 
     def step(self, step: int, *, loss: float, grad_norm: float, lr: float, tokens: int, labels: int,
-             capacity: int, flops: float) -> None:
-        """One optimizer step. Loss in nats per labelled token; `capacity`: tokens of the rows if full.
+             capacity: int, flops: float, memory_bytes: int) -> None:
+        """One optimizer step. Loss in nats per labelled token; `capacity`: tokens of the rows if full; `memory_bytes`:
+        the most that the first rank has held so far.
 
         Rates are averages since the launch, over all ranks; mfu is FLOP/s over the devices' peak.
         """
@@ -61,7 +196,7 @@ class Events:
             labels=labels, fill=round(tokens / capacity, 4), tokens_per_s=round(rate, 1),
             labels_per_s=round(self._labels / elapsed, 1),
             tflops_per_s=round(self._flops / elapsed / 1e12, 6), **self._known(elapsed),
-            eta_s=round(elapsed / self._steps * (self.total - step), 1))
+            memory_bytes=memory_bytes, eta_s=round(elapsed / self._steps * (self.total - step), 1))
         if not self.muted:
             print(tqdm.format_meter(step, self.total, elapsed), flush=True)
 
@@ -87,7 +222,7 @@ def drop_torn_line(folder: Path) -> None:
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
-def read_events(folder: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+def read_events(folder: Path, offset: int = 0) -> tuple[list[Event], int]:
     """The whole lines after byte `offset`, and where the next read starts."""
     try:
         with (folder / EVENTS).open("rb") as file:
@@ -96,10 +231,14 @@ def read_events(folder: Path, offset: int = 0) -> tuple[list[dict[str, Any]], in
     except FileNotFoundError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    found = []
-    for line in whole.split(b"\n"):
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue  # the torn line of a launch that was killed
-    return [event for event in found if isinstance(event, dict)], offset + len(whole)
+    return whole_events(whole), offset + len(whole)
+
+
+def whole_events(data: bytes) -> list[Event]:
+    """The events in these lines."""
+    found: list[Event] = []
+    for line in data.split(b"\n"):
+        with suppress(ValueError):  # the torn line of a launch that was killed
+            if isinstance(event := json.loads(line), dict):
+                found.append(cast(Event, event))
+    return found

@@ -20,11 +20,19 @@ from numpy.typing import NDArray
 
 from infra.errors import DataError
 from infra.records import RowKind
+from tasks.distributed.chat_marks import up_to_answer
 from tasks.distributed.codec import Codec, Segment
 from tasks.distributed.contract import EncodeJob
 
 SHOWN = 20
 """Rows that are named."""
+NO_PROMPT = "rows of whose prompt nothing is left in chunk_size tokens"
+NO_END = "rows cut before the end of their answer: the model does not learn to stop there"
+TEMPLATED = ("rows that spell special tokens of the base, which are read as plain text: prompt_format=templated reads "
+             "them as the tokens, if the rows were written by the base's chat template")
+UNTEMPLATED = ("rows without any special token of the base, though prompt_format is templated: they may have been "
+               "written by the template of another family")
+LEFT_OUT = "rows longer than chunk_size of which only a part of the prompt is kept"
 BATCH_BYTES = 1 << 19
 """Of JSON, encoded at once."""
 
@@ -42,11 +50,18 @@ class Encoded:
     split: int = 0
     idle: list[tuple[int, int]] = field(default_factory=list)
     """(place in the file, tokens) of rows of which nothing is left to learn."""
+    noted: dict[str, list[int]] = field(default_factory=dict)
+    """{what: places in the file of the rows of which it is to be said}"""
+
+    def note(self, what: str, at: int) -> None:
+        """Say this of the row at that place in the file."""
+        self.noted.setdefault(what, []).append(at)
 
 
 def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[int, dict[str, Any]]) -> None:
     """Tokenise {place in the file: row}; cut or split rows longer than `chunk_tokens`, note what teaches nothing."""
     encode_rows = partial(codec.rows, job.kind, separator=job.separator, train_on_prompt=job.train_on_prompt)
+    places = list(batch)
     try:
         all_segments = encode_rows(list(batch.values()))
     except DataError:
@@ -54,20 +69,26 @@ def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[
             with told_where(path, at):
                 encode_rows([row])
         raise
+    for number, what in codec.noted:
+        encoded.note(what, places[number])
     for (at, row), segments in zip(batch.items(), all_segments, strict=True):
+        if job.kind != "messages" and any(map(codec.spells_special, row.values())) != job.templated:
+            encoded.note(UNTEMPLATED if job.templated else TEMPLATED, at)
         ids, labels = flatten(segments)
         encoded.lengths.append(len(ids))
         if len(ids) <= job.chunk_tokens:
             pieces = [(ids, labels)]
         elif job.wrap:
-            pieces = list(wrap(ids, labels, job.chunk_tokens))
+            spans = list(divided(labels, job.chunk_tokens))
+            pieces = [(ids[start:end], learned) for start, end, learned in spans]
             encoded.split += 1
+            if left := len(ids) - covered(spans):
+                encoded.lost += left
+                encoded.note(LEFT_OUT, at)
         else:
             if job.kind == "messages":
-                segments = shortened(
-                    row["messages"], job.chunk_tokens, lambda turns: encode_rows([{"messages": turns}])[0])
-            begin, prompt = question_in(segments, job.kind, len(codec.bos))
-            pieces = [truncate(*flatten(segments), job.chunk_tokens, begin=begin, prompt=prompt)]
+                segments = shortened(row, job.chunk_tokens, lambda one: encode_rows([one])[0])
+            pieces = [cut(encoded, codec, job, segments, at)]
             encoded.truncated += 1
             encoded.lost += len(ids) - len(pieces[0][0])
         if not any(marks.any() for _, marks in pieces):
@@ -76,6 +97,20 @@ def add(encoded: Encoded, codec: Codec, job: EncodeJob, path: Path, batch: dict[
         for piece_ids, piece_labels in pieces:
             encoded.ids.append(piece_ids)
             encoded.labels.append(piece_labels)
+
+
+def cut(
+    encoded: Encoded, codec: Codec, job: EncodeJob, segments: list[Segment], at: int,
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """An example cut to a row, and a note where that does harm: no word of its prompt is left, or its end is not."""
+    begin, prompt = question_in(segments, job.kind, len(codec.bos))
+    ids, labels = flatten(segments)
+    excess, room = len(ids) - job.chunk_tokens, max(0, prompt - max(1, begin))
+    if job.kind != "text" and room and excess >= room:
+        encoded.note(NO_PROMPT, at)
+    if excess > room:
+        encoded.note(NO_END, at)
+    return truncate(ids, labels, job.chunk_tokens, begin=begin, prompt=prompt)
 
 
 def batches_of(path: Path, start: int, size: int) -> Iterator[dict[int, dict[str, Any]]]:
@@ -155,18 +190,17 @@ def flatten(segments: list[Segment]) -> tuple[NDArray[np.int32], NDArray[np.bool
     return ids, labels
 
 
-def shortened(
-    messages: list[dict[str, str]], size: int, encode: Callable[[list[dict[str, str]]], list[Segment]],
-) -> list[Segment]:
+def shortened(row: dict[str, Any], size: int, encode: Callable[[dict[str, Any]], list[Segment]]) -> list[Segment]:
     """A conversation without as many of its oldest exchanges as it takes for `size` tokens.
 
-    The system message and the last exchange stay, also where they alone are longer.
+    The system message, the tools and the last exchange stay, also where they alone are longer.
     """
+    messages = up_to_answer(row["messages"])
     system = messages[:1] if messages[0]["role"] == "system" else []
     asks = [place for place, message in enumerate(messages) if message["role"] == "user"] or [len(system)]
 
     def kept(place: int) -> list[Segment]:
-        return encode([*system, *messages[place:]])
+        return encode({**row, "messages": [*system, *messages[place:]]})
 
     def fits(place: int) -> bool:
         return sum(len(segment.ids) for segment in kept(place)) <= size
@@ -195,18 +229,40 @@ def truncate(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int, *, be
     return ids[keep], labels[keep]
 
 
-def wrap(ids: NDArray[np.int32], labels: NDArray[np.bool_], size: int
-         ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Split into pieces of at most `size` tokens; each goes on from the last token of the one before.
+def divided(labels: NDArray[np.bool_], size: int) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+    """(start, end, labels) of pieces of at most `size` tokens, in which every label is learned exactly once.
 
-    That token is read again, not learned again, so every label is learned exactly once. A piece
-    without labels is left out.
+    An answer that fits into a piece is not divided, and stands behind as much of its question as fits; whole answers
+    behind it come along. Before a longer one stands half a piece of its question, and its further pieces go on from the
+    last token of the one before, which is read again, not learned again. What no piece has is left out.
     """
-    for start in range(0, len(ids) - 1, size - 1):
-        piece = labels[start : start + size].copy()
-        piece[0] = False
-        if piece.any():
-            yield ids[start : start + size], piece
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], labels, [False]]).astype(np.int8)))
+    runs: list[tuple[int, int]] = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+    number, asked = 0, 0
+    while number < len(runs):
+        first, end = runs[number]
+        start = max(asked, first - size // 2) if end - first >= size else max(asked, end - size)
+        if end - start > size:
+            end = start + size
+            runs[number] = (end, runs[number][1])
+            asked = end - 1
+        else:
+            while number < len(runs) and runs[number][1] - start <= size:
+                end = runs[number][1]
+                number += 1
+            asked = end
+        learned = labels[start:end].copy()
+        learned[: first - start] = False
+        yield start, end, learned
+
+
+def covered(spans: list[tuple[int, int, NDArray[np.bool_]]]) -> int:
+    """How many tokens stand in at least one of the pieces, which ascend."""
+    found, at = 0, 0
+    for start, end, _ in spans:
+        found += max(0, end - max(at, start))
+        at = max(at, end)
+    return found
 
 
 def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:

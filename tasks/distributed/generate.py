@@ -29,14 +29,23 @@ from infra.crashpoints import crashpoint
 from infra.spec import TrainingSpec
 from tasks.distributed.batches import Batch
 from tasks.distributed.codec import Codec
-from tasks.distributed.contract import VALIDATION_PROMPT, GenerateJob, main_of
+from tasks.distributed.contract import (
+    ANSWERS_FILE,
+    LOSSES_FILE,
+    VALIDATION_PROMPT,
+    GenerateJob,
+    main_of,
+    share_name,
+)
 from tasks.distributed.decode import Sampling, decode_all
 from tasks.distributed.events import Events
 from tasks.distributed.examples import flatten, question_in, read_rows, shortened, truncate
 from tasks.distributed.loss import PackedLoss
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, precision
 from tasks.distributed.packs import PackedRows
+from tasks.distributed.preflight import prove
 from tasks.distributed.process_group import Group, group
+from tasks.distributed.stops import stop_ids
 from tasks.distributed.validation import held_out_loss
 
 BATCH_ROWS = 16
@@ -49,23 +58,25 @@ def generate(job: GenerateJob) -> int:
     """Answers and held-out losses of the tuned model and the base."""
     spec = TrainingSpec.from_json(job.spec)
     with group() as ranks:
-        codec = Codec(load_tokenizer(Path(job.base)))
+        codec = Codec(load_tokenizer(Path(job.base)), templated=spec.prompt_format == "templated")
+        stops = stop_ids(codec, Path(job.base))
         asked = questions(codec, job, spec)
         mine = sorted(asked, key=lambda question: len(question[1]))[ranks.rank :: ranks.world]
         events = Events(Path(job.out), len(asked), muted=not ranks.is_first)
         losses = {}
-        for name in ("tuned", "base"):
+        for name in job.models:
             model = load(job, spec, name, ranks)
             with adapters_off(model, name):
-                path = Path(job.out) / f"answers-{name}-{ranks.rank}.jsonl"
-                answer_all(model, codec, mine, spec.max_new_tokens, path, events)
+                path = Path(job.out) / share_name(ANSWERS_FILE, name, ranks.rank)
+                answer_all(model, codec, mine, spec.max_new_tokens, path, events, stops)
                 losses[name] = loss_of(model, job, spec, ranks, codec, name)
             events.emit("evaluated", model=name, loss=losses[name])
             del model
             gc.collect()
         ranks.barrier()
         if ranks.is_first:
-            job.finish({"loss": losses, "cut_prompts": sum(len(ids) >= longest_prompt(job, spec) for _, ids in asked)})
+            cut = sum(len(ids) >= longest_prompt(job, spec) for _, ids in asked)
+            job.finish({"loss": losses, "cut_prompts": cut, "stop_ids": sorted(stops)})
     return 0
 
 
@@ -91,7 +102,7 @@ def prompt_ids(codec: Codec, job: GenerateJob, row: dict[str, Any], longest: int
     ids, _ = codec.question(job.kind, row, job.separator)
     if job.kind != "messages" or len(ids) <= longest:
         return ids
-    segments = shortened(row["messages"], longest, codec.asked)
+    segments = shortened(row, longest, codec.asked)
     begin, prompt = question_in(segments, job.kind, len(codec.bos))
     return [int(i) for i in truncate(*flatten(segments), longest, begin=begin, prompt=prompt)[0]]
 
@@ -113,14 +124,14 @@ def adapters_off(model: PreTrainedModel | PeftModel, name: str) -> contextlib.Ab
 
 def answer_all(
     model: PreTrainedModel | PeftModel, codec: Codec, mine: list[Question], max_new_tokens: int, path: Path,
-    events: Events,
+    events: Events, stops: frozenset[int],
 ) -> None:
     """Greedy answers to this rank's questions, one JSON line each."""
     greedy = Sampling(max_new_tokens=max_new_tokens)
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(mine), BATCH_ROWS):
             batch = mine[start : start + BATCH_ROWS]
-            found = decode_all(model, [ids for _, ids in batch], [greedy] * len(batch), stop_ids=codec.stop_ids)
+            found = decode_all(model, [ids for _, ids in batch], [greedy] * len(batch), stop_ids=stops)
             for (row, _), answer in zip(batch, found, strict=True):
                 file.write(json.dumps({"row": row, "text": codec.decode(answer)}) + "\n")
             crashpoint("evaluate.mid_generation")
@@ -135,9 +146,11 @@ def loss_of(
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     dtype = dtype_of(spec.precision, ranks.device)
     size = 1 if job.row_losses else spec.validation_batch_size
-    with (Path(job.out) / f"losses-{name}-{ranks.rank}.jsonl").open("w", encoding="utf-8") as file:
+    with (Path(job.out) / share_name(LOSSES_FILE, name, ranks.rank)).open("w", encoding="utf-8") as file:
         seen = partial(write_loss, file, codec) if job.row_losses else None
-        return held_out_loss(PackedLoss(causal), rows, ranks, size, lambda: precision(dtype, ranks.device), seen)
+        loss = PackedLoss(causal)
+        prove(loss, dtype, ranks.device)
+        return held_out_loss(loss, rows, ranks, size, lambda: precision(dtype, ranks.device), seen)
 
 
 def write_loss(file: TextIO, codec: Codec, row: int, batch: Batch, nats: float) -> None:

@@ -1,4 +1,5 @@
-"""Merge an adapter into its base and prove it by logits: the child process of merge.
+"""Merge an adapter into its base and prove it by logits: the child process of export. All weights that were trained
+are only written anew, in the number format asked for.
 
 In:   job.json (MergeJob): base, adapter, held-out rows; the tokenizer's files in <folder>
 Out:  <folder>/config.json and safetensors; result.json with the differences of logits last
@@ -14,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,12 +26,14 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from infra.crashpoints import crashpoint
 from infra.errors import Broken, UserError
+from infra.models.model_folder import write_config, write_generation_config
 from infra.spec import Precision
 from tasks.distributed.checkpoint import error_of_writing
 from tasks.distributed.codec import Codec
 from tasks.distributed.contract import MergeJob, main_of
 from tasks.distributed.examples import flatten, read_rows
 from tasks.distributed.model import dtype_of, load_base, load_tokenizer, load_tuned, save_model
+from tasks.distributed.stops import stop_ids, write_stops
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,7 +47,7 @@ EFFECT_SHARE = 0.1
 """The error must also be small beside what the adapter changes, or a merge that does nothing would pass."""
 ROUNDING_FACTOR = 2.0
 PROBE_ROWS, PROBE_TOKENS = 4, 128
-GENERATION = "generation_config.json"
+STORED_AS = {"fp32": "float32", "bf16": "bfloat16"}
 PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file")
 """Where transformers notes from which folder a model or tokenizer came."""
 Logits = Tensor
@@ -56,16 +58,23 @@ def merge(job: MergeJob) -> int:
     """Merge, save, load again; compare the logits after each. Raises UserError, Broken, Transient."""
     folder = Path(job.folder)
     dtype = stored_dtype(Path(job.base)) if job.dtype == "auto" else job.dtype
-    tuned = load_tuned(Path(job.base), Path(job.tuned), dtype=torch.float32, device=CPU)
-    probes = probes_of(job, Codec(load_tokenizer(folder)), tuned.config.vocab_size)
+    tuned: PreTrainedModel | PeftModel = (
+        load_tuned(Path(job.base), Path(job.tuned), dtype=torch.float32, device=CPU) if job.tuned
+        else load_base(Path(job.base), dtype=torch.float32, device=CPU))
+    codec = Codec(load_tokenizer(folder))
+    probes = probes_of(job, codec, tuned.config.get_text_config().vocab_size)
     by_adapter = logits_of(tuned, probes)
-    with tuned.disable_adapter():
-        effect = difference(by_adapter, logits_of(tuned, probes))["max_relative"]
-    merged = unload(tuned)
+    if isinstance(tuned, PreTrainedModel):
+        merged, effect = tuned, 0.0
+    else:
+        with tuned.disable_adapter():
+            effect = difference(by_adapter, logits_of(tuned, probes))["max_relative"]
+        merged = unload(tuned)
     by_merged = logits_of(merged, probes)
     after_merge = check_merged(by_adapter, by_merged, effect)
 
     save_rounded(merged, Path(job.base), folder, dtype)
+    write_stops(folder, stop_ids(codec, Path(job.base)))
     crashpoint("merge.saved")
     written, by_rounded = digest_of_weights(merged), logits_of(merged, probes)
     count = sum(parameter.dim() == 2 for parameter in merged.parameters())
@@ -149,14 +158,12 @@ def save_rounded(merged: PreTrainedModel, base: Path, folder: Path, dtype: Preci
     """Write the model in `dtype`; it stays in memory with the rounded values, in fp32 again."""
     for parameter in merged.parameters():  # not model.to(): that would round the position tables as well
         parameter.data = parameter.data.to(dtype_of(dtype, CPU))
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    merged.config.use_cache = bool(config.get("use_cache", True))  # load_base turns it off
     merged.generation_config = GenerationConfig()  # the base's own may be one that transformers refuses to write
     try:
         save_model(merged, folder)
-        (folder / GENERATION).unlink(missing_ok=True)
-        if (base / GENERATION).exists():
-            shutil.copyfile(base / GENERATION, folder / GENERATION)
+        tied = getattr(merged.config, "tie_word_embeddings", True)  # no more where it was untied for the merge
+        write_config(folder, base, STORED_AS[dtype], is_tied=bool(tied))
+        write_generation_config(folder, base)
     except (SafetensorError, OSError) as error:
         raise error_of_writing(error, folder, error) from error
     for path in folder.glob("*config.json"):

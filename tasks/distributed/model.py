@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -25,17 +24,28 @@ from transformers import (
 )
 
 from infra.errors import BaseModelError, UserError, shown
-from infra.models.model_folder import view
+from infra.models.base_fit import check_quantization
+from infra.models.model_folder import ADAPTER_CONFIG, view
 from infra.models.weight_headers import tensors_of
 from infra.spec import Precision, TrainingSpec
-from tasks.distributed.adapters import ADAPTER_CONFIG, check_adapter
+from tasks.distributed.adapters import check_adapter
 from tasks.distributed.contract import GPUS_SEEN
-from tasks.distributed.weight_check import check_finite, check_headers, check_loaded, translate_loading_errors
+from tasks.distributed.weight_check import (
+    WORDS,
+    auto_class,
+    check_finite,
+    check_headers,
+    check_loaded,
+    translate_loading_errors,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 RELATIVE_BASE = "base"
+SCANNED = ("x_proj", "dt_proj", "out_proj")
+TEMPLATE_JSON = "chat_template.json"
+"""Where some bases, those with pictures among them, have their chat template; tokenizers do not read it themselves."""
 
 
 def torch_device(local_rank: int = 0) -> torch.device:
@@ -67,26 +77,32 @@ def precision(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractCo
 def load_base(
     path: Path, *, dtype: torch.dtype, device: torch.device, quantized: bool = False,
 ) -> PreTrainedModel:
-    """The base model in evaluation mode; `quantized`: its linear layers in 4-bit NF4.
+    """The base model in evaluation mode; `quantized`: its linear layers in 4-bit NF4, if they are not packed already.
 
     Raises BaseModelError for a folder that is not one, UserError where 4 bits are not to be had.
     """
-    options = {"quantization_config": _four_bits(dtype), "device_map": {"": device}} if quantized else {}
     where = f"base model {path}"
     with view(path, where) as folder, translate_loading_errors(where, "transformers cannot load it"):
         config, tensors = config_of(folder), tensors_of(folder, where)
         packed = getattr(config, "quantization_config", None) is not None
+        options: dict[str, Any] = {"device_map": {"": device}} if quantized or packed else {}
+        if packed:
+            check_quantization(config.to_dict(), where)
+        elif quantized:
+            options["quantization_config"] = _four_bits(dtype)
         if not packed:
             check_headers(config, tensors, where)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(config).from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            attn_implementation="sdpa", output_loading_info=True, **options)
+            output_loading_info=True, **options)
         check_loaded(model, info, where, set(tensors), packed=packed)
         check_finite(model, where)
     model.name_or_path = model.config.name_or_path = str(path)
     model.config.use_cache = False
-    if not quantized:
+    if not quantized and not packed:
         return model.eval().to(device)
+    if find_spec("bitsandbytes") is None:
+        return model.eval()
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
@@ -130,6 +146,9 @@ def load_tokenizers(path: Path, count: int) -> list[PreTrainedTokenizerBase]:
                 "the names of the tokenizer's special tokens are empty", where=where,
                 fix='Set "bos_token", "eos_token" and "unk_token" in tokenizer_config.json.') from error
         tokenizers[0].decode(tokenizers[0]("Is it whole?")["input_ids"])
+        if not tokenizers[0].chat_template and (folder / TEMPLATE_JSON).exists():
+            for one in tokenizers:
+                one.chat_template = json.loads((folder / TEMPLATE_JSON).read_text(encoding="utf-8"))["chat_template"]
         for names in [part for one in tokenizers for part in (vars(one), one.init_kwargs)]:
             # Some read their file again when they are pickled.
             names.update({name: value.replace(str(folder), str(path)) for name, value in names.items()
@@ -148,18 +167,87 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     """
     from peft import get_peft_model  # three seconds that tokenising does without
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
 
+    config = adapter_config(spec)
+    untrained = other_parts(model)
+    if spec.lora_targets == "all-linear":
+        config.target_parameters = expert_names(model) or None
+        untrained += router_names(model) + scan_layers(model)
+    config.exclude_modules = untrained or None
+    config.lora_dropout = 0.0  # put on below: peft refuses it where experts have adapters
     try:
-        adapted = get_peft_model(model, adapter_config(spec), autocast_adapter_dtype=True)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(
-            f"lora_targets is {shown(spec.lora_targets)}, which names no layer of the base model",
+            f"lora_targets is {shown(spec.lora_targets)}, and PEFT says: {' '.join(str(error).split())[:WORDS]}",
             allowed="all-linear, or some of " + ", ".join(names)) from error
     for module in adapted.modules():
         if isinstance(module, LoraLayer):  # autocast makes the adapters narrow; peft would make their inputs wide first
             module.cast_input_dtype_enabled = False
+        if isinstance(module, LoraLayer) and spec.lora_dropout and not isinstance(module, ParamWrapper):
+            module.lora_dropout.update(dict.fromkeys(module.lora_A, torch.nn.Dropout(spec.lora_dropout)))
+    made = adapted.peft_config["default"]
+    made.lora_dropout = 0.0 if any(isinstance(module, ParamWrapper) for module in adapted.modules()) else (
+        spec.lora_dropout)
+    for name in ("rank_pattern", "alpha_pattern"):  # peft writes patterns for fused experts; plain names do the same
+        setattr(made, name, {key.removeprefix(".*\\."): value for key, value in getattr(made, name).items()})
     return adapted
+
+
+def other_parts(model: PreTrainedModel) -> list[str]:
+    """The linear layers of a wrapper that text does not go through: towers for pictures and sound, what leads from them
+    into the decoder. Trained, they would get no gradient, which DDP does not forgive."""
+    text = _of_text(model)
+    return sorted(name for name, module in model.named_modules()
+                  if isinstance(module, torch.nn.Linear) and id(module.weight) not in text) if text else []
+
+
+def freeze_other_parts(model: PreTrainedModel) -> None:
+    """Let a full fine-tuning train what text goes through."""
+    text = _of_text(model)
+    for weight in model.parameters() if text else ():
+        weight.requires_grad_(id(weight) in text)
+
+
+def _of_text(model: PreTrainedModel) -> set[int]:
+    """The ids of a wrapper's weights for text; empty where the model is no wrapper."""
+    if model.config.get_text_config() is model.config:
+        return set()
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    return {id(weight) for part in parts if part is not None for weight in part.parameters()}
+
+
+def router_names(model: PreTrainedModel) -> list[str]:
+    """The last names of linear layers that a family has given a forward pass of its own, such as Llama 4's router,
+    which returns two tensors: an adapter beside them would not fit."""
+    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules()
+                   if isinstance(module, torch.nn.Linear) and type(module).__module__.startswith("transformers.models.")
+                   and type(module).forward is not torch.nn.Linear.forward and not _gives_one_tensor(module)})
+
+
+def _gives_one_tensor(module: torch.nn.Linear) -> bool:
+    """Whether a layer of a family's own class answers as a linear one does (Falcon's), asked on the meta device."""
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        weights = {name: weight.to("meta") for name, weight in module.named_parameters()}
+        inputs = torch.ones(1, module.in_features, device="meta")
+        return isinstance(torch.func.functional_call(module, weights, inputs), torch.Tensor)
+    return False
+
+
+def scan_layers(model: PreTrainedModel) -> list[str]:
+    """The layers of each Mamba mixer but the first: their weights go into the kernels of the scan themselves, past an
+    adapter beside them (transformers' modeling_mamba.py, mamba_ssm's mamba_split_conv1d_scan_combined)."""
+    names = dict(model.named_modules())
+    mixers = [name for name, one in names.items() if {"A_log", "D"} <= dict(one.named_parameters(recurse=False)).keys()]
+    return [f"{mixer}.{layer}" for mixer in mixers for layer in SCANNED if f"{mixer}.{layer}" in names]
+
+
+def expert_names(model: PreTrainedModel) -> list[str]:
+    """The last names of the weights that hold all experts of a layer, (experts, inputs, outputs) or the reverse."""
+    return sorted({name.rsplit(".", 1)[-1] for name, weight in model.named_parameters()
+                   if weight.ndim == 3 and not name.endswith((".weight", ".bias")) and "experts" in name})
 
 
 def adapter_config(spec: TrainingSpec) -> LoraConfig:
@@ -171,7 +259,7 @@ def adapter_config(spec: TrainingSpec) -> LoraConfig:
         targets = [name.strip() for name in spec.lora_targets.split(",") if name.strip()]
     return LoraConfig(
         r=spec.lora_rank, lora_alpha=spec.lora_alpha, lora_dropout=spec.lora_dropout,
-        target_modules=targets, task_type="CAUSAL_LM")
+        target_modules=targets, task_type="CAUSAL_LM", use_rslora=spec.use_rslora)
 
 
 def load_tuned(base: Path, tuned: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | PeftModel:
@@ -188,7 +276,7 @@ def load_tuned(base: Path, tuned: Path, *, dtype: torch.dtype, device: torch.dev
 def save_model(
     model: PreTrainedModel | PeftModel, folder: Path, weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write safetensors and configuration; an adapter names its base by a relative token.
+    """Write safetensors and configuration; an adapter names its base by a relative token until it is registered.
 
     `weights`: the state dict to write instead of the model's own, which may be in shards.
     """
@@ -198,8 +286,9 @@ def save_model(
     if config.exists():
         values = json.loads(config.read_text(encoding="utf-8"))
         values["base_model_name_or_path"] = RELATIVE_BASE
-        if isinstance(values["target_modules"], list):  # a set in peft: each process would write another order
-            values["target_modules"].sort()
+        for name in ("target_modules", "target_parameters", "exclude_modules"):  # sets in peft, of any order
+            if isinstance(values.get(name), list):
+                values[name].sort()
         config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
     else:
         _drop_path(folder / "config.json")

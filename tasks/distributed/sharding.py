@@ -23,14 +23,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from infra.errors import BaseModelError
 from infra.models.model_folder import FIX, view
 from infra.models.weight_headers import tensors_of
 from tasks.distributed.model import config_of
 from tasks.distributed.process_group import Group
-from tasks.distributed.weight_check import check_headers, is_finite, translate_loading_errors
+from tasks.distributed.weight_check import auto_class, check_headers, is_finite, translate_loading_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ def empty_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
                                  allowed="fp32, bf16 or fp16", fix="Train it with parallelism ddp.")
         check_headers(config, tensors_of(folder, where), where)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+            model = auto_class(config).from_config(
+                config, dtype=dtype, trust_remote_code=False)
     model.name_or_path = model.config.name_or_path = str(path)
     model.tie_weights()
     model.config.use_cache = False

@@ -1,6 +1,7 @@
 """Render chat templates: a process of its own, because a template is a program that somebody else wrote.
 
-In:   a line of JSON for each conversation: template, messages, tokens     Out: a line of JSON: text, refused or failed
+In:   a line of JSON, a list of conversations: template, messages, tokens, tools, prompt
+Out:  a line of JSON, a list: text, refused or failed of each
 The environment is transformers' own, so that the text is what `apply_chat_template` gives. A template that takes too
 much processor time is killed by the kernel, one that takes too much memory gets a MemoryError; it can write
 to no file. Leaves nothing on disk; ends by itself when nobody has asked for a while, and with its parent.
@@ -23,8 +24,8 @@ CPU_S = 5
 MEMORY_BYTES = 256 << 20
 """What all renderings may have beside the libraries."""
 IDLE_S = 30
-TEXT_CHARACTERS, TURN_CHARACTERS = 1 << 18, 1 << 14
-"""The longest text: so much, and so much for each message."""
+TEXT_CHARACTERS, TURN_CHARACTERS, REPEATS = 1 << 18, 1 << 14, 2
+"""The longest text: so much, so much for each message, and so many times what messages and tools say."""
 SAID_CHARACTERS = 200
 
 
@@ -33,19 +34,17 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     die_with_parent(int(sys.argv[1]))
-    render({"template": "{{ 0 / 0 }}", "messages": [], "tokens": {}})  # all that is loaded late, errors' part included
+    failing: dict[str, Any] = {"template": "{{ 0 / 0 }}", "messages": [], "tokens": {}, "tools": None, "prompt": False}
+    render(failing)  # all that is loaded late, errors' part included
     limit_resources()
-    _say({})
+    _say([])
     while True:
         signal.alarm(IDLE_S)
         line = sys.stdin.buffer.readline()
         signal.alarm(0)
         if not line:
             return 0
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)
-        answer = render(json.loads(line))
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _say(answer)
+        _say([_limited(asked) for asked in json.loads(line)])
 
 
 def limit_resources() -> None:
@@ -63,13 +62,13 @@ def render(asked: dict[str, Any]) -> dict[str, str]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     messages = [{key: value for key, value in message.items() if value is not None} for message in asked["messages"]]
-    most = TEXT_CHARACTERS + TURN_CHARACTERS * len(messages)
+    most = TEXT_CHARACTERS + TURN_CHARACTERS * len(messages) + REPEATS * (len(str(messages)) + len(str(asked["tools"])))
     try:
         rendered, _ = render_jinja_template(
-            conversations=[messages], chat_template=asked["template"], **asked["tokens"])
+            conversations=[messages], tools=asked["tools"], chat_template=asked["template"],
+            add_generation_prompt=asked["prompt"], **asked["tokens"])
         if len(rendered[0]) > most:
-            return {"failed": f"its text is {len(rendered[0])} characters long, its messages left out; expected "
-                              f"at most {most}"}
+            return {"failed": f"its text is {len(rendered[0])} characters long; expected at most {most}"}
         return {"text": rendered[0]}
     except MemoryError:
         return {"failed": f"it takes more than {MEMORY_BYTES >> 20} MiB of memory"}
@@ -85,8 +84,15 @@ def _brief(error: Exception) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in said)[:SAID_CHARACTERS]
 
 
-def _say(answer: dict[str, str]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _limited(asked: dict[str, Any]) -> dict[str, str]:
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)
+    answer = render(asked)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return answer
+
+
+def _say(answers: list[dict[str, str]]) -> None:
+    sys.stdout.write(json.dumps(answers) + "\n")
     sys.stdout.flush()
 
 

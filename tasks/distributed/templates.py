@@ -3,8 +3,8 @@
 In:   a template, messages     Out: the text, exactly that of transformers' `apply_chat_template`
 A template may loop for ever, eat the memory or look for a way out of its sandbox: each of these is one sentence. It is
 rendered by a child process with limits of its own (tasks/distributed/template_process.py), which starts with the first
-conversation and is started again after a template has cost it its life. Answers are kept: with placeholders for what
-people said, most conversations of a training are the same few. Leaves nothing on disk.
+conversation and is started again after a template has cost it its life. The last answers are kept. Leaves nothing on
+disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from signal import SIGHUP, SIGKILL, SIGPROF, SIGTERM
 from typing import Any, cast
@@ -28,8 +28,8 @@ START_S, WALL_S = 120, 60
 TEMPLATE_CHARACTERS = 1 << 20
 LINE_BYTES = 1 << 28
 """No answer is longer than this, whatever the child has become."""
-KEPT, KEPT_CHARACTERS = 256, 1 << 16
-"""Answers that are kept, and the longest question and answer of these."""
+KEPT, KEPT_CHARACTERS, AT_ONCE = 1024, 1 << 16, 64
+"""Answers that are kept, the longest question and answer of these, and how many are asked for at once."""
 ROLES = 8
 """Roles that a message names."""
 FIX = "Use prompt/completion rows, or a base model whose chat template works."
@@ -39,6 +39,16 @@ INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 """All that the child gets of our environment: there are keys in the rest."""
 
 Answer = dict[str, str]
+Asked = tuple[list[dict[str, Any]], list[dict[str, Any]], bool]
+"""(messages, tools, up to where an answer begins)"""
+
+ENDLESS: Answer = {"failed": f"it takes more than {CPU_S} s"}
+
+
+class TemplateRefusal(DataError):
+    """A template says itself that it does not take a conversation; `reason` are its own words."""
+
+    reason = ""
 
 
 class Templates:
@@ -46,46 +56,73 @@ class Templates:
 
     def __init__(self) -> None:
         self._kept: dict[str, Answer] = {}
+        self._endless: dict[str, Answer] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._end: Callable[[], object] = lambda: None
 
-    def render(self, template: object, messages: list[dict[str, str]], tokens: dict[str, Any]) -> str:
-        """The conversation as the template shows it. Raises DataError when it refuses or fails."""
+    def render(
+        self, template: object, messages: list[dict[str, Any]], tokens: dict[str, Any], *,
+        tools: list[dict[str, Any]] | None = None, prompt: bool = False,
+    ) -> str:
+        """The conversation as the template shows it; `prompt`: up to where an answer begins. Raises TemplateRefusal
+        where the template itself does not take it, DataError where it fails."""
         if not isinstance(template, str) or len(template) > TEMPLATE_CHARACTERS:
             raise DataError(
                 "the base model's chat template is " + (
                     f"{len(template)} characters long" if isinstance(template, str) else "no text"),
                 allowed=f"a Jinja template of at most {TEMPLATE_CHARACTERS} characters", fix=FIX)
-        line = json.dumps({"template": template, "messages": messages, "tokens": tokens}, default=str)
-        answer = self._kept.get(line)
+        line = _line(template, messages, tokens, tools, prompt)
+        answer = self._endless.get(template) or self._kept.get(line)
         if answer is None:
-            answer = self._ask(line.encode() + b"\n") or self._ask(line.encode() + b"\n")
-            if answer is None:
+            found = self._ask([line]) or self._ask([line])
+            if found is None:
                 raise Transient("the process that renders chat templates was ended twice", fix="Try again.")
-            if len(line) + len(str(answer)) <= KEPT_CHARACTERS:
-                if len(self._kept) >= KEPT:
-                    self._kept.clear()
-                self._kept[line] = answer
+            (answer,) = found
+            if answer == ENDLESS:  # it is not waited for again, whatever it is asked
+                self._endless[template] = answer
+            self._keep(line, answer)
         if "text" in answer:
             return answer["text"]
         if "refused" in answer:
             roles = [message["role"] for message in messages]
             more = ["..."] if len(roles) > ROLES else []
-            raise DataError(f"the base model's chat template refuses the roles {', '.join(roles[:ROLES] + more)} "
-                            f"({answer['refused']})", fix="Change the order of the roles to what the template allows.")
+            refusal = TemplateRefusal(
+                f"the base model's chat template refuses the roles {', '.join(roles[:ROLES] + more)} "
+                f"({answer['refused']})", fix="Change the order of the roles to what the template allows.")
+            refusal.reason = answer["refused"]
+            raise refusal
         raise DataError(f"the base model's chat template cannot be rendered for {len(messages)} messages "
                         f"({answer['failed']})", fix=FIX)
 
-    def _ask(self, line: bytes) -> Answer | None:
-        """The child's answer; None when it was idle for too long just now, or somebody ended it."""
+    def look_ahead(self, template: object, asked: Iterable[Asked], tokens: dict[str, Any]) -> None:
+        """Render many at once that will be asked for next: a message to the child and back takes longer than most."""
+        if not isinstance(template, str) or len(template) > TEMPLATE_CHARACTERS or template in self._endless:
+            return
+        lines = {_line(template, messages, tokens, tools, prompt) for messages, tools, prompt in asked}
+        wanted = sorted(line for line in lines if line not in self._kept and len(line) <= KEPT_CHARACTERS)
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start : start + AT_ONCE]
+            for line, answer in zip(some, self._ask(some) or (), strict=False):
+                if "text" in answer:  # anything else is asked for again, alone
+                    self._keep(line, answer)
+
+    def _keep(self, line: str, answer: Answer) -> None:
+        if len(line) + len(str(answer)) <= KEPT_CHARACTERS:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[line] = answer
+
+    def _ask(self, lines: list[str]) -> list[Answer] | None:
+        """The child's answers; None when it was idle for too long just now, or somebody ended it."""
         child = self._running()
-        answer = _exchange(child, line, WALL_S)
-        if answer is not None:
-            return answer
+        answers = _exchange(child, b"[%s]\n" % ",".join(lines).encode(), WALL_S)
+        if answers is not None:
+            return answers
         if (code := child.wait()) == -SIGPROF:
-            return {"failed": f"it takes more than {CPU_S} s"}
-        return None if code in FROM_OUTSIDE else {"failed": f"it ends the process that renders it, exit code {code}"}
+            return [ENDLESS]
+        ended = {"failed": f"it ends the process that renders it, exit code {code}"}
+        return None if code in FROM_OUTSIDE else [ended]
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The child, started if there is none yet or no more."""
@@ -105,7 +142,15 @@ class Templates:
         return self._child
 
 
-def _exchange(child: subprocess.Popen[bytes], line: bytes, limit_s: float) -> Answer | None:
+def _line(
+    template: str, messages: list[dict[str, Any]], tokens: dict[str, Any], tools: list[dict[str, Any]] | None,
+    prompt: bool,
+) -> str:
+    return json.dumps({"template": template, "messages": messages, "tokens": tokens, "tools": tools or None,
+                       "prompt": prompt}, default=str)
+
+
+def _exchange(child: subprocess.Popen[bytes], line: bytes, limit_s: float) -> list[Answer] | None:
     """Write a line and read the child's; None when it ended instead. Raises Transient when it took too long."""
     assert child.stdin is not None and child.stdout is not None
     late = threading.Event()
@@ -126,7 +171,7 @@ def _exchange(child: subprocess.Popen[bytes], line: bytes, limit_s: float) -> An
     finally:
         timer.cancel()
     if found.endswith(b"\n"):
-        return cast(Answer, json.loads(found))
+        return cast(list[Answer], json.loads(found))
     if found:
         child.kill()
     if late.is_set():

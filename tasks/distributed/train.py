@@ -36,15 +36,13 @@ from tasks.distributed.build import build_model, flops_of, save_trained
 from tasks.distributed.checkpoint import Checkpoints
 from tasks.distributed.contract import TrainJob, main_of
 from tasks.distributed.events import Events
+from tasks.distributed.optimizer import make_optimizer, update
 from tasks.distributed.packs import PackedRows
-from tasks.distributed.preflight import check_isolation, unrepeatable
+from tasks.distributed.preflight import check_loss, unrepeatable
 from tasks.distributed.process_group import Group, Later, StopFlag, group, repeatable
 from tasks.distributed.schedule import learning_rate, seed_of
 from tasks.distributed.validation import held_out_loss
 from tasks.distributed.weight_check import NO_MEMORY
-
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 
 
 def train_rank(job: TrainJob) -> int:
@@ -99,10 +97,7 @@ class Trainer:
         repeatable(ranks.device)
         self.built = build_model(job, spec, ranks)
         self.trainable = [p for p in self.built.loss.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [p for p in self.trainable if p.ndim > 1], "weight_decay": spec.weight_decay},
-             {"params": [p for p in self.trainable if p.ndim <= 1], "weight_decay": 0.0}],
-            lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+        self.optimizer = make_optimizer(self.built.loss, spec)
         self.events = Events(self.run, self.plan.steps, muted=not ranks.is_first, peak_tflops=job.peak_tflops,
                              usd_per_hour=job.usd_per_hour)
         self.flops = flops_of(self.built.causal, full=spec.peft_method == "full")
@@ -127,15 +122,10 @@ class Trainer:
         summed = self.ranks.sum(torch.stack([loss.float(), loss.new_full((), float(stop.is_set))]))
         # From the first figure that is not finite on, the fused kernel skips every update.
         self.bad = torch.maximum(self.bad, 1.0 - torch.isfinite(summed[0] + norm).float())
-        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
-        if self.spec.max_grad_norm:  # the same as clip_grad_norm_, without a pass over the gradients of its own
-            scale = ((norm + 1e-6) / self.spec.max_grad_norm).clamp(min=1.0)
-            self.optimizer.grad_scale = scale.float()  # type: ignore[attr-defined]
-        rate = learning_rate(self.spec, step, self.plan.steps)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # The same as clip_grad_norm_, without a pass over the gradients of its own.
+        most = self.spec.max_grad_norm
+        scale = ((norm + 1e-6) / most).clamp(min=1.0) if most else None
+        update(self.optimizer, learning_rate(self.spec, step, self.plan.steps), self.bad, scale)
         self.figures.append((step, Later(torch.stack([summed[0], norm.float(), summed[1]]))))
         self.progress.steps = step + 1
 
@@ -182,7 +172,8 @@ class Trainer:
         tokens, labels = int(self.rows.tokens_in[rows].sum()), int(self.rows.labels_in[rows].sum())
         self.events.step(
             step + 1, loss=loss, grad_norm=norm, lr=learning_rate(self.spec, step, self.plan.steps), tokens=tokens,
-            labels=labels, capacity=len(rows) * self.job.chunk_tokens, flops=self.flops(tokens, labels))
+            labels=labels, capacity=len(rows) * self.job.chunk_tokens, flops=self.flops(tokens, labels),
+            memory_bytes=self._peak_memory())
 
     # ------------------------------------------------------------------ beside the steps
 
@@ -230,9 +221,12 @@ class Trainer:
             self.checkpoints.load(found, self.built.loss, self.optimizer)
             self.progress = TrainProgress(**found.record["progress"])
             started, self.events.seconds_before = found.step, self.progress.seconds
+        proof = check_loss(self.built)
+        self.events.emit("proven", **asdict(proof))
+        if not proof.packed and self.ranks.is_first:
+            print(f"Examples go through the model one at a time: {proof.why}.", flush=True)
         if reason := unrepeatable(self.built):
             self.events.emit("not_repeatable", reason=reason)
-        check_isolation(self.built)
         self.feed = Feed(
             self.rows, self.plan, rank=self.ranks.rank, world=self.ranks.world, device=self.ranks.device,
             count=self.spec.gradient_accumulation_steps or 1, started=started, row_tokens=self.built.row_tokens)
@@ -256,14 +250,18 @@ class Trainer:
             self.events.emit("done", step=self.progress.steps)
 
     def _result(self, started: int) -> dict[str, Any]:
-        cuda = self.ranks.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if cuda else (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         curve = {name: value for name, value in asdict(self.progress).items() if name != "not_better"}
         return {
             **curve, "ranks": self.ranks.world, "seconds": round(self._seconds(), 3),
             "tokens_per_s": round(self.events.tokens_per_s, 1),
-            "trainable": sum(p.numel() for p in self.trainable), "peak_memory_bytes": peak, "resumed_from": started}
+            "trainable": sum(p.numel() for p in self.trainable), "peak_memory_bytes": self._peak_memory(),
+            "resumed_from": started}
+
+    def _peak_memory(self) -> int:
+        """The most bytes that this rank has held: on its GPU, or in the process."""
+        if self.ranks.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _seconds(self) -> float:
         return self.events.seconds_before + time.monotonic() - self.began

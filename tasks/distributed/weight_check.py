@@ -15,7 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from infra.errors import AnnealError, BaseModelError, from_os_error
 from infra.models.model_folder import FIX, OF_THE_MACHINE
@@ -33,7 +37,6 @@ NOT_OF_THE_MODEL = (AnnealError, MemoryError, torch.OutOfMemoryError, torch.Acce
 COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 """Modules whose errors are of the machine's compiler."""
 OTHER_FAMILY = {
-    "scaled_dot_product_attention yet": "Choose a base of a family that supports sdpa attention.",
     "for this kind of AutoModel": "Choose a base of a family that transformers loads as a causal language model."}
 """What transformers says of families that cannot be trained here, and what to do."""
 NO_REASON = re.compile(r" *(Please request|If you believe|Model type should be one of|[Pp]lease (open|file|report) ).*")
@@ -74,9 +77,9 @@ def _of_a_compiler(error: BaseException) -> bool:
 
 def check_headers(config: PreTrainedConfig, tensors: dict[str, Stored], where: str) -> None:
     """Load the model without its weights, and judge what transformers says. Raises BaseModelError."""
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": torch.float32}
     with META:
-        made = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        made = auto_class(config).from_config(config, trust_remote_code=False, **options)
     state = {name: torch.empty(tensor.shape, device=META) for name, tensor in tensors.items()}
     with quiet():
         model, info = type(made).from_pretrained(
@@ -87,6 +90,14 @@ def check_headers(config: PreTrainedConfig, tensors: dict[str, Stored], where: s
     if tables > MOST_TABLE_BYTES:
         raise BaseModelError(f"its tables of positions and masks would take {tables} bytes", where=where,
                              allowed=f"at most {MOST_TABLE_BYTES}", fix="Check the sizes in config.json.")
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """What loads a base: the class for causal language models, and for wrappers around one that transformers does not
+    count among them (Mistral 3, Qwen-VL, LLaVA) the class of models that take pictures beside text."""
+    wraps = (config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+             and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return AutoModelForImageTextToText if wraps else AutoModelForCausalLM
 
 
 @contextmanager

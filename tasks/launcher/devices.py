@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 
+from infra.errors import UserError
+from infra.spec import TrainingSpec
 from tasks.launcher.gpu_locks import LockFolder
 
 LOCK_POLL_S = 1.0
@@ -39,6 +42,17 @@ def gpus_have_bf16() -> bool:
     """Whether all of them compute in bf16: compute capability 8.0 (Ampere) or more. One that does not tell passes."""
     told = [capability for capability in _asked("compute_cap") if capability.replace(".", "").isdigit()]
     return all(float(capability) >= BF16_CAPABILITY for capability in told)
+
+
+def refuse_optimizer(spec: TrainingSpec) -> None:
+    """Raise UserError for an optimizer that this machine does not have."""
+    if spec.optimizer != "adamw_8bit":
+        return
+    lacks = "there is no CUDA device" if not gpus() else "" if find_spec("bitsandbytes") else (
+        "bitsandbytes is not installed")
+    if lacks:
+        raise UserError(f"optimizer is adamw_8bit, and {lacks}", where="this machine", allowed="adamw",
+                        fix="Leave optimizer out, or train on a machine with a GPU and pip install 'anneal[gpu]'.")
 
 
 def _asked(what: str) -> tuple[str, ...]:

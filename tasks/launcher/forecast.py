@@ -9,60 +9,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
-import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from infra.errors import UserError
+from infra.progress import seconds_in_words
 from infra.records import Base, Pack, Record, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
-from tasks.distributed.contract import BLOCK_LOGITS, CHUNK_LOGITS
-from tasks.launcher.devices import gpus
+from tasks.launcher.device_table import GIB, Device, known_device
 from tasks.launcher.jobs import ranks_of, settled
+from tasks.launcher.measured import Span
+from tasks.launcher.memory import ANSWERED_ROWS, choose_micro_batches, memory_to_answer
+from tasks.launcher.weights import weights_of
+from tasks.launcher.whole_run import Phase, Work, spans_of, taken_by, whole, works_of
 
-TABLE = Path(__file__).resolve().parent.parent.parent / "infra" / "hardware.toml"
-GIB = 1 << 30
-SHAPE_NAMES = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
-ADAM_BYTES = 8
-"""Two fp32 moments per trained parameter."""
-ACTIVATIONS_PER_LAYER = {"on": 34, "off": 43}
-"""Bytes x tokens x hidden size that a bf16 transformer layer keeps, compiled (arXiv 2205.05198, section 4.1) or not:
-33 and 43 were measured with LoRA on the shape of Llama 2 7B (tests/benchmarks/gpu.py)."""
 NOT_COMPILED = {"lora": 0.52, "qlora": 0.52, "full": 0.69}
 """Speed of layers that are not compiled, of the compiled ones' on a GPU: lora and full were measured like that."""
 COMPILING_PAYS_S = 120
 """A training that would be shorter is not compiled, which takes 10 to 40 s."""
-LOGIT_BYTES, BLOCK_BYTES = 4, 8
-"""Of a logit (half in bf16), and of one whose softmax is being made: tasks/distributed/cross_entropy.py."""
-USABLE = 0.9
-"""Share of a device's memory that is not lost to the CUDA context, NCCL's buffers and gaps."""
-NF4_BYTES = 0.52
-"""Bytes of a 4-bit weight with its doubly quantized constants (arXiv 2305.14314, section 3)."""
-CUT = ("weights", "gradients", "optimizer")
-"""What shards divide among the ranks."""
 
 
 FITS = {True: "yes", False: "NO: gradient_accumulation_steps 0, activation_checkpointing or a lower chunk_size help",
         None: "unknown: this device is not in the table"}
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One row of the table."""
-
-    name: str
-    tflops: float
-    memory_gib: float
-    usd_per_hour: float
-    utilization: float
-
-    @property
-    def usable_gib(self) -> float:
-        """What tensors can have of it."""
-        return self.memory_gib * USABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +45,10 @@ class Forecast(Record):
     tokens: int
     parameters: int
     trainable: int
+    active: int = 0
+    """Parameters that a token goes through: of experts, those that are chosen."""
+    coverage: dict[str, float] = field(default_factory=dict)
+    """Share of the weights of each kind of layer that is trained or has an adapter."""
     memory_gib: dict[str, float]
     parallelism: str
     why: str
@@ -93,56 +67,121 @@ class Forecast(Record):
     paid: int = 1
     """Devices: the GPUs, or the machines where the ranks share a CPU each."""
 
+    phases: dict[Phase, Span] = field(default_factory=dict)
+    """(low, likely, high) seconds of each step after `pack`; empty where nothing is known."""
+    is_measured: bool = False
+    """Whether this machine has measured such trainings and evaluations before."""
+    works: dict[Phase, Work] = field(default_factory=dict)
+    """What their times are compared by."""
+    one_at_a_time: str | None = None
+    """Why examples go through the model one at a time; empty: they are packed; None: the base was not tried."""
+    memory_later_gib: dict[str, float] = field(default_factory=dict)
+    """Of the steps that answer: evaluate, and the predictor with one request."""
+
     def lines(self) -> dict[str, str]:
         """What people read, by name."""
         parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory_gib.items())
         return {
             "steps": f"{self.steps} ({self.tokens} tokens)",
-            "parameters": f"{self.parameters:,}, {self.trainable:,} of them trained",
+            "parameters": f"{self.parameters:,}, {self._active()}{self.trainable:,} of them trained",
+            **({"trained layers": ", ".join(f"{kind} {share:.0%}" for kind, share in self.coverage.items())
+                + self._experts()} if self.coverage else {}),
+            **({} if self.one_at_a_time is None else {"examples": (
+                f"one at a time: {self.one_at_a_time}" if self.one_at_a_time else "all of a row at once")}),
             "parallelism": f"{self.parallelism}: {self.why}",
             "micro-batches": f"{self.parts} of a rank in a step",
             "compiled layers": f"{self.compile_layers}: {self.why_compiled}",
             "memory of each rank": f"{sum(self.memory_gib.values()):.2f} GiB ({parts})",
             "fits": FITS[self.fits],
-            "time": "unknown" if self.seconds is None else f"{self.seconds:.0f} s",
+            **{f"memory of {name}": f"{size:.2f} GiB" for name, size in self.memory_later_gib.items()},
+            "time": self._whole_time(),
+            **{f"time of {phase}": in_words(span) for phase, span in self.phases.items()},
             "price": "unknown" if self.usd is None else f"{self.usd:.2f} USD"}
+
+    def _active(self) -> str:
+        return f"a token goes through {self.active:,}, " if 0 < self.active < self.parameters else ""
+
+    def _experts(self) -> str:
+        share = self.coverage.get("experts")
+        if share is None:
+            return ""
+        how = "adapters of experts have no dropout" if share and self.trainable < self.parameters else (
+            "experts are not trained" if not share else "")
+        return "; ".join(filter(None, ["", how, "the router's balancing loss is not added"]))
+
+    def _whole_time(self) -> str:
+        if not self.phases:
+            return "unknown" if self.seconds is None else f"{self.seconds:.0f} s"
+        span = whole(self.phases)
+        if self.is_measured:
+            return f"{in_words(span)}, by runs like it on this machine"
+        low, _, high = map(seconds_in_words, span)
+        return f"not known yet, between {low} and {high}: this machine has not measured such a run"
+
+    def later_s(self, step: str) -> float:
+        """Seconds that the steps after this one will take."""
+        phases = list(self.phases)
+        after = phases[phases.index(step) + 1 :] if step in phases else []
+        return sum(self.phases[phase].likely for phase in after)
 
     def settle(self, spec: TrainingSpec) -> TrainingSpec:
         """The spec with what it leaves to the forecast."""
         return dataclasses.replace(spec, gradient_accumulation_steps=self.parts, compile_layers=self.compile_layers)
 
-    def spent(self, trained: Trained) -> dict[str, str]:
-        """The same of a finished training, as far as it is known."""
+    def spent(self, trained: Trained, times: Mapping[str, float] | None = None) -> dict[str, str]:
+        """The same of a finished training, as far as it is known; `times`: seconds of the steps of this run."""
+        taken = taken_by(trained, times or {})
         price = {} if self.usd_per_hour is None else {
             "price": f"{trained.seconds / 3600 * self.usd_per_hour * self.paid:.2f} USD"}
         # Of a GPU's memory tensors are counted, of a CPU's the whole process.
         beside = ", Python and its libraries included" if self.device == "CPU" else ""
         memory = f"{trained.peak_memory_bytes / GIB:.2f} GiB{beside}"
-        return {"steps": f"{trained.steps}", "memory of each rank": memory, "time": f"{trained.seconds:.0f} s", **price}
+        return {"steps": f"{trained.steps}", "memory of each rank": memory,
+                "time": seconds_in_words(sum(taken.values())) if taken else f"{trained.seconds:.0f} s",
+                **{f"time of {phase}": seconds_in_words(seconds) for phase, seconds in taken.items()}, **price}
 
 
 def forecast(settings: Settings, spec: TrainingSpec, pack: Pack, base: Base) -> Forecast:
     """Estimate from the base model's configuration alone; loads no weights."""
     config = json.loads((Path(base.path) / "config.json").read_text(encoding="utf-8"))
     config = {**config, **(config.get("text_config") or {})}
-    parameters, trainable = count_parameters(config, spec, Path(base.path))
+    weights = weights_of(config, spec, Path(base.path))
+    parameters, trainable = weights.total, weights.trained
     name, device = known_device(settings)
     ranks = ranks_of(spec.num_ranks) * settings.nodes
-    return estimate(config, settled(spec), pack, parameters, trainable, ranks, name, device, settings.nodes)
+    found = estimate(config, settled(spec), pack, parameters, trainable, ranks, name, device, settings.nodes,
+                     active=weights.active)
+    found = dataclasses.replace(found, coverage=weights.coverage)
+    works = works_of(settings, found.settle(settled(spec)), pack, base, name, ranks, found.tokens)
+    phases, is_measured = spans_of(settings, works, found.seconds)
+    longest = min(pack.validation.longest + spec.max_new_tokens, base.context_tokens)
+    later = {"evaluation": (ANSWERED_ROWS, longest), "the predictor": (1, base.context_tokens)}
+    return dataclasses.replace(
+        found, works=works, phases=phases, is_measured=is_measured, memory_later_gib={
+            step: round(memory_to_answer(config, settled(spec), parameters, rows, tokens) / GIB, 3)
+            for step, (rows, tokens) in later.items()})
+
+
+def in_words(span: Span) -> str:
+    """2 min 5 s (1 min 50 s to 2 min 20 s)."""
+    low, likely, high = map(seconds_in_words, span)
+    return f"{likely} ({low} to {high})"
 
 
 def estimate(
     config: dict[str, Any], spec: TrainingSpec, pack: Pack, parameters: int, trainable: int, ranks: int, name: str,
-    device: Device | None, nodes: int = 1,
+    device: Device | None, nodes: int = 1, *, active: int | None = None,
 ) -> Forecast:
-    """The same for any number of any device, on so many nodes; `spec.precision` is settled."""
+    """The same for any number of any device, on so many nodes; `spec.precision` is settled. `active`: weights that a
+    token goes through, where these are not all."""
+    active = parameters if active is None else active
     per_epoch = math.ceil(pack.train.rows / spec.train_batch_size)
     steps = min(per_epoch * spec.num_train_epochs, spec.max_steps or math.inf)
     tokens = round(pack.train.tokens * steps / max(1, per_epoch))
     paid = nodes if name == "CPU" else ranks
     # LoRA: forward 2N and backward 2N per token; full fine-tuning another 2N for the weights; a second forward.
     each = (6 if spec.peft_method == "full" else 4) + (2 if spec.activation_checkpointing else 0)
-    fastest = None if device is None else each * parameters * tokens / (
+    fastest = None if device is None else each * active * tokens / (
         device.tflops * 1e12 * device.utilization * paid)
     plain = fastest if fastest is None or name == "CPU" else fastest / NOT_COMPILED[spec.peft_method]
     compiled, because = compiles(spec, name, plain)
@@ -151,7 +190,8 @@ def estimate(
         config, spec, pack, ranks, parameters, trainable, device, nodes)
     known: dict[str, Any] = {
         "device": name, "ranks": ranks, "paid": paid, "steps": int(steps), "tokens": tokens, "parameters": parameters,
-        "trainable": trainable, "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
+        "active": active, "trainable": trainable,
+        "memory_gib": {part: round(size / GIB, 3) for part, size in memory.items()},
         "parallelism": parallelism, "why": why, "parts": spec.gradient_accumulation_steps,
         "compile_layers": compiled, "why_compiled": because}
     seconds = fastest if compiled == "on" else plain
@@ -162,34 +202,8 @@ def estimate(
         usd=round(seconds / 3600 * device.usd_per_hour * paid, 4), usd_per_hour=device.usd_per_hour)
 
 
-def known_device(settings: Settings) -> tuple[str, Device | None]:
-    """This machine's device and its row in the table, <home>/hardware.toml first.
-
-    Raises UserError for a table that cannot be read; a device that is not in it is no error.
-    """
-    own = settings.home_path / "hardware.toml"
-    table = device_table(own if own.exists() else TABLE)
-    here = gpus()[0] if gpus() else "CPU"
-    rows = (device for name, device in table.items() if re.search(rf"\b{re.escape(name)}\b", here, re.IGNORECASE))
-    return here, next(rows, None)
-
-
-def device_table(path: Path = TABLE) -> dict[str, Device]:
-    """The table of devices. Raises UserError."""
-    try:
-        return {name: Device(name, **row) for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items()}
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise UserError(f"the table cannot be read ({error})", where=str(path),
-                        allowed="tflops, memory_gib, usd_per_hour and utilization for each device") from error
-
-
-def count_parameters(config: dict[str, Any], spec: TrainingSpec, folder: Path) -> tuple[int, int]:
-    """(all, trained) parameters. A Llama-like decoder is counted from its configuration alone, any
-    other from the headers of its weight files; what LoRA adds to those is not known (0)."""
-    per_layer = isinstance(config.get("num_key_value_heads"), list)
-    if per_layer or not all(isinstance(config.get(name), int) for name in SHAPE_NAMES):
-        total = sum(_weights_in(path) for path in folder.glob("*.safetensors"))
-        return total, total if spec.peft_method == "full" else 0
+def count_parameters(config: dict[str, Any], spec: TrainingSpec) -> tuple[int, int]:
+    """(all, trained) parameters of a Llama-like decoder, from its configuration alone."""
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     inner, heads = config["intermediate_size"], config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
@@ -220,74 +234,3 @@ def compiles(spec: TrainingSpec, device: str, seconds: float | None) -> tuple[Li
         "the training is short": seconds is not None and seconds < COMPILING_PAYS_S}
     against = next((reason for reason, holds in reasons.items() if holds), None)
     return ("off", against) if against else ("on", "packed rows of one size on a GPU")
-
-
-def choose_micro_batches(
-    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
-    device: Device | None, nodes: int,
-) -> tuple[TrainingSpec, dict[str, float], str, str]:
-    """The spec with a number of micro-batches, and what `spread` says of it: where the spec leaves it open, the fewest
-    that fit, rather with a copy of the weights on each rank than in shards."""
-    share = math.ceil(spec.train_batch_size / ranks)
-    numbers = [spec.gradient_accumulation_steps] if spec.gradient_accumulation_steps else (
-        [1] if device is None else [*(1 << n for n in range(share.bit_length()) if 1 << n < share), share])
-    found = []
-    for number in numbers:
-        one = dataclasses.replace(spec, gradient_accumulation_steps=number)
-        found.append((one, *spread(config, one, pack, ranks, parameters, trainable, device, nodes)))
-    fitting = [(way != "ddp", place) for place, (_, memory, way, _) in enumerate(found)
-               if device is None or sum(memory.values()) / GIB <= device.usable_gib]
-    return found[min(fitting)[1] if fitting else -1]
-
-
-def spread(
-    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
-    device: Device | None, nodes: int = 1,
-) -> tuple[dict[str, float], str, str]:
-    """(memory by parts, ddp | fsdp | hsdp, why): what the spec asks for, or ddp where it fits, else shards:
-    of a node's ranks if that is enough, else of all."""
-    whole = memory_parts(config, spec, pack, ranks, parameters, trainable)
-
-    def cut(shards: int) -> dict[str, float]:
-        return {part: size / shards if part in CUT else size for part, size in whole.items()}
-
-    if spec.parallelism != "auto":
-        shards = {"ddp": 1, "fsdp": ranks, "hsdp": ranks // nodes}[spec.parallelism]
-        return cut(shards), spec.parallelism, "asked for"
-    if ranks == 1 or spec.peft_method == "qlora" or device is None:
-        why = "one rank" if ranks == 1 else "the device is not in the table" if device is None else "4-bit weights"
-        return whole, "ddp", why
-    needed = sum(whole.values()) / GIB
-    if needed <= device.usable_gib:
-        return whole, "ddp", f"{needed:.1f} GiB a rank fit the {device.usable_gib:.0f} usable GiB of {device.name}"
-    if nodes > 1 and sum(cut(ranks // nodes).values()) / GIB <= device.usable_gib:
-        return cut(ranks // nodes), "hsdp", f"a whole copy takes {needed:.1f} GiB, shards of a node's ranks fit"
-    return cut(ranks), "fsdp", f"a whole copy takes {needed:.1f} GiB, {device.name} has {device.usable_gib:.0f} usable"
-
-
-def memory_parts(
-    config: dict[str, Any], spec: TrainingSpec, pack: Pack, ranks: int, parameters: int, trainable: int,
-) -> dict[str, float]:
-    """Bytes per rank with a copy on each: weights, gradients, optimizer, activations, logits."""
-    half = spec.precision == "bf16"
-    # Full fine-tuning in bf16: fp32 weights, and the copies that autocast makes of them for a step.
-    width = NF4_BYTES if spec.peft_method == "qlora" else (2 if spec.peft_method == "lora" else 6) if half else 4
-    share = math.ceil(spec.train_batch_size / ranks / spec.gradient_accumulation_steps)
-    tokens = share * (pack.chunk_tokens if spec.pack_sequences else min(pack.train.longest, pack.chunk_tokens))
-    labelled = tokens * pack.train.labelled / max(1, pack.train.tokens)
-    layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
-    layer = ACTIVATIONS_PER_LAYER["on" if spec.compile_layers == "on" else "off"]
-    kept = 2 * layers + layer if spec.activation_checkpointing else layers * layer
-    activations = tokens * hidden * kept
-    logits = min(labelled * config.get("vocab_size", 0), CHUNK_LOGITS)
-    return {
-        "weights": parameters * width, "gradients": trainable * 4, "optimizer": trainable * ADAM_BYTES,
-        "activations": activations * (1 if half else 2),
-        "logits": logits * LOGIT_BYTES / (2 if half else 1) + min(logits, BLOCK_LOGITS["cuda"]) * BLOCK_BYTES}
-
-
-def _weights_in(path: Path) -> int:
-    """Parameters in a safetensors file, by its header: 8 bytes of length, then JSON."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -27,6 +27,7 @@ from infra.errors import Transient, UserError
 from infra.settings import Settings
 from tasks.launcher.devices import gpus, held
 from tasks.launcher.gpu_locks import lock_folder
+from tasks.runs.step_times import waiting
 
 LEASE_S = 60
 """The shortest that Prefect takes."""
@@ -40,7 +41,10 @@ def hold(settings: Settings, ranks: int, look: Callable[[], None] = lambda: None
     """Wait for a GPU for each rank and keep others off them. Raises Transient when Prefect does not answer, and what
     `look` raises while it waits."""
     folder = lock_folder(settings.gpu_locks)
-    with gpu_slots(settings, ranks if gpus() else 1, look), held(ranks if gpus() else 0, folder, look):
+    with ExitStack() as kept:
+        with waiting():
+            kept.enter_context(gpu_slots(settings, ranks if gpus() else 1, look))
+            kept.enter_context(held(ranks if gpus() else 0, folder, look))
         yield
 
 

@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +127,13 @@ def failure(folder: Path, code: int, module: str) -> AnnealError:
 
 
 def settled(spec: TrainingSpec) -> TrainingSpec:
-    """The spec with what `precision=auto` means on this machine."""
+    """The spec with what `precision=auto` means on this machine: bf16 on GPUs that have it, fp32 on every CPU.
+
+    Two CPUs then give one training; whether bf16 is faster there depends on the CPU and on the model.
+    """
     if spec.precision != "auto":
         return spec
-    has_bf16 = gpus_have_bf16() if gpus() else cpu_has_bf16()
-    return dataclasses.replace(spec, precision="bf16" if has_bf16 else "fp32")
-
-
-@cache
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices by itself (Linux tells); others do it more slowly than fp32."""
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="ascii"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        return False
-    return flags is not None and bool({"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
+    return dataclasses.replace(spec, precision="bf16" if gpus() and gpus_have_bf16() else "fp32")
 
 
 def ranks_of(wanted: int) -> int:

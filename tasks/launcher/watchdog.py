@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from statistics import median
-from typing import Any
 
 from infra.settings import Settings
+from tasks.distributed.events import Event
 
 ENOUGH_STEPS, ENOUGH_PAUSES, ENOUGH_STARTS = 5, 2, 1
 USUAL_STEPS = 20
@@ -43,7 +43,7 @@ class StallWatchdog:
         self._last = self._newest = None
         self._pause, self._launched = "", time.time()
 
-    def see(self, event: dict[str, Any]) -> None:
+    def see(self, event: Event) -> None:
         """Take one event."""
         if event["event"] in BESIDE:
             return

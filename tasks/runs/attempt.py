@@ -7,41 +7,52 @@ A run that was taken for dead and started elsewhere has a higher `run_count`: th
 and goes without a word, because what it would report belongs to the newer one. A frozen one on this machine is woken
 for that, and killed if it does not go: it would keep its training and its GPUs for ever. A cancelled run stops even
 when no worker is left to tell it. Without a Prefect server that outlives the process, nothing is done here.
-Dies half-way: the file says what was reached; flows/reconcile.py starts the run again unless three attempts in a
+Dies half-way: the file says what was reached; deployments/reconcile.py starts the run again unless three attempts in a
 row reached the same.
 """
 
 from __future__ import annotations
 
 import contextvars
+import inspect
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelled
 
 from infra.errors import AnnealError, Transient, UserError
+from infra.run_listener import listener
 from infra.settings import Settings
 from infra.storage.store import Store
+from tasks.runs.blocks import adopt_secrets
 from tasks.runs.fence import Fence, cancellation
 from tasks.runs.locks import exclusive_lock, lock_of
 from tasks.runs.run_log import show_in_runs
+from tasks.runs.step_times import timing
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RUNS = "runs"
 CANCEL_POLLS = 2  # the worker's own SIGTERM comes within a few seconds; after that nobody else will send one
 TAKEOVER_S = 60.0
 """A process that lost its run finds out within seconds, and then its ranks save a checkpoint."""
 PUT_OFF = timedelta(minutes=1)
+INTERRUPTED = "Interrupted by the user (Ctrl-C). The same training started again goes on at its last checkpoint."
 EXIT_TAKEN = 0  # any other code lets the worker report a crash, of a run that others execute
 log = logging.getLogger(__name__)
 _held: list[ExitStack] = []
@@ -99,23 +110,37 @@ def attempts_name(run: UUID) -> str:
     return f"{RUNS}/{run}.json"
 
 
-def cancelled() -> Any:
-    """What a cancelled flow returns; Prefect makes an exception of it for callers, so it stands for any result."""
-    return Cancelled(message="Cancelled; the last checkpoint is kept.")
+def survives(body: Callable[P, R]) -> Callable[P, R]:
+    """A flow's body as one attempt at its run. Of a cancelled run the result is Prefect's state Cancelled, which stands
+    for any: callers get Prefect's exception.
+
+    Raises UserError when somebody gave the run of a plain call another state.
+    """
+
+    @wraps(body)
+    def attempted(*args: P.args, **kwargs: P.kwargs) -> R:
+        settings = Settings()
+        adopt_secrets(settings)
+        with attempt(settings, Store(settings)), timing(), ctrl_c_cancels():
+            return body(*args, **kwargs)
+        return cast(R, Cancelled(message="Cancelled; the last checkpoint is kept."))
+
+    # Prefect looks the names of the annotations up in this module, not in the body's.
+    attempted.__signature__ = inspect.signature(body, eval_str=True)  # type: ignore[attr-defined]
+    attempted.__annotations__ = inspect.get_annotations(body, eval_str=True)
+    return attempted
 
 
 @contextmanager
 def attempt(settings: Settings, store: Store) -> Iterator[None]:
-    """Around the body of a flow. Code after it is reached only when the run was cancelled: return `cancelled()` there.
-
-    Raises UserError when somebody gave the run of a plain call another state.
-    """
+    """Around the body of a flow; what is raised in a run that was cancelled goes no further."""
     show_in_runs()
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not PREFECT_API_URL.value():
         yield
         return
     run = context.flow_run
+    listener().run_begins(str(run.id))
     with get_client(sync_client=True) as client:
         number = client.read_flow_run(run.id).run_count
     known = threading.Event()
@@ -149,6 +174,31 @@ def attempt(settings: Settings, store: Store) -> Iterator[None]:
         fence.over.set()
         _current.reset(tokens[0])
         cancellation.reset(tokens[1])
+
+
+class InterruptedRun(Abort, KeyboardInterrupt):
+    """Ctrl-C, which Prefect's engine takes for an order of its server: it then leaves the state alone, and does not
+    report a crash. Whoever called the flow catches a KeyboardInterrupt as ever."""
+
+    state: State[Any] | None = None
+
+
+@contextmanager
+def ctrl_c_cancels() -> Iterator[None]:
+    """Show a run that a person started in this process, and interrupts, as cancelled; also where it has Prefect's
+    temporary server. Where Prefect does not answer, it shows a crash."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        context = FlowRunContext.get()
+        run = context.flow_run if context is not None else None
+        if run is None or run.deployment_id is not None or isinstance(error, InterruptedRun):
+            raise
+        interrupted = InterruptedRun(INTERRUPTED)
+        with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+            client.set_flow_run_state(run.id, Cancelled(message=INTERRUPTED), force=True)
+            interrupted.state = client.read_flow_run(run.id).state
+        raise interrupted from error
 
 
 def put_off(run: UUID, error: Transient) -> None:

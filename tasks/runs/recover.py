@@ -56,15 +56,15 @@ class Recovered:
 
 def recover(
     settings: Settings, client: SyncPrefectClient, store: Store, flows: tuple[str, ...], *,
-    except_run: object = None, sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Recovered:
-    """One pass over the runs of `flows`, but for the one that makes it."""
+    """One pass over the runs of `flows`."""
     done = Recovered()
     # Those that wait for a second look do so after those that are surely dead.
     gone = dead(settings, client, flows)
     if gone:
         sleep(TELLS_S)
-    for run in gone or silent(client, flows, except_run, sleep):
+    for run in gone or silent(client, flows, sleep):
         now = client.read_flow_run(run.id).state
         if now is None or run.state is None or now.id != run.state.id:  # it ended meanwhile, or began
             continue
@@ -108,13 +108,6 @@ def pushed_out(client: SyncPrefectClient, since: datetime) -> list[FlowRun]:
     return runs[-1:] if runs and not runs_in(client, ("retrain",), *under_way) else []
 
 
-def forget(client: SyncPrefectClient, flow: str, kept: timedelta) -> None:
-    """Delete ended runs of a flow that are older than that."""
-    ended = (StateType.COMPLETED, StateType.CANCELLED, StateType.CRASHED, StateType.FAILED)
-    for run in runs_in(client, (flow,), *ended, ended_before=datetime.now(UTC) - kept):
-        client.delete_flow_run(run.id)
-
-
 def forget_looks(client: SyncPrefectClient, kept: timedelta) -> None:
     """Delete runs of `anneal watch` that trained nothing and ended longer ago than that."""
     ended = (StateType.COMPLETED, StateType.CANCELLED, StateType.FAILED)
@@ -132,7 +125,7 @@ def dead(settings: Settings, client: SyncPrefectClient, flows: tuple[str, ...]) 
 
 
 def silent(
-    client: SyncPrefectClient, flows: tuple[str, ...], except_run: object, sleep: Callable[[float], None],
+    client: SyncPrefectClient, flows: tuple[str, ...], sleep: Callable[[float], None],
 ) -> list[FlowRun]:
     """Runs that say they run, or are about to, and of which nothing is heard."""
     limits = {"Running": SILENT_S, **dict.fromkeys(TAKEN, PENDING_S)}
@@ -143,7 +136,7 @@ def silent(
         now = datetime.now(UTC)
         return {
             identity: (run, sign) for identity, (run, sign) in found.items()
-            if run.state and (now - sign).total_seconds() > limits[run.state.name or ""] and identity != except_run}
+            if run.state and (now - sign).total_seconds() > limits[run.state.name or ""]}
 
     first = suspects()
     if not first:

@@ -17,12 +17,14 @@ from uuid import UUID
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 
 from infra.errors import AnnealError, Broken, Missing, RanksLost, Transient, from_os_error
 from infra.records import Record
 from infra.redaction import redacted
-from tasks.runs.attempt import reached
+from infra.run_listener import listener
+from tasks.runs.attempt import INTERRUPTED, reached
+from tasks.runs.step_times import timed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +57,8 @@ def step(
         def work(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 return function(*args, **kwargs)
+            except KeyboardInterrupt:  # Prefect would call it Crashed
+                return cast(R, Cancelled(message=INTERRUPTED))
             except OSError as error:
                 raise from_os_error(error, name) from error
             except AnnealError:
@@ -69,9 +73,17 @@ def step(
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            value = prefect_task(*args, **kwargs)
+            listener().step_begins(name)
+            with timed(name) as clock:
+                value = prefect_task(*args, **kwargs)
+                if isinstance(value, State):
+                    clock.forget()
+            if isinstance(value, State) and value.is_cancelled():  # by Ctrl-C: see `work`
+                raise KeyboardInterrupt
             result = value.result() if isinstance(value, State) else value
             reached(f"{name} done")
+            listener().step_ends(
+                name, result if isinstance(result, Record) else None, was_done=isinstance(value, State))
             return result
 
         return call

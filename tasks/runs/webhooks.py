@@ -2,8 +2,8 @@
 
 In:   runs that ended within the last day    Out: POST to ANNEAL_WEBHOOK_URL, signed as by Standard Webhooks 1.0
 On disk: <store>/notifications/<run>-<attempt>.json, how far it is; <run>-<attempt>.done once it needs no more tries
-flows/reconcile.py calls it every minute, so a receiver that is away costs no training a second. Dies half-way: the
-same message is sent again, with the same id, by which receivers know it.
+deployments/reconcile.py calls it when runs end and every minute, so a receiver that is away costs no training a second.
+Dies half-way: the same message is sent again, with the same id, by which receivers know it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 from standardwebhooks import Webhook
 
 from infra.crashpoints import crashpoint
-from infra.errors import UserError
+from infra.errors import AnnealError, UserError
 from infra.settings import Settings
+from infra.storage.host_guard import parsed, reachable
+from infra.storage.http_client import request
 from infra.storage.store import Store
+from infra.storage.timeouts import Patience
 from tasks.runs.queries import RECOVERED, age_s, only_looked, runs_in
 
 TOLD = (StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)
@@ -36,7 +38,8 @@ NEW = timedelta(days=1)
 DELAYS_S = (60, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """After each failed try, as Standard Webhooks recommends; then it is given up."""
 KEPT = timedelta(seconds=sum(DELAYS_S)) + 2 * NEW
-TIMEOUT_S, DEADLINE_S = 15.0, 20.0
+PATIENCE, DEADLINE_S = Patience(stall_s=15), 20.0
+GONE = 410
 SECRET_PREFIX = "whsec_"
 NOTIFICATIONS = "notifications"
 
@@ -50,6 +53,17 @@ class Message:
     tries: int = 0
     due: float = 0.0
     """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one try."""
+
+    said: str
+    is_over: bool
+    """No more tries are wanted."""
+    after_s: float = 0.0
+    """How long the receiver wants to be left alone."""
 
 
 def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Iterator[str]:
@@ -72,45 +86,70 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
         message = Message(**json.loads(text)) if text else message_of(run)
         if message.due > datetime.now(UTC).timestamp():
             continue
-        status, over = deliver(settings.webhook_url, webhook, message)
-        over = over or message.tries == len(DELAYS_S)
+        outcome = deliver(settings, settings.webhook_url, message, webhook, is_own=True)
+        status, over = outcome.said, outcome.is_over or message.tries == len(DELAYS_S)
         crashpoint("notify.after_send")
         # Noted after the try: a crash in between sends it twice, with one id, rather than never.
         if over:
             store.write(f"{name}.done", status)
         else:
-            due = datetime.now(UTC).timestamp() + DELAYS_S[message.tries]
+            due = datetime.now(UTC).timestamp() + max(DELAYS_S[message.tries], outcome.after_s)
             later = Message(message.id, message.body, message.tries + 1, due)
             store.write(f"{name}.json", json.dumps(asdict(later)))
         crashpoint("notify.after_note")
         yield f"{run.name}: {status}{'' if over else f', again in {DELAYS_S[message.tries]} s'}"
 
 
-def deliver(url: str, webhook: Webhook, message: Message) -> tuple[str, bool]:
-    """Send it once; returns what came of it, and whether that is the end. 410 is a receiver's wish for no more."""
-    now = datetime.now(UTC)
-    headers = {
-        "content-type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": webhook.sign(message.id, now, message.body)}
-    found: list[httpx.Response | httpx.HTTPError] = []
-    sending = threading.Thread(target=_send, args=(url, message.body, headers, found), name="webhook", daemon=True)
+def deliver(settings: Settings, url: str, message: Message, *webhooks: Webhook, is_own: bool = False) -> Outcome:
+    """Send it once; the only sender of webhooks, the gateway's too.
+
+    The target's addresses are judged before it is connected to, and redirects are not followed. `is_own`: whoever runs
+    the service named it, so that it may be private. 410 is a receiver's wish for no more.
+    """
+    headers = signed_headers(message, *webhooks)
+    found: list[Outcome] = []
+    sending = threading.Thread(target=_send, args=(settings, url, message.body, headers, is_own, found),
+                               name="webhook", daemon=True)
     sending.start()
-    sending.join(DEADLINE_S)  # a time limit of httpx counts from byte to byte
-    answer = found[0] if found else httpx.ReadTimeout("")
-    if isinstance(answer, httpx.HTTPError):
-        return f"not delivered ({type(answer).__name__})", False
-    taken = answer.is_success or answer.status_code == httpx.codes.GONE
-    return f"{'delivered' if answer.is_success else 'not delivered'} (HTTP {answer.status_code})", taken
+    sending.join(DEADLINE_S)  # a time limit of the client counts from byte to byte
+    return found[0] if found else Outcome(f"not delivered (no answer within {DEADLINE_S:g} s)", is_over=False)
 
 
-def _send(url: str, body: str, headers: dict[str, str], found: list[httpx.Response | httpx.HTTPError]) -> None:
+def signed_headers(message: Message, *webhooks: Webhook) -> dict[str, str]:
+    """What a message is sent with: its id, the time, and a signature by each secret."""
+    now = datetime.now(UTC)
+    return {
+        "content-type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(webhook.sign(message.id, now, message.body) for webhook in webhooks)}
+
+
+def _send(
+    settings: Settings, url: str, body: str, headers: dict[str, str], is_own: bool, found: list[Outcome],
+) -> None:
     """The answer's head; nobody wants what follows."""
     try:
-        with httpx.stream("POST", url, content=body, headers=headers, timeout=TIMEOUT_S,
-                          follow_redirects=False) as answer:
-            found.append(answer)
-    except httpx.HTTPError as error:
-        found.append(error)
+        address = parsed(url, "webhook")
+        trusting = settings.model_copy(update={"allow_private_hosts": True}) if is_own else settings
+        answer = request("POST", address, reachable(address, trusting, "webhook"), headers, "webhook", PATIENCE,
+                         body.encode())
+    except AnnealError as error:
+        found.append(Outcome(f"not delivered ({error})", is_over=False))
+        return
+    answer.close()
+    taken = 200 <= answer.status < 300
+    found.append(Outcome(
+        f"{'delivered' if taken else 'not delivered'} (HTTP {answer.status})", taken or answer.status == GONE,
+        _after_s(answer.headers.get("retry-after", ""))))
+
+
+def _after_s(value: str) -> float:
+    """Retry-After in seconds: a number, or a date."""
+    if value.isdigit():
+        return min(float(value), DELAYS_S[-1])
+    try:
+        return max(0.0, min(datetime.fromisoformat(value).timestamp() - time.time(), DELAYS_S[-1]))
+    except ValueError:
+        return 0.0
 
 
 def webhook_of(secret: str) -> Webhook:

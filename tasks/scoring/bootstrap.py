@@ -23,14 +23,19 @@ Statistic = Callable[[Floats], Floats]
 
 def intervals(rows: int, statistic: Statistic, seed: int = 0) -> Floats:
     """bounds_K3: (low, value of all rows, high) of each metric."""
+    low, high = np.quantile(resampled(rows, statistic, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.stack([low, statistic(np.ones((1, rows)))[0], high], axis=1)
+
+
+def resampled(rows: int, statistic: Statistic, seed: int = 0) -> Floats:
+    """values_RK of RESAMPLES resampled sets of rows."""
     random = np.random.default_rng(seed)
     found = []
     for _ in range(RESAMPLES // AT_A_TIME):
         places = random.integers(0, rows, (AT_A_TIME, rows)) + rows * np.arange(AT_A_TIME)[:, None]
         drawn = np.bincount(places.ravel(), minlength=AT_A_TIME * rows)
         found.append(statistic(drawn.reshape(AT_A_TIME, rows).astype(np.float64)))
-    low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return np.stack([low, statistic(np.ones((1, rows)))[0], high], axis=1)
+    return np.concatenate(found)
 
 
 def mean_of(values_NK: Floats) -> Statistic:

@@ -24,9 +24,7 @@ Table = dict[str, list[float]]
 PRIMARY: dict[TaskType, str] = {
     "auto": "rougeL", "summary": "rougeL", "classification": "accuracy", "question": "f1", "extraction": "field_f1",
     "chat": "rougeL", "style": "loss"}
-"""The metric that the gate compares with the base's."""
-NAMES = {"rougeL": "ROUGE-L", "accuracy": "accuracy", "f1": "F1", "field_f1": "field F1", "loss": "held-out loss"}
-"""How the gate's sentence calls them."""
+"""The metric that the gate compares; of text rows it is the loss."""
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
 BY_LOSS: frozenset[TaskType] = frozenset({"chat", "style"})
 """Scored with the held-out loss of each row too."""
@@ -55,6 +53,28 @@ def scored(
         return {model: classification(references, texts, known) for model, texts in answers.items()}
     of = question_scores if task == "question" else extraction
     return {model: of(references, texts) for model, texts in answers.items()}
+
+
+def parts_of(
+    metric: str, references: Sequence[str], answers: Sequence[str], losses_N3: Floats, rouge_l: Floats | None = None,
+) -> Floats:
+    """parts_N2 of a task type's first metric: over any rows it is the sum of the first part by that of the second.
+
+    `rouge_l`: the rows' ROUGE-L if it is known.
+    """
+    if metric == "loss":
+        return losses_N3[:, :2]
+    pairs = list(zip(references, answers, strict=True))
+    if metric == "field_f1":
+        counts = [_counts(wanted, answer)[:3] for wanted, answer in pairs]
+        return np.array([[2 * true, answered + wanted] for true, answered, wanted in counts], np.float64)
+    if metric == "rougeL":
+        values = rouge_l if rouge_l is not None else score_rows(references, answers, ("rougeL",))[:, 0]
+    elif metric == "accuracy":
+        values = np.array([label_of(wanted) == label_of(answer) for wanted, answer in pairs], np.float64)
+    else:
+        values = np.array([_answer(plain_words(wanted), plain_words(answer))[1] for wanted, answer in pairs])
+    return np.stack([values, np.ones(len(pairs))], axis=1)
 
 
 def table(names: Iterable[str], rows: int, statistic: Statistic) -> Table:

@@ -9,17 +9,20 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
-from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from infra.progress import Throttle
+from infra.run_listener import listener
 from tasks.data.streams import ProgressListener, ReadProgress
+from tasks.distributed.events import Event, StepEvent
+from tasks.ui.artifacts import put
 from tasks.ui.charts import Panel, curves, picture_of
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,34 @@ def if_it_can(show: Callable[[], T], *, at_once: bool = False) -> T | None:
         return None
 
 
+class Curves:
+    """What a training's events say over its steps."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+        self._rates: dict[int, float] = {}
+        self._speeds: dict[int, float] = {}
+        self._validation: dict[int, float] = {}
+
+    def see(self, event: Event) -> None:
+        """Take one event of the trainer."""
+        if event["event"] == "validation":
+            self._validation[event["step"]] = event["loss"]
+        if event["event"] == "step":
+            self.losses[event["step"]] = event["loss"]
+            self._rates[event["step"]] = event["lr"]
+            self._speeds[event["step"]] = event["tokens_per_s"]
+
+    def panels(self) -> list[Panel]:
+        """Loss, learning rate and speed."""
+        return [
+            Panel(title="Loss of each step, and validation loss", unit="nats per token", line=self.losses,
+                  dots=self._validation),
+            Panel(title="Learning rate", unit="learning rate", line=self._rates),
+            Panel(title="Tokens per second since the launch, without padding", unit="tokens per second",
+                  line=self._speeds)]
+
+
 class RunProgress:
     """A progress artifact that follows events; the curve is drawn now and then and at the end."""
 
@@ -49,36 +80,28 @@ class RunProgress:
         self._log = get_run_logger()
         self._artifact: UUID | None = None
         self._curves: UUID | None = None
-        self._losses: dict[int, float] = {}
-        self._rates: dict[int, float] = {}
-        self._speeds: dict[int, float] = {}
-        self._validation: dict[int, float] = {}
+        self._seen = Curves()
         self._show_now, self._draw_now = Throttle(SHOW_EVERY_S), Throttle(CURVE_EVERY_S)
 
     def __enter__(self) -> RunProgress:
-        self._artifact = if_it_can(lambda: create_progress_artifact(  # type: ignore[assignment]
-            progress=0.0, key=f"{self._key}-progress", description="Optimizer steps done"))
+        self._artifact = if_it_can(lambda: put(f"{self._key}-progress", "progress", 0.0, "Optimizer steps done"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._draw(at_once=False)
 
-    def see(self, event: dict[str, Any]) -> None:
+    def see(self, event: Event) -> None:
         """Take one event of the trainer."""
-        name = event["event"]
-        if name not in ("step", "pause"):
+        listener().trains(event)
+        if event["event"] not in ("step", "pause"):
             details = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}"
                                for k, v in event.items() if k not in ("event", "time"))
-            self._log.info("%s %s", name, details)
-        if name == "validation":
-            self._validation[event["step"]] = event["loss"]
-        if name == "done":
+            self._log.info("%s %s", event["event"], details)
+        self._seen.see(event)
+        if event["event"] == "done":
             self._show(event["step"], event["step"], "done")
-        if name == "step":
-            self._losses[event["step"]] = event["loss"]
-            self._rates[event["step"]] = event["lr"]
-            self._speeds[event["step"]] = event["tokens_per_s"]
+        if event["event"] == "step":
             if self._show_now.is_due():
                 self._log.info(
                     "step %(step)d/%(total)d loss=%(loss).4f lr=%(lr).3g tokens_per_s=%(tokens_per_s).0f "
@@ -94,25 +117,16 @@ class RunProgress:
                 artifact_id=artifact, progress=100.0 * step / total, description=about), at_once=True)
 
     def _draw(self, *, at_once: bool) -> None:
-        if self._losses:
+        if self._seen.losses:
             self._curves = if_it_can(
-                lambda: drawn(self._curves, self._picture(), f"{self._key}-loss"), at_once=at_once) or self._curves
-
-    def _picture(self) -> str:
-        return picture_of(curves([
-            Panel(title="Loss of each step, and validation loss", unit="nats per token", line=self._losses,
-                  dots=self._validation),
-            Panel(title="Learning rate", unit="learning rate", line=self._rates),
-            Panel(title="Tokens per second since the launch, without padding", unit="tokens per second",
-                  line=self._speeds)]))
+                lambda: drawn(self._curves, picture_of(curves(self._seen.panels())), f"{self._key}-curves"),
+                at_once=at_once) or self._curves
 
 
 def drawn(artifact: UUID | None, picture: str, key: str) -> UUID:
     """The artifact with that picture: a new one only where there is none, because the UI shows each as a card."""
     if artifact is None:
-        found: UUID = create_image_artifact(  # type: ignore[assignment]
-            image_url=picture, key=key, description="Loss, learning rate and speed of each step; validation loss")
-        return found
+        return put(key, "image", picture, "Loss, learning rate and speed of each step; validation loss")
     with get_client(sync_client=True) as client:
         client.update_artifact(artifact, ArtifactUpdate(data=picture))
     return artifact
@@ -141,6 +155,7 @@ class ReadingShown(ProgressListener):
     def see(self, standing: ReadProgress) -> None:
         """Show how far it is."""
         self.say(str(standing))
+        listener().gets_on(standing.share or 0.0, 1.0, str(standing))
         if standing.share is not None:
             self._show(standing.share, str(standing))
 
@@ -149,11 +164,10 @@ class ReadingShown(ProgressListener):
             if_it_can(lambda: update_progress_artifact(
                 artifact_id=artifact, progress=100.0 * share, description=about))
         else:
-            self._artifact = if_it_can(lambda: create_progress_artifact(  # type: ignore[assignment]
-                progress=100.0 * share, key=f"{self._key}-progress", description=about))
+            self._artifact = if_it_can(lambda: put(f"{self._key}-progress", "progress", 100.0 * share, about))
 
 
-def standing(event: dict[str, Any]) -> str:
+def standing(event: StepEvent) -> str:
     """Where a training is, in a line: step, loss, learning rate, speed, time left, price so far."""
     minutes, seconds = divmod(round(event["eta_s"]), 60)
     left = f"{minutes} min" if minutes >= 10 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

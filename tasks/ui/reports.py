@@ -1,12 +1,13 @@
-"""What a run shows in the Prefect UI, as Markdown and links. Pure text first, artifacts last."""
+"""What a run shows in the Prefect UI, as Markdown, a table and links. Pure text first, artifacts last."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from uuid import UUID
 
 from prefect import runtime
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 
@@ -15,10 +16,15 @@ from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Spl
 from infra.settings import Settings
 from infra.storage.https import without_secrets
 from tasks.launcher.forecast import Forecast
+from tasks.ui.artifacts import put
 from tasks.ui.charts import bars, picture_of
 from tasks.ui.progress import if_it_can
 
 CELL_CHARACTERS = 400
+TOKENS = {
+    "rouge-score": "the words of rouge-score: runs of ASCII letters and digits, stemmed (tokenizer `rouge-score`)",
+    "unicode": "words of every script, and characters where a script puts no spaces between words, because rouge-score "
+               "sees ASCII letters and digits only (tokenizer `unicode`)"}
 AS_TEXT = str.maketrans({
     "\n": "<br>", "\r": "<br>", "<": "&lt;", "&": "&amp;", **{sign: f"&#{ord(sign)};" for sign in "|`*_[]~\\"}})
 """What stands in Markdown for signs that could be read as markup there."""
@@ -36,12 +42,13 @@ def data_report(split: Split, pack: Pack) -> str:
         f"Left out by `drop`: {split.dropped}{f', in {split.folder}/dropped.jsonl' if split.dropped else ''}.", "",
         f"| | examples | rows of {pack.chunk_tokens} | tokens | learned | longest | cut | split | fill |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|", line("train", pack.train), line("held out", pack.validation), "",
-        "How long the examples are: the picture `data-lengths`.", "", *_findings(split), "", *_samples(pack)])
+        "How long the examples are: the picture `data-lengths`.", "", *_findings(split, pack), "", *_samples(pack)])
 
 
-def _findings(split: Split) -> list[str]:
-    """What was noted while judging; an earlier release noted nothing."""
-    if not split.findings:
+def _findings(split: Split, pack: Pack) -> list[str]:
+    """What was noted while judging and tokenising; an earlier release noted nothing."""
+    findings = [*split.findings, *pack.findings]
+    if not findings:
         if not split.compared:
             return []  # a split of an earlier release: nothing else was looked for
         return [f"Nothing else was found ({split.compared} rows looked at for near duplicates)."]
@@ -49,7 +56,7 @@ def _findings(split: Split) -> list[str]:
             "copies, leaks or all doubtful rows out:", "",
             "| finding | count | where |", "|---|--:|---|",
             *(f"| {_cell(one.what)} | {one.count} | {_cell(', '.join(one.first))}"
-              f"{', ...' if one.count > len(one.first) else ''} |" for one in split.findings)]
+              f"{', ...' if one.count > len(one.first) else ''} |" for one in findings)]
 
 
 def _samples(pack: Pack) -> list[str]:
@@ -64,9 +71,11 @@ def _samples(pack: Pack) -> list[str]:
     return lines
 
 
-def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
-    """Steps, memory by parts, time and price; the actual figures beside them once they are known."""
-    actual = forecast.spent(trained) if trained else {}
+def forecast_report(
+    forecast: Forecast, trained: Trained | None = None, times: Mapping[str, float] | None = None,
+) -> str:
+    """Steps, memory by parts, time and price of each step; the actual figures beside them once they are known."""
+    actual = forecast.spent(trained, times) if trained else {}
     title = f"Forecast{' and what it was' if trained else ''}: {forecast.ranks} x {forecast.device}"
     losses = trained.curve if trained else {}
     return "\n".join([
@@ -77,8 +86,8 @@ def forecast_report(forecast: Forecast, trained: Trained | None = None) -> str:
 
 
 def rouge_report(evaluation: Evaluation) -> str:
-    """The table of scores with intervals, the losses, and samples side by side."""
-    lines = ["## Evaluation", "", evaluation.verdict, ""]
+    """Whether the version is good enough, the table of scores with intervals, and the losses."""
+    lines = ["## Evaluation", "", evaluation.verdict, "", *_comparisons(evaluation)]
     if evaluation.rouge:
         lines += [f"ROUGE F-measure with 95 % intervals over {evaluation.samples} held-out rows:", "",
                   "| | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
@@ -91,12 +100,20 @@ def rouge_report(evaluation: Evaluation) -> str:
                   "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
         lines += [f"| {model} | " + " | ".join(_interval(scores[name]) for name in names) + " |"
                   for model, scores in evaluation.scores.items()]
+    if evaluation.tokenizer:
+        lines += ["", f"ROUGE counts {TOKENS[evaluation.tokenizer]}."]
     if evaluation.confusions:
         lines += ["", "The tuned model's most frequent mistakes:", "", "| label | answer | rows |", "|---|---|--:|"]
         lines += [f"| {_cell(str(label))} | {_cell(str(answer)) or 'no label'} | {rows} |"
                   for label, answer, rows in evaluation.confusions]
     lines += ["", "Held-out loss (nats per token): "
               + ", ".join(f"{model} {_loss(loss)}" for model, loss in evaluation.loss.items())]
+    return "\n".join(lines)
+
+
+def samples_report(evaluation: Evaluation) -> str:
+    """Answers of the tuned model beside the reference and the base's."""
+    lines = [f"## Answers to the first {len(evaluation.examples)} held-out prompts"]
     if evaluation.validation_answer:
         lines += ["", f"Answer to validation_prompt: {_cell(evaluation.validation_answer)}"]
     if evaluation.examples:
@@ -104,6 +121,33 @@ def rouge_report(evaluation: Evaluation) -> str:
         lines += ["| " + " | ".join(_cell(row[k]) for k in ("tuned", "reference", "base", "prompt")) + " |"
                   for row in evaluation.examples]
     return "\n".join(lines)
+
+
+def evaluation_table(evaluation: Evaluation) -> list[dict[str, str]]:
+    """A row for each model, a column for each metric, with 95 % intervals."""
+    table, rows = evaluation.rouge or evaluation.scores, []
+    for model in table or evaluation.loss:
+        found = {name: _interval(values, "") for name, values in table.get(model, {}).items()}
+        if model in evaluation.loss and "loss" not in found:
+            found["held-out loss"] = _loss(evaluation.loss[model])
+        rows.append({"model": model, **found})
+    return rows
+
+
+def _comparisons(evaluation: Evaluation) -> list[str]:
+    """The tuned model beside each other one on the same rows; an earlier release compared nothing."""
+    if not evaluation.compared:
+        return []
+    digits = 4 if next(iter(evaluation.compared.values())).metric == "loss" else 3
+    lines = ["The tuned model beside others on the same held-out rows (paired bootstrap):", "",
+             "| beside | | metric | difference | rows won | lost | tied | smallest difference that is mostly seen |",
+             "|---|---|---|---|--:|--:|--:|--:|"]
+    for name, one in evaluation.compared.items():
+        low, difference, high = (f"{edge:.{digits}f}" for edge in one.difference)
+        least = "" if one.least is None else f"{one.least:.{digits}f}"
+        lines.append(f"| {name} | {one.outcome} | {one.metric} | **{difference}** ({low} to {high}) | {one.won} | "
+                     f"{one.lost} | {one.tied} | {least} |")
+    return [*lines, ""]
 
 
 def scores(evaluation: Evaluation) -> list[str]:
@@ -120,18 +164,26 @@ def scores(evaluation: Evaluation) -> list[str]:
 
 
 def show_report(key: str, markdown: str) -> None:
-    """Put a report on the run's Artifacts page."""
+    """Put a report on the run's Artifacts page, in place of an earlier one of that key."""
     title = markdown.splitlines()[0].lstrip("# ")
-    if_it_can(lambda: create_markdown_artifact(key=key, markdown=markdown, description=title))
+    if_it_can(lambda: put(key, "markdown", markdown, title))
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Put verdict, scores and answers on the run's Artifacts page."""
+    show_report("verdict", rouge_report(evaluation))
+    about = f"Scores with 95 % intervals over {evaluation.samples} held-out rows"
+    if_it_can(lambda: put("evaluation", "table", json.dumps(evaluation_table(evaluation)), about))
+    if evaluation.examples or evaluation.validation_answer:
+        show_report("samples", samples_report(evaluation))
 
 
 def show_lengths(pack: Pack) -> None:
     """Put the histogram of lengths on the run's Artifacts page; packs of an earlier release have none."""
     if pack.lengths:
-        if_it_can(lambda: create_image_artifact(
-            image_url=picture_of(bars(pack)), key="data-lengths",
-            description="Tokens per example before cutting: training rows blue, held-out rows orange, as shares; "
-                        f"dashed: chunk_size, {pack.chunk_tokens} tokens"))
+        about = ("Tokens per example before cutting: training rows blue, held-out rows orange, as shares; "
+                 f"dashed: chunk_size, {pack.chunk_tokens} tokens")
+        if_it_can(lambda: put("data-lengths", "image", picture_of(bars(pack)), about))
 
 
 def tag(**about: str) -> None:
@@ -151,17 +203,17 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
     """Links to the registered version, its MLflow run, the training's folder, and to what answers with the version."""
     if settings.tracking_uri.startswith("http"):
         pages = f"{without_secrets(settings.tracking_uri).rstrip('/')}/#"
-        show_link("version", f"{version.destination} version {version.number}",
+        show_link("model-version", f"{version.destination} version {version.number}",
              f"{pages}/models/{mlflow_name(version.destination)}/versions/{version.number}",
              "In MLflow's registry: lineage, files, aliases")
         if_it_can(lambda: _link_run(settings, version, pages))
-    show_report("training", training_place(settings, version))
+    show_report("files", training_place(settings, version))
     if deployment.url:
-        show_link("endpoint", f"Playground: ask {version.destination}, version {version.id[:12]}",
+        show_link("playground", f"Playground: ask {version.destination}, version {version.id[:12]}",
              f"{deployment.url}/?model={version.destination}", "What answers with the version")
     else:
         get_run_logger().warning("registered, not deployed: %s", deployment.reason)
-        show_report("endpoint", f"Not deployed: {deployment.reason}.")
+        show_report("playground", f"Not deployed: {deployment.reason}.")
 
 
 def _link_run(settings: Settings, version: Version, pages: str) -> None:
@@ -172,7 +224,7 @@ def _link_run(settings: Settings, version: Version, pages: str) -> None:
 
 def show_link(key: str, text: str, address: str, about: str) -> None:
     """Put a link on the run's Artifacts page."""
-    if_it_can(lambda: create_link_artifact(key=key, link_text=text, link=address, description=about))
+    if_it_can(lambda: put(key, "markdown", f"[{text}]({address})", about))
 
 
 def training_place(settings: Settings, version: Version) -> str:

@@ -31,7 +31,7 @@ from infra.settings import Settings
 from infra.spec import Precision
 from tasks.distributed.batches import BatchPlan
 from tasks.distributed.packs import PackedRows
-from tasks.launcher.forecast import known_device
+from tasks.launcher.device_table import known_device
 from tests.benchmarks.data import LLAMA_20M, needs_shared, packs_of, random_llama, samsum
 from tests.benchmarks.report import finish, interleaved, medians, say
 from tests.benchmarks.setting import Setting

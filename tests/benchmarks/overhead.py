@@ -3,11 +3,13 @@
 The seven steps as a flow with a running server, against the same functions called one after the other in a plain
 script; each a process of its own that does everything anew (another seed each time, the same data and tiny model).
 Beside it: seconds from a trigger to the first optimizer step of the worker's run, milliseconds of a task that does
-nothing, and the memory of the stack when idle (proportional set size, so that shared pages count once).
+nothing; and of the idle stack its memory (proportional set size, so that shared pages count once) and its share of a
+core over IDLE_S. `--idle`: only these two.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -35,6 +37,9 @@ ROUNDS = 3
 TRIGGERS = 3
 TASKS = 200
 GOAL_S = 5.0
+SETTLE_S, IDLE_S = 60, 180
+IDLE_GOAL_PCT, IDLE_GOAL_MIB = 10, 1100
+"""1.1 GiB."""
 WAIT_S = 300
 KNOBS = {"chunk_size": 512, "pack_sequences": True, "train_batch_size": 2, "max_steps": 20, "num_ranks": 1,
          "max_new_tokens": 16, "num_evaluation_samples": 8, "num_validation_samples": 8, "gate": "off"}
@@ -46,7 +51,7 @@ from infra.storage.store import Store
 from infra.models.base_models import find_base
 from tasks.deploy import deploy
 from tasks.evaluate import evaluate
-from tasks.launcher.forecast import forecast
+from tasks.launcher.placement import place
 from tasks.ingest import ingest
 from tasks.pack import pack
 from tasks.register import register
@@ -57,10 +62,10 @@ store = Store(settings)
 split = validate(store, ingest(settings, store, spec.train_data), None, spec.num_validation_samples)
 base = find_base(settings, spec.base_model)
 packed = pack(settings, store, split, base, spec)
-forecast(settings, spec, packed, base)
-trained = train(settings, store, spec, packed, base, lambda event: None)
-evaluation = evaluate(settings, store, spec, trained, split, packed, base)
-version = register(settings, store, spec, trained, evaluation, split, packed, base)
+placement = place(settings, spec, packed, base)
+trained = train(settings, store, placement, packed, base, lambda event: None)
+evaluation = evaluate(settings, store, placement, trained, split, packed, base)
+version = register(settings, store, placement.spec, trained, evaluation, split, packed, base)
 deploy(settings, spec, version, evaluation, base)
 """
 FLOW = """
@@ -85,11 +90,14 @@ print(many(number) / number)
 
 def main() -> None:
     """Start a stack, measure, print, judge."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--idle", action="store_true", help="only the idle stack")
+    only_idle = options.parse_args().idle
     needs_shared()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         os.environ.update({"ANNEAL_HOME": str(home / "home"), "PREFECT_LOGGING_LEVEL": "WARNING", **{
-            f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}})
+            f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR", "GATEWAY")}})
         settings = Settings()
         os.environ.update(services.for_runs(settings))
         from deployments.prefect_setup.apply import deploy
@@ -97,20 +105,39 @@ def main() -> None:
         stack.up(settings, prepare=deploy)
         os.environ.update(services.for_runs(settings))  # with what the services ask for
         try:
-            figures = measure(settings, home)
+            figures = idle(settings)
+            if not only_idle:
+                figures |= measure(settings, home)
         finally:
             stack.down(settings)
+    goals = {f"the idle stack takes at most {IDLE_GOAL_PCT} % of a core (is {figures['idle_pct']:.1f})":
+             figures["idle_pct"] <= IDLE_GOAL_PCT,
+             f"and at most {IDLE_GOAL_MIB} MiB (is {figures['idle_mib']:.0f})": figures["idle_mib"] <= IDLE_GOAL_MIB}
+    if only_idle:
+        finish(figures, goals, ("prefect", "mlflow"))
+        return
     extra = figures["flow_s"] - figures["plain_s"]
     goal = f"a training in Prefect takes at most {GOAL_S:.0f} s longer (is {extra:.1f} s)"
     finish({**figures, "overhead_s": extra, "ratio_plain": figures["flow_s"] / figures["plain_s"]},
-           {goal: extra <= GOAL_S}, ("prefect", "mlflow"))
+           {goal: extra <= GOAL_S, **goals}, ("prefect", "mlflow"))
+
+
+def idle(settings: Settings) -> dict[str, Any]:
+    """What the services take of a core and of memory while nothing runs."""
+    running = {name: service for name, service in stack.read_stack(settings).items() if process_of(service)}
+    time.sleep(SETTLE_S)
+    before, began = {name: cpu_s(service.pid) for name, service in running.items()}, time.monotonic()
+    time.sleep(IDLE_S)
+    span_s = time.monotonic() - began
+    shares = {name: round(100 * (cpu_s(service.pid) - before[name]) / span_s, 2) for name, service in running.items()}
+    memory = {name: memory_mib(service.pid) for name, service in running.items()}
+    say(f"idle stack: {sum(shares.values()):.1f} % of a core {shares}, {sum(memory.values()):.0f} MiB {memory}")
+    return {"idle_pct": sum(shares.values()), "idle_pct_of": shares, "idle_mib": sum(memory.values()),
+            "idle_mib_of": memory}
 
 
 def measure(settings: Settings, home: Path) -> dict[str, Any]:
     """All figures, medians."""
-    running = stack.read_stack(settings)
-    idle = {name: memory_mib(service.pid) for name, service in running.items() if process_of(service)}
-    say(f"idle stack: {sum(idle.values()):.0f} MiB {idle}")
     rows = home / "rows.jsonl"
     with (SHARED / "data" / "mts_dialog" / "train.jsonl").open(encoding="utf-8") as file:
         lines = list(islice(file, 200))
@@ -135,8 +162,7 @@ def measure(settings: Settings, home: Path) -> dict[str, Any]:
     task_s = [float(python(EMPTY, str(TASKS), PREFECT_API_URL=settings.prefect_api).split()[-1]) for _ in range(3)]
     return {
         "plain_s": medians(found)["plain"], "flow_s": medians(found)["flow"], "rounds": found,
-        "trigger_to_first_step_s": median(firsts), "task_ms": 1000 * median(task_s), "idle_mib": sum(idle.values()),
-        "idle_mib_of": idle}
+        "trigger_to_first_step_s": median(firsts), "task_ms": 1000 * median(task_s)}
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
@@ -147,7 +173,7 @@ def python(code: str, *arguments: str, **environment: str) -> str:
 
 def first_step(settings: Settings, parameters: dict[str, Any]) -> float:
     """Seconds from the request to the first optimizer step, as the trainer's events tell it."""
-    deployment = ask(settings, "/deployments/name/finetune/gpu").json()["id"]
+    deployment = ask(settings, "/deployments/name/finetune/finetune").json()["id"]
     before = set(settings.home_path.glob("trainings/*/events.jsonl"))
     began = time.time()
     wanted = {"parameters": {"training": parameters}}
@@ -164,6 +190,12 @@ def first_step(settings: Settings, parameters: dict[str, Any]) -> float:
             return told - began
         time.sleep(0.02 if not told else 0.5)
     raise TimeoutError(f"flow run {run} did not get there")
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that a process and its children have taken, those that ended too."""
+    tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return float(sum(sum(process.cpu_times()[:4]) for process in tree))
 
 
 def memory_mib(pid: int) -> float:

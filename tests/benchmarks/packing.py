@@ -27,7 +27,9 @@ from tests.tasks.distributed.test_bin_packing import check
 CAPACITIES = (512, 2048, 8192)
 ROUNDS = 5
 MILLION = 1_000_000
-GOAL_FILL, GOAL_OVER, GOAL_SECONDS = 0.9985, 2, 0.3
+PART = 100_000
+"""TRL packs these many of the million, per 1,000 rows as it is shipped: its time grows with their number."""
+GOAL_FILL, GOAL_OVER, GOAL_RATIO = 0.9985, 2, 100
 GOAL_AT = 2048
 
 
@@ -47,9 +49,11 @@ def main() -> None:
                 figures[f"ratio_trl_{name}"] = found["ratio_trl"]
     lengths = lognormal_lengths(MILLION, GOAL_AT)
     times = [seconds(lambda: best_fit(lengths, GOAL_AT)) for _ in range(ROUNDS)]
-    figures["million"] = {**judge(best_fit(lengths, GOAL_AT), lengths, GOAL_AT), "seconds": median(times)}
+    ratio = trl_of(lengths[:PART]) * MILLION / PART / median(times)
+    figures["million"] = {**judge(best_fit(lengths, GOAL_AT), lengths, GOAL_AT), "seconds": median(times),
+                          "ratio_trl": ratio}
     say(f"a million lengths: {figures['million']}")
-    goals[f"a million lengths in {GOAL_SECONDS} s"] = median(times) <= GOAL_SECONDS
+    goals[f"a million lengths: {GOAL_RATIO} times as fast as TRL (is {ratio:.0f})"] = ratio >= GOAL_RATIO
     goals[f"a million lengths: at least {GOAL_FILL:.2%}"] = figures["million"]["fill"] >= GOAL_FILL
     finish(figures, goals, ("trl", "datasets"))
 
@@ -83,6 +87,14 @@ def against_trl(name: str, lengths: NDArray[np.int64], capacity: int) -> dict[st
     found = {**ours, "seconds": times["anneal"], "trl": trl, "ratio_trl": times["trl"] / times["anneal"]}
     say(f"  anneal {ours['fill']:.3%} (+{ours['over']} rows)   TRL {trl['fill']:.3%} (+{trl['over']} rows)")
     return found
+
+
+def trl_of(lengths: NDArray[np.int64]) -> float:
+    """Seconds that TRL takes to pack examples of these lengths, the median of ROUNDS."""
+    examples = np.split(np.arange(lengths.sum(), dtype=np.int32), np.cumsum(lengths)[:-1])
+    dataset = Dataset.from_dict({"input_ids": examples})
+    pack = partial(pack_dataset, dataset, GOAL_AT, "bfd", {"load_from_cache_file": False})
+    return median(seconds(pack) for _ in range(ROUNDS))
 
 
 def moved(examples: list[NDArray[np.int32]], rows: Rows) -> NDArray[np.int32]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,6 +29,19 @@ def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict
             figures[name].append(measure())
             say(f"  round {number}/{rounds}  {name:<28} {figures[name][-1]:.4g}")
     return figures
+
+
+def spreads(figures: dict[str, list[float]]) -> dict[str, float]:
+    """Of each contender, the distance between its best and its worst round, over its median."""
+    return {name: round((max(values) - min(values)) / median(values), 4) for name, values in figures.items()}
+
+
+def cpu_name() -> str:
+    """What the processor calls itself; empty where Linux does not tell."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        return found[1] if found else ""
+    return ""
 
 
 def medians(figures: dict[str, list[float]]) -> dict[str, float]:
@@ -50,7 +66,7 @@ def finish(figures: dict[str, Any], goals: dict[str, bool], packages: tuple[str,
     for goal, met in goals.items():
         say(f"{'met   ' if met else 'MISSED'}  {goal}")
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else (
-        f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+        f"CPU {cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     say(json.dumps({
         **figures, "machine": machine, "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", *packages)},

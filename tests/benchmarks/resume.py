@@ -96,7 +96,7 @@ def kill_and_resume(job: TrainJob, nth: int) -> float:
     return float(told["time"] - killed)
 
 
-def wait_for(out: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def wait_for(out: Path, wanted: Callable[[Any], bool]) -> Any:
     """The first event of that kind."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:

@@ -6,7 +6,7 @@ Every EVERY_S seconds one fault of FAULTS strikes, in random order (seeded), eac
 (one whose victim is not there waits for it, and the next one for its minute after that):
 SIGKILL to a rank, to the run's process, to the worker, to both, to the Prefect server, MLflow or the predictor, and
 SIGSTOP to a rank, which only the watchdog finds (ANNEAL_STEP_TIMEOUT_S = STALL_S). Nobody helps: the keeper, the
-worker and flows/reconcile.py do the rest. When the minutes are over, the training ends undisturbed.
+worker and deployments/reconcile.py do the rest. When the minutes are over, the training ends undisturbed.
 
 effective_pct = 100 * useful_s / window_s: the share of the time that was spent on useful training, as in A. Grattafiori
 et al., "The Llama 3 Herd of Models" (arXiv 2407.21783), section 3.3.4 (more than 90 %, several faults a day), with
@@ -114,7 +114,7 @@ def main() -> None:
         home = Path(temporary) / "home"
         os.environ.update({
             "ANNEAL_HOME": str(home), "ANNEAL_STEP_TIMEOUT_S": str(STALL_S), "PREFECT_LOGGING_LEVEL": "WARNING",
-            **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}})
+            **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR", "GATEWAY")}})
         settings = Settings()
         os.environ.update(services.for_runs(settings))
         from deployments.prefect_setup.apply import deploy

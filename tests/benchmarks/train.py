@@ -24,7 +24,7 @@ import torch
 from infra.spec import Precision
 from tasks.distributed.model import dtype_of
 from tests.benchmarks.data import STORIES, llama_20m, needs_shared, packs_of, samsum
-from tests.benchmarks.report import finish, interleaved, medians, say, seconds
+from tests.benchmarks.report import finish, interleaved, medians, say, seconds, spreads
 from tests.benchmarks.setting import Setting
 from tests.benchmarks.windows import Contender, best_of
 
@@ -90,7 +90,8 @@ def variants_of(setting: Setting, folder: Path, ranks: int) -> dict[str, dict[st
 def compare(setting: Setting, folder: Path, ranks: int) -> dict[str, Any]:
     """Median tokens a second, and peak memory, of the best variant of each contender."""
     chosen = {name: best_of(variants, setting.steps) for name, variants in variants_of(setting, folder, ranks).items()}
-    measures = {name: partial(contender.tokens_per_s, setting.steps) for name, (_, contender) in chosen.items()}
+    measures = {name: partial(contender.tokens_per_s, contender.steps_of_a_window(setting.steps))
+                for name, (_, contender) in chosen.items()}
     matmul = {f"matmul_{name}": partial(matmul_tflops, dtype_of(name, CPU)) for name in PRECISIONS}
     figures = interleaved({**measures, **matmul}, ROUNDS)
     ends = {name: contender.end() for name, (_, contender) in chosen.items()}
@@ -100,7 +101,8 @@ def compare(setting: Setting, folder: Path, ranks: int) -> dict[str, Any]:
         "tokens_a_step": {name: round(contender.tokens_a_step) for name, (_, contender) in chosen.items()},
         "matmul_tflops": {name: middle[f"matmul_{name}"] for name in PRECISIONS},
         "variant": {name: variant for name, (variant, _) in chosen.items()},
-        "rounds": figures, "peak_memory_mib": {name: end["peak_memory_bytes"] >> 20 for name, end in ends.items()}}
+        "rounds": figures, "spread": spreads(figures),
+        "peak_memory_mib": {name: end["peak_memory_bytes"] >> 20 for name, end in ends.items()}}
 
 
 def same_tokens(setting: Setting, folder: Path, chosen: dict[str, str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ hits every contender alike. Zero steps: it answers with its validation loss and 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -28,6 +29,8 @@ from tests.conftest import ROOT, free_port, rank_variables
 
 MARK = "@window "
 TRIALS = 2
+WINDOW_S = 10.0
+"""A shorter window does not tell two variants apart on a machine that others use too."""
 
 
 class Windows:
@@ -95,6 +98,8 @@ class Contender:
         self.tokens_a_step = 0.0
         self.seconds: list[float] = []
         """Of each window."""
+        self.steps: list[int] = []
+        """The same."""
         self._log, self._log_from = log, log.stat().st_size if log.exists() else 0
         with log.open("ab") as errors:
             for rank in range(ranks):
@@ -112,7 +117,13 @@ class Contender:
         answer = self._ask(steps)
         self.tokens_a_step = answer["tokens"] / steps
         self.seconds.append(answer["seconds"])
+        self.steps.append(steps)
         return float(answer["tokens"] / answer["seconds"])
+
+    def steps_of_a_window(self, least: int) -> int:
+        """So many steps that a window takes WINDOW_S, by the last window; at least so many."""
+        last_s, steps = self.seconds[-1], self.steps[-1]
+        return max(least, math.ceil(WINDOW_S * steps / last_s))
 
     def end(self) -> dict[str, Any]:
         """Its last answer; afterwards it is gone."""
@@ -147,7 +158,7 @@ class Contender:
 
 
 def best_of(variants: dict[str, Callable[[], Contender]], steps: int) -> tuple[str, Contender]:
-    """The fastest of the variants, by the best of TRIALS windows after a warm-up of one step; it is left alive.
+    """The fastest of the variants, by the best of TRIALS windows of WINDOW_S after a warm-up; it is left alive.
 
     A variant may die, of memory for instance. Raises DiedError when all do. On a GPU each has the memory to itself
     while it is tried, and the fastest is started once more.
@@ -158,7 +169,9 @@ def best_of(variants: dict[str, Callable[[], Contender]], steps: int) -> tuple[s
         try:
             contender = start()
             contender.tokens_per_s(1)
-            speed = max(contender.tokens_per_s(steps) for _ in range(TRIALS))
+            contender.tokens_per_s(steps)
+            window = contender.steps_of_a_window(steps)
+            speed = max(contender.tokens_per_s(window) for _ in range(TRIALS))
         except DiedError as died:
             say(f"  tried {name:<36} died: {died}")
             death = died

@@ -1,4 +1,4 @@
-"""One real stack for all end-to-end tests: Prefect server, MLflow, predictor and worker over a real S3 server.
+"""What end-to-end tests do with their stack (tests/support/stack.py), and the trainings that they share.
 
 Every child process of a test gets the stack's environment; at the end nothing of the stack may be left.
 """
@@ -22,8 +22,7 @@ import pytest
 
 from infra.security.door import SIGN_IN
 from infra.settings import Settings
-from infra.stack.processes import left_over
-from tests.conftest import BUCKET, ROOT, S3_KEY, S3_SECRET, free_port, is_rank, wait_for
+from tests.conftest import ROOT, is_rank, wait_for
 from tests.support import prefect_api
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 BUSY_TRIES = 10
-TUNNEL = "gpu.example"
-"""A name under which browsers reach the stack, too."""
 COMMAND_TIMEOUT_S = 300
 """When a command counts as hanging: a training takes a minute, and three beside another suite on two cores."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -89,7 +86,7 @@ class Stack:
 
     def start_run(self, parameters: dict[str, Any], environment: dict[str, str] | None = None) -> str:
         """A run of the deployment, as the UI's form starts it, with variables of its own; returns its id."""
-        deployment = self.prefect("/deployments/name/finetune/gpu")["id"]
+        deployment = self.prefect("/deployments/name/finetune/finetune")["id"]
         path = f"/deployments/{deployment}/create_flow_run"
         more = {"job_variables": {"env": environment}} if environment else {}
         return str(self.prefect(path, parameters={"training": parameters}, **more)["id"])
@@ -144,33 +141,8 @@ class Training:
 
     parameters: dict[str, Any]
     version: dict[str, Any]
-
-
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Stack]:
-    """All four services, with the deployment; down at the end, and no process left."""
-    from deployments.prefect_setup import apply
-    from infra.stack import local as running
-    from infra.stack import services
-
-    environment = {
-        "ANNEAL_HOME": str(tmp_path_factory.mktemp("stack")), "ANNEAL_STORE": f"s3://{BUCKET}/e2e",
-        "ANNEAL_S3_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1", "ANNEAL_HOST_NAMES": TUNNEL,
-        **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("ANNEAL_", "AWS_", "MLFLOW_", "PREFECT_API"))]:
-            patch.delenv(name)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        settings = Settings()
-        try:
-            running.up(settings, prepare=apply.deploy)
-            yield Stack(settings, {**environment, **services.for_runs(settings)})
-        finally:
-            stopped = running.down(settings)
-    assert set(stopped) == set(running.NAMES)
-    assert left_over(settings.home_path) == set()
+    run: str = ""
+    """Its flow run, where it was alone in the making."""
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +159,7 @@ def chromium(chromium: Chrome, stack: Stack) -> Chrome:
 
     for address in signed_in(stack.settings, links_of(stack.settings)).values():
         chromium.get(address)
-        wait_for(lambda: SIGN_IN not in chromium.current_url and "#" not in chromium.current_url, "it signs nobody in")
+        wait_for(lambda: not any(one in chromium.current_url for one in (SIGN_IN, "#key")), "it signs nobody in")
     return chromium
 
 
@@ -215,9 +187,12 @@ def parameters(shared: Path, stories: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def first(stack: Stack, parameters: dict[str, Any]) -> Training:
     """One LoRA training, by the command line."""
+    before = set(stack.runs("finetune acme/notes"))  # tests that fail on purpose may have been first
     done = stack.anneal("train", "--json", *options(parameters), **RANKS_TALK)
     assert done.returncode == 0, done.stderr
-    return Training(parameters, json.loads(done.stdout))
+    new = set(stack.runs("finetune acme/notes")) - before
+    (run,) = (one for one in new if stack.prefect(f"/flow_runs/{one}")["deployment_id"] is None)
+    return Training(parameters, json.loads(done.stdout), run)
 
 
 @pytest.fixture(scope="session")

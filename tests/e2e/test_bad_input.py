@@ -23,9 +23,10 @@ pytestmark = pytest.mark.slow
 
 PROMPT, TEXT = '{"prompt": "a", "completion": "b"}', '{"text": "a"}'
 UGLY = {
-    "dialogsum_dev__jsonl_is_python_repr.jsonl": ["line 1: ", "not JSON", "It is a Python dict"],
-    "samsum_validation.csv": ["line 1: ", "not JSON", "It looks like CSV"],
-    "samsum_validation__named_json_is_jsonl.json": ["line 1: ", "the keys are", "dialogue", "Rename the fields"]}
+    "dialogsum_dev__jsonl_is_python_repr.jsonl": ["line", "not JSON", "It is a Python dict"],
+    "samsum_validation.csv": ["line", "not JSON", "It looks like CSV"],
+    "samsum_validation__named_json_is_jsonl.json": [
+        "line", "the keys are", "dialogue", "--columns prompt=dialogue,completion=summary"]}
 WRONG = {
     "empty.jsonl": ("", ["the file is empty", "JSONL, one object per line"]),
     "page.jsonl": ("<!DOCTYPE html>\n<html></html>\n", ["the file is a web page", "'raw' or 'download' link"]),
@@ -93,8 +94,16 @@ def refusals(stack: Stack, cases: dict[str, dict[str, Any]], tmp_path_factory: p
         for i, name in enumerate(cases)}
 
 
-@pytest.mark.parametrize(("name", "parts"), [
-    *UGLY.items(), *((name, parts) for name, (_, parts) in WRONG.items()), *BASES.items()])
+@pytest.mark.parametrize(("name", "parts"), BASES.items())
+def test_a_wrong_path_is_one_sentence_and_leaves_no_run(
+    name: str, parts: list[str], stack: Stack, cases: dict[str, dict[str, Any]], refusals: dict[str, Refusal],
+) -> None:
+    sentence = refusals[name].sentence()
+    assert not [part for part in [name, *parts] if part not in sentence], sentence
+    assert stack.runs(f"finetune {cases[name]['destination']}") == []
+
+
+@pytest.mark.parametrize(("name", "parts"), [*UGLY.items(), *((name, parts) for name, (_, parts) in WRONG.items())])
 def test_wrong_input_is_one_sentence_and_a_failed_run_and_registers_nothing(
     name: str, parts: list[str], stack: Stack, cases: dict[str, dict[str, Any]], refusals: dict[str, Refusal],
 ) -> None:

@@ -57,14 +57,15 @@ def compose(made: Compose, postgres: Postgres) -> Iterator[Compose]:
         done = subprocess.run([sys.executable, "-m", "deployments.cli.main", "deploy"], cwd=ROOT, capture_output=True,
                               text=True, env=made.environment("worker"))
         assert done.returncode == 0, done.stderr
-        made.start("worker")
+        for name in ("worker", "reconcile"):
+            made.start(name)
         yield made
     finally:
         made.stop()
 
 
 def test_a_training_goes_through_the_whole_of_it(compose: Compose, parameters: dict[str, Any]) -> None:
-    deployment = compose.prefect("/deployments/name/finetune/gpu")["id"]
+    deployment = compose.prefect("/deployments/name/finetune/finetune")["id"]
     run = compose.prefect(f"/deployments/{deployment}/create_flow_run", parameters={"training": parameters})["id"]
     wait_for(lambda: compose.prefect(f"/flow_runs/{run}")["state"]["type"] in FINAL, "it does not end",
              COMMAND_TIMEOUT_S)
@@ -89,18 +90,17 @@ def test_prefect_asks_for_the_password(compose: Compose) -> None:
     assert forged.status_code == httpx.codes.FORBIDDEN and "CSRF" in forged.text
 
 
-def test_scheduled_runs_are_made_on_postgres(compose: Compose) -> None:
-    deadline = time.monotonic() + STARTED_S
-    while not compose.prefect("/flow_runs/filter", flows={"name": {"any_": ["reconcile"]}}):
-        assert time.monotonic() < deadline, "no run of reconcile/every-minute"
-        time.sleep(1)
+def test_reconcile_looks_after_runs(compose: Compose) -> None:
+    beat = compose.folder / "home" / "logs" / "reconcile.beat"
+    wait_for(beat.exists, "it has not looked", STARTED_S)
+    assert "not looked" not in (compose.folder / "reconcile.log").read_text(encoding="utf-8")
 
 
 def test_a_run_outlives_a_crash_of_the_database(
     compose: Compose, postgres: Postgres, parameters: dict[str, Any], tmp_path: Path,
 ) -> None:
     """With the weights that it would have had."""
-    deployment = compose.prefect("/deployments/name/finetune/gpu")["id"]
+    deployment = compose.prefect("/deployments/name/finetune/finetune")["id"]
     wanted = {**parameters, **LONG, "destination": "acme/outage", "seed": 2}
 
     def checkpoints() -> set[Path]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-DEPLOYMENT = "finetune/gpu"
+DEPLOYMENT = "finetune/finetune"
 TRIGGER = "anneal: retrain when a dataset was updated"
 
 
@@ -52,13 +52,14 @@ def test_form_shows_the_fields_of_the_spec(stack: Stack, client: SyncPrefectClie
     schema = client.read_deployment_by_name(DEPLOYMENT).parameter_openapi_schema
     assert schema is not None
     assert "train_data" in schema["definitions"]["Parameters"]["properties"]
+    assert "^chunk_size$" in schema["definitions"]["Parameters"]["patternProperties"]
 
 
 def test_every_parameter_of_every_deployment_is_described(stack: Stack, client: SyncPrefectClient) -> None:
     from deployments.prefect_setup.apply import deploy
 
     deployed = deploy(stack.settings).deployments
-    assert {"finetune/gpu", "retrain/weekly", "predict/batch"} <= set(deployed)
+    assert {"finetune/finetune", "retrain/retrain", "predict/predict"} <= set(deployed)
     fields = set[str]()
     for name, identity in deployed.items():
         schema = client.read_deployment(UUID(identity)).parameter_openapi_schema
@@ -93,8 +94,8 @@ def test_priorities_triggers_and_slots_that_people_changed_are_kept(stack: Stack
         client.update_global_concurrency_limit(limit, GlobalConcurrencyLimitUpdate(limit=5))
         client.pause_automation(automation.id)
         assert differences(stack) == [
-            "queue gpu-pool/trainings: priority is 9, not 3",
-            f"deployment retrain/weekly: trigger '{TRIGGER}' is off (kept)"]
+            "queue gpu-pool/trainings: priority is 9, not 2",
+            f"deployment retrain/retrain: trigger '{TRIGGER}' is off (kept)"]
         assert client.read_global_concurrency_limit_by_name(limit).limit == 5
         assert client.read_work_queue(queue.id).priority == 9
         assert not client.read_automations_by_name(TRIGGER)[0].enabled

@@ -19,10 +19,11 @@ import pytest
 
 from deployments.cli.console import links_of, signed_in
 from tests.conftest import wait_for
-from tests.e2e.conftest import TUNNEL, Stack
+from tests.e2e.conftest import Stack
 from tests.support import prefect_api
 from tests.support.pages import see
 from tests.support.site import serving
+from tests.support.stack import TUNNEL
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -74,7 +75,7 @@ def foreign() -> Iterator[Foreign]:
 def targets(stack: Stack, tmp_path: Path) -> list[dict[str, str]]:
     """What would do harm: a command, a variable, an experiment, a model that is served no more."""
     settings, run = stack.settings, {"name": "attacked", "job_variables": {"command": f"touch {tmp_path}/attacked"}}
-    deployment = stack.prefect("/deployments/name/reconcile/every-minute")["id"]
+    deployment = stack.prefect("/deployments/name/predict/predict")["id"]
     return [{"url": url, "body": json.dumps(body)} for url, body in {
         f"{settings.prefect_api}/deployments/{deployment}/create_flow_run": run,
         f"{settings.prefect_api}/variables/": {"name": "attacked", "value": "yes"},
@@ -139,7 +140,8 @@ def test_a_name_that_was_bent_to_our_address_is_refused(stack: Stack, browser: C
 
 def test_the_links_sign_in_under_the_tunnels_name_too(stack: Stack, browser: Chrome, tmp_path: Path) -> None:
     links = signed_in(stack.settings, links_of(stack.settings))
-    shown = {"prefect": "Flow Runs", "mlflow": "Experiments", "predictor": "Anneal playground"}
+    shown = {"prefect": "Flow Runs", "mlflow": "Experiments", "predictor": "Anneal playground",
+             "gateway": "No training runs"}
     for service, text in shown.items():
         browser.get(links[service].replace("127.0.0.1", TUNNEL))
         see(browser, f"//body//*[contains(text(), '{text}')]")
@@ -164,7 +166,7 @@ def test_a_program_without_the_secret_gets_nothing(stack: Stack, url: str, statu
 
 
 def test_job_variables_choose_no_code(stack: Stack) -> None:
-    deployment = stack.prefect("/deployments/name/reconcile/every-minute")["id"]
+    deployment = stack.prefect("/deployments/name/predict/predict")["id"]
     for wrong in ({"command": "id"}, {"working_dir": "/tmp"}, {"env": {"PYTHONPATH": "/tmp"}},
                   {"env": {"LD_PRELOAD": "/tmp/x.so"}}, {"env": {"PREFECT__FLOW_ENTRYPOINT": "/tmp/x.py:x"}}):
         answer = prefect_api.ask(

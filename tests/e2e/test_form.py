@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import httpx
 import pytest
 
+from deployments.prefect_setup.form import FIRST
 from infra.spec import FIELD_TYPES, FIELDS, Group
 from tests.conftest import training_processes, wait_for
 from tests.e2e.conftest import BUSY_TRIES, COMMAND_TIMEOUT_S, LONG, Stack, Training
@@ -25,20 +26,29 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+SHORT, ADVANCED = "finetune/finetune", "finetune/finetune-advanced"
 REQUIRED = ("train_data", "base_model", "destination")
 NONSENSE = {
     "num_train_epochs": (0, "less than the minimum of 1"), "lora_rank": (4096, "greater than the maximum of 1024"),
     "peft_method": ("prefix", "is not one of ['lora', 'qlora', 'full']"), "seed": ("x", "not of type 'integer'"),
-    "destination": ("summarizer", "does not match"), "train_data": ("", "should be non-empty"),
-    "lerning_rate": (1, "unexpected")}
+    "destination": ("summarizer", "'owner/name in lower case, such as acme/summarizer' was expected"),
+    "train_data": ("", "should be non-empty"),
+    "lerning_rate": (1, "is not one of")}
 
 
-def test_form_groups_orders_and_describes_every_parameter(stack: Stack, browser: Chrome, tmp_path: Path) -> None:
-    album = Album(browser, tmp_path)
+def test_the_form_shows_what_people_change_first(stack: Stack, browser: Chrome, tmp_path: Path) -> None:
     open_form(browser, stack)
+    Album(browser, tmp_path).take("form")
+    assert [title.split(": ")[1] for title in titles_in(browser)] == list(FIRST)
+
+
+def test_the_other_form_groups_orders_and_describes_every_parameter(
+    stack: Stack, browser: Chrome, tmp_path: Path,
+) -> None:
+    album = Album(browser, tmp_path)
+    open_form(browser, stack, ADVANCED)
     album.take("form")
-    titles = [label.text.removesuffix(" (Optional)") for label in browser.find_elements("tag name", "label")]
-    titles = [title for title in titles if ": " in title]
+    titles = titles_in(browser)
     assert [title.split(": ")[1] for title in titles] == [field.name for field in FIELDS]
     assert [group for group, _ in groupby(title.split(": ")[0] for title in titles)] == list(get_args(Group))
     for field in FIELDS:
@@ -65,7 +75,7 @@ def test_nonsense_in_the_form_is_refused_at_its_field(stack: Stack, browser: Chr
         see(browser, f"//p[.=\"'{name}' is a required property\"]")
     album.take("missing")
     filled_and_submitted(browser, stack, dict.fromkeys(REQUIRED, "somewhere"))
-    see(browser, "//p[starts-with(., \"'somewhere' does not match\")]")
+    see(browser, "//p[.=\"'owner/name in lower case, such as acme/summarizer' was expected\"]")
     see(browser, "//*[starts-with(text(), 'Error creating') and contains(text(), \"field 'training.destination'\")]")
     album.take("destination")
     filled_and_submitted(browser, stack, {"num_train_epochs": 0})
@@ -89,13 +99,13 @@ def test_nonsense_is_refused_by_the_server_with_the_fields_name(
 
 def test_form_starts_a_training(stack: Stack, first: Training, browser: Chrome, tmp_path: Path) -> None:
     before, album = runs_of(stack), Album(browser, tmp_path)
-    open_form(browser, stack)
+    open_form(browser, stack, ADVANCED)
     for name, value in first.parameters.items():
         fill(browser, name, value)
     album.take("filled")
     run = started(stack, browser, before)
     assert stack.wait_until_over(run)["type"] == "COMPLETED"
-    assert first.version["id"][:12] in stack.artifacts(run)["endpoint"]
+    assert first.version["id"][:12] in stack.artifacts(run)["playground"]
 
 
 @pytest.mark.timeout(600)
@@ -117,18 +127,18 @@ def test_defaults_train(stack: Stack, parameters: dict[str, Any], browser: Chrom
 def test_run_page_leads_to_the_pictures_and_the_scores(
     stack: Stack, first: Training, browser: Chrome, tmp_path: Path,
 ) -> None:
-    run, album = stack.runs("finetune acme/notes")[0], Album(browser, tmp_path)
-    for name in ("data-lengths", "training-loss"):
+    run, album = first.run, Album(browser, tmp_path)
+    for name in ("data-lengths", "training-curves"):
         open_artifact(browser, stack, run, name)
         assert property_of(browser, "//img[starts-with(@src, 'data:image/svg')]", "naturalWidth") > 0
         album.take(name)
-    open_artifact(browser, stack, run, "rouge")
+    open_artifact(browser, stack, run, "verdict")
     for model in ("tuned", "base", "lead3"):
         see(browser, f"//td[normalize-space()='{model}']")
-    album.take("rouge")
-    open_artifact(browser, stack, run, "actual")
+    album.take("verdict")
+    open_artifact(browser, stack, run, "forecast")
     see(browser, "//*[contains(., '<home>/hardware.toml')]")
-    album.take("actual")
+    album.take("forecast")
 
 
 def test_run_page_says_in_one_sentence_why_a_run_failed_and_what_to_do(
@@ -175,10 +185,16 @@ def test_a_training_is_watched_and_cancelled_in_the_browser(
     album.take("cancelled")
 
 
-def open_form(browser: Chrome, stack: Stack) -> None:
+def open_form(browser: Chrome, stack: Stack, deployment: str = SHORT) -> None:
     """The form of a custom run, once it has its defaults."""
-    browser.get(f"{ui(stack)}/deployments/deployment/{deployment_of(stack)}/run")
-    wait_for(lambda: control(browser, "chunk_size").get_property("value") == "2048", "the form has no defaults")
+    browser.get(f"{ui(stack)}/deployments/deployment/{deployment_of(stack, deployment)}/run")
+    wait_for(lambda: control(browser, "num_train_epochs").get_property("value") == "1", "the form has no defaults")
+
+
+def titles_in(browser: Chrome) -> list[str]:
+    """The labels of parameters, from top to bottom."""
+    labels = [label.text.removesuffix(" (Optional)") for label in browser.find_elements("tag name", "label")]
+    return [label for label in labels if ": " in label]
 
 
 def filled_and_submitted(browser: Chrome, stack: Stack, values: dict[str, Any]) -> None:
@@ -234,12 +250,12 @@ def ui(stack: Stack) -> str:
     return stack.settings.prefect_api.removesuffix("/api") + "/v2"
 
 
-def deployment_of(stack: Stack) -> str:
-    """Id of finetune/gpu."""
-    return str(stack.prefect("/deployments/name/finetune/gpu")["id"])
+def deployment_of(stack: Stack, name: str = SHORT) -> str:
+    """Its id."""
+    return str(stack.prefect(f"/deployments/name/{name}")["id"])
 
 
 def runs_of(stack: Stack) -> set[str]:
-    """Ids of all runs of finetune/gpu."""
-    wanted = {"id": {"any_": [deployment_of(stack)]}}
+    """Ids of all runs of both deployments."""
+    wanted = {"id": {"any_": [deployment_of(stack, name) for name in (SHORT, ADVANCED)]}}
     return {run["id"] for run in stack.prefect("/flow_runs/filter", deployments=wanted)}

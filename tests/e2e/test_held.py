@@ -81,7 +81,7 @@ def test_a_machine_that_wakes_after_another_one_took_its_run_changes_nothing(
     from prefect.states import Pending
 
     created = client.create_flow_run_from_deployment(
-        UUID(stack.prefect("/deployments/name/finetune/gpu")["id"]), state=Pending(),  # no worker takes it
+        UUID(stack.prefect("/deployments/name/finetune/finetune")["id"]), state=Pending(),  # no worker takes it
         parameters={"training": {**parameters, **KNOBS, "destination": "acme/woken"}})
     run = str(created.id)
     flow = psutil.Popen([sys.executable, "-m", "infra.engine"], cwd=ROOT, start_new_session=True, env={

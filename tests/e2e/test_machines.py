@@ -74,7 +74,7 @@ class Pair:
 def pair(cable: Cable, tmp_path: Path) -> Iterator[Pair]:
     """Both machines' services, which are gone at the end."""
     home = tmp_path / "home"
-    ports = {f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}
+    ports = {f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR", "GATEWAY")}
     host = f"{cable.network}.1"
     leads = {"ANNEAL_HOME": str(home), "ANNEAL_HOST": host, "ANNEAL_API_KEY": "key", "ANNEAL_RENDEZVOUS": "",
              "ANNEAL_NODE_DEPLOYMENT": "join/machine", "ANNEAL_STOP_GRACE_S": "10", "ANNEAL_STALL_TIMEOUT_S": "90",

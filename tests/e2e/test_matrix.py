@@ -186,7 +186,7 @@ def test_a_killed_predictor(
 @cases(lambda case: case.step == "merge")
 def test_a_killed_merge(case: Case, lora: Clean, run: Run, tmp_path: Path) -> None:
     clean, folder = tmp_path / "clean", tmp_path / "merged"
-    command = ["merge", "matrix/lora", "--json", "--dtype", "bf16" if case.second else "fp32",
+    command = ["export", "--format", "merged", "matrix/lora", "--json", "--dtype", "bf16" if case.second else "fp32",
                "--base-model", str(lora.parameters["base_model"])]
     well(run([*command, str(clean)]))
     code, done = run([*command, str(folder)], **case.wish(tmp_path))
@@ -249,7 +249,7 @@ def registered(
 
 @pytest.mark.chaos
 def test_at_the_end_nothing_says_that_it_runs(stack: Stack, lora: Clean) -> None:
-    """Killed commands cannot tell; flows/reconcile.py finds their runs, and the next try MLflow's."""
+    """Killed commands cannot tell; deployments/reconcile.py finds their runs, and the next try MLflow's."""
     names = {"name": {"like_": "finetune matrix/"}, "state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
     wait_for(lambda: stack.prefect("/flow_runs/filter", flow_runs=names) == [], "runs are shown as running", 280)
     client = Registry(stack.settings).client

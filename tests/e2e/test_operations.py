@@ -37,7 +37,8 @@ def test_deploying_again_finds_nothing_to_say(stack: Stack) -> None:
     found = json.loads(done.stdout)
     assert found["differs"] == []
     assert set(found["deployments"]) == {
-        "finetune/gpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch", "retrain/watch"}
+        "finetune/finetune", "finetune/finetune-advanced", "retrain/retrain", "retrain/retrain-advanced",
+        "predict/predict", "retrain/watch"}
 
 
 def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectClient) -> None:
@@ -51,14 +52,14 @@ def test_prefects_own_deploy_makes_the_same(stack: Stack, client: SyncPrefectCli
          "deployments/prefect_setup/prefect.yaml"],
         cwd=ROOT, check=True, capture_output=True, timeout=120,
         env={**os.environ, **stack.environment, "PREFECT_API_URL": stack.settings.prefect_api})
-    before = client.read_deployment_by_name("retrain/weekly")
+    before = client.read_deployment_by_name("retrain/retrain")
     for one in declared():
         found = client.read_deployment_by_name(one.full_name)
         values = wanted(one, Pool(one.work_pool.role, "process"))
         expected = {name: value for name, value in values.items() if name not in ADDED}
         assert differences(found, expected) == [], one.full_name
     assert deploy(stack.settings, cpu_pool=True).differs == []
-    after = client.read_deployment_by_name("retrain/weekly")
+    after = client.read_deployment_by_name("retrain/retrain")
     assert after.id == before.id
     assert [schedule.slug for schedule in after.schedules] == ["weekly"]
     assert len(client.read_automations_by_name("anneal: retrain when a dataset was updated")) == 1
@@ -69,7 +70,7 @@ def test_what_people_changed_is_kept_and_said(stack: Stack, client: SyncPrefectC
 
     from deployments.prefect_setup.apply import deploy
 
-    stored = client.read_deployment_by_name("retrain/weekly")
+    stored = client.read_deployment_by_name("retrain/retrain")
     (weekly,) = stored.schedules
     client.update_deployment_schedule(
         stored.id, weekly.id, schedule=CronSchedule(cron="30 4 * * 2", timezone="UTC"), active=False)
@@ -127,7 +128,7 @@ def test_a_cpu_pool_makes_the_data_ready_and_hands_over_through_the_store(
     data = Path(first.parameters["train_data"])
     moved = tmp_path / data.name
     moved.write_bytes(data.read_bytes())
-    deployment = stack.prefect("/deployments/name/finetune/cpu")["id"]
+    deployment = stack.prefect("/deployments/name/finetune/prepare")["id"]
     wanted = {**first.parameters, "train_data": str(moved)}
     run = stack.prefect(f"/deployments/{deployment}/create_flow_run", parameters={
         "training": wanted})["id"]  # hand_over_to is the deployment's own
@@ -175,7 +176,7 @@ def test_a_remote_training_that_fails_says_why_and_shows_no_traceback(
 def test_nothing_is_collected_while_a_run_could_be_using_it(stack: Stack, first: Training) -> None:
     store = Store(stack.settings)
     before = {kind: store.names(kind) for kind in KINDS}
-    deployment = stack.prefect("/deployments/name/finetune/gpu")["id"]
+    deployment = stack.prefect("/deployments/name/finetune/finetune")["id"]
     run = stack.prefect(f"/deployments/{deployment}/create_flow_run", state={"type": "RUNNING"},
                         parameters={"training": first.parameters})
     try:
@@ -192,7 +193,7 @@ def test_a_file_of_prompts_is_answered_once(stack: Stack, first: Training, tmp_p
     prompts = [{"prompt": f"Once upon a time number {n}", "id": n} for n in range(40)]
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    deployment = stack.prefect("/deployments/name/predict/batch")["id"]
+    deployment = stack.prefect("/deployments/name/predict/predict")["id"]
     wanted = {"model": "acme/notes", "prompts": str(file), "max_new_tokens": 4}
     answers = []
     for _ in range(2):

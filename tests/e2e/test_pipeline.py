@@ -1,4 +1,7 @@
-"""One training end to end, over a real Prefect server, MLflow, predictor and S3: pytest tests/e2e/test_pipeline.py"""
+"""One training end to end, over a real Prefect server, MLflow, predictor and S3: pytest tests/e2e/test_pipeline.py
+
+Tests tasks/runs/run_log.py too.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import pytest
 from deployments.cli.main import EXIT_USER_ERROR
 from infra.settings import Settings
 from infra.storage.store import Store
+from tasks.ui.artifacts import rank_of_key
 from tests.conftest import BUCKET, ROOT
 from tests.e2e.conftest import COMMAND_TIMEOUT_S, Stack, Training, options
 
@@ -43,7 +47,7 @@ def test_one_version_is_registered_with_its_origin_and_aliases(stack: Stack, fir
     assert {name: int(number) for name, number in aliases.items()} == {"challenger": 1, "champion": 1}
 
 
-def test_version_in_mlflow_is_an_adapter_without_base_pickle_or_path(
+def test_version_in_mlflow_is_an_adapter_that_names_its_base_without_pickle_or_other_path(
     stack: Stack, first: Training, stories: Path, tmp_path: Path,
 ) -> None:
     import mlflow
@@ -55,6 +59,10 @@ def test_version_in_mlflow_is_an_adapter_without_base_pickle_or_path(
     assert not [path.name for path in files if path.suffix in (".bin", ".pkl", ".pt", ".pth")]
     here = [str(place).encode() for place in (
         stories, ROOT, stack.settings.home_path, Path(first.parameters["train_data"]).parent, tmp_path.parent)]
+    adapter = next(path for path in files if path.name == "adapter_config.json")
+    config = json.loads(adapter.read_text())
+    assert config.pop("base_model_name_or_path") == str(stories.resolve()), "peft finds a local base by its folder"
+    adapter.write_text(json.dumps(config))
     assert not [path.name for path in files for place in here if place in path.read_bytes()]
 
 
@@ -103,7 +111,7 @@ def test_a_plain_call_in_a_program_of_the_user_is_seen_on_the_server(stack: Stac
 
 
 def test_what_the_ranks_say_stands_in_the_runs_log_without_flooding_it(stack: Stack, first: Training) -> None:
-    of_run = {"flow_run_id": {"any_": [stack.runs("finetune acme/notes")[0]]}}
+    of_run = {"flow_run_id": {"any_": [first.run]}}
     lines = [log["message"] for order in ("ASC", "DESC")  # the server answers with the first 200
              for log in stack.prefect("/logs/filter", logs=of_run, sort=f"TIMESTAMP_{order}")]
     shown = {line for line in lines if CONNECTED in line}
@@ -114,38 +122,42 @@ def test_what_the_ranks_say_stands_in_the_runs_log_without_flooding_it(stack: St
 
 
 def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, first: Training) -> None:
-    run = stack.runs("finetune acme/notes")[0]
-    shown = stack.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    run = first.run
+    shown = stack.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}, sort="ID_DESC")
     assert [one["key"] for one in shown if not one["description"]] == []
+    places = [rank_of_key(one["key"]) for one in shown]
+    assert places == sorted(places, key=str) and len(places) == 12, "the page's order, each key once"
     found = stack.artifacts(run)
     assert set(found) == {
-        "actual", "data", "data-lengths", "forecast", "training-progress", "training-loss", "rouge", "version",
-        "mlflow-run", "training", "endpoint"}
+        "verdict", "evaluation", "training-curves", "training-progress", "samples", "data", "data-lengths", "forecast",
+        "model-version", "mlflow-run", "playground", "files"}
     assert "60 training and 4 held-out rows" in found["data"]
     assert "| blank lines, left out | 1 | train.jsonl line 61 |" in found["data"]
     assert found["data-lengths"].startswith("data:image/svg+xml;base64,")
-    assert "| steps | 4" in found["forecast"]
+    assert "| steps | 4" in found["forecast"] and "what it was" in found["forecast"], "the actual figures beside it"
     assert found["training-progress"] == 100
-    kind, _, picture = found["training-loss"].partition(",")
+    kind, _, picture = found["training-curves"].partition(",")
     titles = [text.text for text in ElementTree.fromstring(base64.b64decode(picture)).iter(f"{SVG}text")]
     assert kind == "data:image/svg+xml;base64"
     assert [title.split()[0] for title in titles if title and title[0].isupper()] == ["Loss", "Learning", "Tokens"]
-    assert "| lead3 |" in found["rouge"]
-    assert "/#/models/acme--notes/versions/1" in found["version"]
+    assert "| lead3 |" in found["verdict"]
+    assert {row["model"] for row in json.loads(found["evaluation"])} == {"tuned", "base", "lead3"}
+    assert "| tuned | reference | base | prompt |" in found["samples"]
+    assert "/#/models/acme--notes/versions/1" in found["model-version"]
     (version,) = stack.versions("acme/notes")
     assert f"/runs/{version.run_id})" in found["mlflow-run"] and "/#/experiments/" in found["mlflow-run"]
-    assert f"`s3://{BUCKET}/e2e/trainings/{first.version['training_id']}`" in found["training"]
+    assert f"`s3://{BUCKET}/e2e/trainings/{first.version['training_id']}`" in found["files"]
 
 
 def test_no_step_waits_for_limits_of_tags(stack: Stack, first: Training) -> None:
     """Which would cost each a request to the server, and 2 s whenever that is busy."""
-    steps = stack.prefect("/task_runs/filter", flow_runs={"id": {"any_": [stack.runs("finetune acme/notes")[0]]}})
+    steps = stack.prefect("/task_runs/filter", flow_runs={"id": {"any_": [first.run]}})
     assert len(steps) >= 7
     assert {step["name"]: step["tags"] for step in steps if step["tags"]} == {}
 
 
 def test_run_is_found_by_its_model_destination_and_data(stack: Stack, first: Training) -> None:
-    tags = stack.prefect(f"/flow_runs/{stack.runs('finetune acme/notes')[0]}")["tags"]
+    tags = stack.prefect(f"/flow_runs/{first.run}")["tags"]
     assert {"destination:acme/notes", "model:hf"} <= set(tags)
     (data,) = [tag.removeprefix("data:") for tag in tags if tag.startswith("data:")]
     training = first.version["training_id"]
@@ -157,7 +169,7 @@ def test_run_is_found_by_its_model_destination_and_data(stack: Stack, first: Tra
 def test_run_of_the_deployment_by_the_worker_gives_the_same_version(stack: Stack, first: Training) -> None:
     run = stack.start_run(first.parameters)
     assert stack.wait_until_over(run)["type"] == "COMPLETED"
-    assert first.version["id"][:12] in stack.artifacts(run)["endpoint"]
+    assert first.version["id"][:12] in stack.artifacts(run)["playground"]
     assert len(stack.versions("acme/notes")) == 1
 
 

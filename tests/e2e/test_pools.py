@@ -2,6 +2,8 @@
 
 Kubernetes and Docker cannot run here; what their workers would send them is rendered by the real integrations and
 held against Kubernetes' own schema.
+
+Tests tasks/runs/start.py too.
 """
 
 from __future__ import annotations
@@ -134,14 +136,14 @@ def test_a_small_deployment_asks_docker_for_no_gpu() -> None:
 
     found = {one.full_name: wanted(one, Pool("gpu", "docker"))["job_variables"] for one in declared()}
     counts = {name: sent(**values)["host_config"]["DeviceRequests"][0]["Count"] for name, values in found.items()}
-    assert counts["reconcile/every-minute"] == counts["predict/batch"] == 0
-    assert counts["finetune/gpu"] == counts["retrain/watch"] == -1
+    assert counts["predict/predict"] == 0
+    assert counts["finetune/finetune"] == counts["retrain/watch"] == -1
 
 
 @pytest.mark.usefixtures("secrets")
 def test_a_container_gets_secrets_that_the_template_only_names() -> None:
     from deployments.prefect_setup.pools import Pool
-    from deployments.prefect_setup.secrets import NAMES
+    from tasks.runs.blocks import NAMES
 
     assert "hf-word" not in str(Pool("gpu", "docker").template)
     environment = sent(env={"ANNEAL_STORE": "s3://anneal/store"})["environment"]
@@ -257,8 +259,8 @@ def test_what_waits_is_served_in_the_order_of_the_queues(client: SyncPrefectClie
     from deployments.prefect_setup.pools import QUEUES, Pool, ensure_pool
 
     pool = Pool("cpu", "docker")
-    flow = UUID(stack.prefect("/deployments/name/predict/batch")["flow_id"])
-    first_come = ["background", "trainings", "control", "nodes", "trainings"]
+    flow = UUID(stack.prefect("/deployments/name/predict/predict")["flow_id"])
+    first_come = ["background", "trainings", "nodes", "trainings"]
     runs, deployments = dict[UUID, str](), list[UUID]()
     try:
         assert ensure_pool(client, pool) == []
@@ -270,8 +272,8 @@ def test_what_waits_is_served_in_the_order_of_the_queues(client: SyncPrefectClie
             runs[run.id] = name
         served = client.get_scheduled_flow_runs_for_work_pool(pool.name, scheduled_before=datetime.now(UTC))
         assert [runs[one.flow_run.id] for one in served] == [
-            "control-2", "nodes-3", "trainings-1", "trainings-4", "background-0"]
-        assert sorted(QUEUES, key=QUEUES.__getitem__) == ["control", "nodes", "trainings", "background"]
+            "nodes-2", "trainings-1", "trainings-3", "background-0"]
+        assert sorted(QUEUES, key=QUEUES.__getitem__) == ["nodes", "trainings", "background"]
     finally:
         for deployment in deployments:
             client.delete_deployment(deployment)

@@ -1,4 +1,7 @@
-"""How dead runs are found and started again, on the stack's server: pytest tests/e2e/test_reconcile.py"""
+"""How dead runs are found and started again, on the stack's server: pytest tests/e2e/test_reconcile.py
+
+Tests tasks/runs/cleanup.py, tasks/runs/recover.py too.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def test_a_dead_run_is_found_and_scheduled_again(
 
     monkeypatch.setattr(recover, "SILENT_S", 0)
     monkeypatch.setattr(recover, "SETTLE_S", 1)
-    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    deployment = UUID(stack.prefect("/deployments/name/predict/predict")["id"])
     parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
     client.set_flow_run_state(run.id, Running(), force=True)  # no process ever has it
@@ -77,7 +80,7 @@ def test_a_run_whose_process_died_on_this_machine_needs_no_second_look(
 
     monkeypatch.setattr(recover, "unsettled_s", of_this_run)
     settings, waits = Settings(home=tmp_path), list[float]()  # a home of its own: the stack's reconcile sees no lock
-    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    deployment = UUID(stack.prefect("/deployments/name/predict/predict")["id"])
     run = client.create_flow_run_from_deployment(
         deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, name="died here")
     client.set_flow_run_state(run.id, Running(), force=True)
@@ -119,7 +122,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
     if ends == "as a command":  # its lock is free before it tells Prefect how it ended
         run = client.create_flow_run(predict, parameters=parameters)
     else:
-        deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+        deployment = UUID(stack.prefect("/deployments/name/predict/predict")["id"])
         run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
     client.set_flow_run_state(run.id, Running(), force=True)
     with exclusive_lock(lock_of(settings, run.id), "a run", note="1"):
@@ -150,7 +153,7 @@ def test_a_retraining_that_lost_its_place_to_another_one_goes_on_after_it(
     from tasks.runs import recover
     from tasks.runs.queries import REFUSED
 
-    deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
+    deployment = UUID(stack.prefect("/deployments/name/retrain/retrain")["id"])
     training = {"train_data": "/nowhere.jsonl", "base_model": "/nowhere", "destination": "acme/nobody"}
     store = Store(stack.settings)
 
@@ -189,7 +192,7 @@ def test_a_silent_run_that_is_heard_of_again_is_left_alone(
     from tasks.runs.fence import ALIVE
 
     monkeypatch.setattr(recover, "SILENT_S", 0)
-    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    deployment = UUID(stack.prefect("/deployments/name/predict/predict")["id"])
     parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="silent")
     client.set_flow_run_state(run.id, Running(), force=True)
@@ -220,7 +223,7 @@ def test_notes_and_locks_of_runs_are_removed_when_they_ended_long_ago(
     from tasks.runs.attempt import attempts_name
 
     store = Store(stack.settings)
-    deployment = UUID(stack.prefect("/deployments/name/predict/batch")["id"])
+    deployment = UUID(stack.prefect("/deployments/name/predict/predict")["id"])
     ended, stranger = client.create_flow_run_from_deployment(
         deployment, parameters={"model": "acme/nobody", "prompts": "/nowhere.jsonl"}, state=Cancelled()).id, uuid4()
     client.set_flow_run_state(ended, Cancelled(), force=True)

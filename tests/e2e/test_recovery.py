@@ -1,6 +1,6 @@
 """Runs whose processes die go on by themselves: pytest -m chaos tests/e2e/test_recovery.py
 
-A test kills what it names and then only waits; the worker, the keeper and the runs of flows/reconcile.py do the rest.
+A test kills what it names and then only waits; the worker, the keeper and deployments/reconcile.py do the rest.
 All train the same, so that their weights have to be those of the training that nobody killed.
 """
 
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from tests.conftest import ROOT, S3Server, ranks_in, torchruns_in, training_proc
 from tests.e2e.conftest import LONG, Stack, options
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
+    pass
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -132,17 +131,6 @@ def state_of(stack: Stack, run: str) -> dict[str, Any]:
     return dict(stack.prefect(f"/flow_runs/{run}")["state"])
 
 
-@pytest.fixture
-def no_schedule(client: SyncPrefectClient) -> Iterator[None]:
-    """Only events start a reconcile, which then has no time for a second look: the next would be for the next event."""
-    deployment = client.read_deployment_by_name("reconcile/every-minute")
-    (minute,) = deployment.schedules
-    client.update_deployment_schedule(deployment.id, minute.id, active=False)
-    yield
-    client.update_deployment_schedule(deployment.id, minute.id, active=True)
-
-
-@pytest.mark.usefixtures("no_schedule")
 def test_a_killed_run_goes_on(stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed) -> None:
     run = started(stack, parameters, "killed-run", undisturbed)
     ranks = training_processes(stack.settings.home_path)
@@ -175,7 +163,6 @@ def test_a_run_outlives_torchrun_and_its_ranks_go_with_it(
     finished(stack, run, "torchrun", undisturbed)
 
 
-@pytest.mark.usefixtures("no_schedule")
 def test_a_run_killed_with_its_worker_goes_on(
     stack: Stack, parameters: dict[str, Any], undisturbed: Undisturbed,
 ) -> None:

@@ -34,10 +34,12 @@ from deployments.cli import main as cli
 sys.exit(cli.main(sys.argv[1:]))
 """
 FEW = 3
+VERSIONS = "/model-versions/"
 
 
 class Gate(ThreadingHTTPServer):
-    """Answers the next `refused` requests with 503, and hands the others on."""
+    """Answers with 503 until it has refused so many requests for versions, which are those of the step register; then
+    it hands on."""
 
     daemon_threads = True
 
@@ -56,8 +58,9 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.server.refused > 0:
-            self.server.refused -= 1
-            self.server.refusals += 1
+            if VERSIONS in self.path:
+                self.server.refused -= 1
+                self.server.refusals += 1
             status, content, kind = 503, b"upstream is away", "text/plain"
         else:
             kept = {name: value for name, value in self.headers.items() if name.lower() in (

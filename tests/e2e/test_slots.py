@@ -1,4 +1,7 @@
-"""GPU slots of a limit on the stack's server."""
+"""GPU slots of a limit on the stack's server.
+
+Tests tasks/launcher/gpu_slots.py too.
+"""
 
 from __future__ import annotations
 

@@ -49,23 +49,23 @@ def test_walk_from_the_form_to_an_answer(stack: Stack, browser: Chrome, tmp_path
     browser.get(f"{ui(stack)}/runs/flow-run/{run}")
     see(browser, "//*[normalize-space(text())='Completed']")
     tab(browser, "Artifacts")
-    see(browser, "//h3[.='endpoint']")
+    see(browser, "//h3[.='playground']")
     album.take("run-done")
-    shown = {"data": "//h2", "actual": "//h2[contains(., 'what it was')]", "rouge": "//td[.='lead3']",
-             "training-loss": "//img[starts-with(@src, 'data:image/svg')]"}
+    shown = {"data": "//h2", "forecast": "//h2[contains(., 'what it was')]", "verdict": "//td[.='lead3']",
+             "training-curves": "//img[starts-with(@src, 'data:image/svg')]"}
     for key, part in shown.items():
         open_artifact(browser, stack, run, key)
         see(browser, part)
         album.take(key)
 
-    open_artifact(browser, stack, run, "version")
+    open_artifact(browser, stack, run, "model-version")
     album.take("version-link")
     click(browser, f"//a[contains(., '{DESTINATION} version 1')]")
     browser.switch_to.window(browser.window_handles[-1])
     see(browser, "//*[text()[contains(., 'challenger') or contains(., 'champion')]]")
     album.take("mlflow-version")
 
-    open_artifact(browser, stack, run, "endpoint")
+    open_artifact(browser, stack, run, "playground")
     click(browser, "//a[contains(., 'Playground')]")
     browser.switch_to.window(browser.window_handles[-1])
     asked = json.loads(test.read_text(encoding="utf-8").splitlines()[0])
@@ -90,9 +90,9 @@ def start(stack: Stack, browser: Chrome, album: Album, parameters: dict[str, Any
     before = runs_of(stack)
     browser.get(stack.settings.prefect_api.removesuffix("/api"))
     click(browser, "//a[normalize-space()='Deployments']")
-    see(browser, "//a[normalize-space()='gpu']")
+    see(browser, "//a[normalize-space()='finetune-advanced']")
     album.take("deployments")
-    click(browser, "//a[normalize-space()='gpu']")
+    click(browser, "//a[normalize-space()='finetune-advanced']")
     choose(browser, "Run", "Custom run")
     for name, value in parameters.items():
         fill(browser, name, value)

@@ -127,7 +127,7 @@ def test_nothing_is_trained_while_another_retraining_of_it_is_under_way(
 
     from prefect.states import Cancelled, Running
 
-    deployment = UUID(stack.prefect("/deployments/name/retrain/weekly")["id"])
+    deployment = UUID(stack.prefect("/deployments/name/retrain/retrain")["id"])
     training = {**watched, "destination": "acme/postponed"}
     run = client.create_flow_run_from_deployment(
         deployment, parameters={"training": training}, name="the other one", state=Running())  # no process has it
@@ -156,7 +156,7 @@ def test_a_retraining_beside_another_one_is_cancelled_and_says_why(
 
     wait_for(lambda: not runs_in(client, ("retrain",), StateType.RUNNING, StateType.PENDING),
              "an earlier retraining does not end")
-    deployment = stack.prefect("/deployments/name/retrain/weekly")["id"]
+    deployment = stack.prefect("/deployments/name/retrain/retrain")["id"]
     first = begin("acme/one")
     try:
         wait_for(lambda: state(first) == "RUNNING", "the first does not start")
@@ -187,7 +187,7 @@ def test_what_an_earlier_release_watched_goes_on(stack: Stack, client: SyncPrefe
         DeploymentScheduleCreate(schedule=CronSchedule(cron="7 3 1 1 *", timezone="UTC"), active=False,
                                  slug="acme--earlier", parameters={"training": training})])
     assert deploy(stack.settings).differs == [
-        "deployment watch/data is gone: retrain/watch has its schedules now (1)"]
+        "deployment watch/data is called retrain/watch now; it has its schedules (1)"]
     with pytest.raises(ObjectNotFound):
         client.read_deployment(old)
     stored = client.read_deployment_by_name("retrain/watch")

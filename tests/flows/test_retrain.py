@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ import pytest
 
 from flows import retrain as module
 from flows.parameters import Parameters
-from flows.retrain import look_first, shard_news
+from flows.retrain import from_champion, is_same_data, look_first, shard_news
 from infra.errors import AnnealError, DataError, Transient
-from infra.models.registry import Origin
+from infra.models.registry import Origin, Registry
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
+from tasks.data.datasets import address_of
 from tasks.data.source_cache import Look, last_look, look_name, note_look
 from tasks.ingest import ingest
+from tasks.register import register
 from tasks.validate import validate
+from tests.support.past import Past
 
 
 @pytest.fixture
@@ -153,3 +156,31 @@ def test_new_files_and_those_that_are_gone_are_counted(settings: Settings, store
     (tmp_path / "d" / "a.jsonl").unlink()
     assert news(two) == "3 shards, 2 new and 1 gone since version 3"
     assert news(Origin(3, "0" * 64, True)) == "3 shards"
+
+
+@pytest.mark.parametrize(("option", "text", "same"), [(50, "a", True), (3, "a", True), (3, "b", False)])
+def test_an_option_that_changes_the_split_trains_nothing_again(
+    settings: Settings, data: Path, option: int, text: str, same: bool,
+) -> None:
+    store, rows = Store(settings), '{"text": "%s"}\n{"text": "2"}\n{"text": "3"}\n'
+    data.write_text(rows % "a")
+    first = ingest(settings, store, str(data))
+    split = validate(store, first, None, 50)
+    with store.draft() as draft:
+        draft.commit("versions/v", {"made_from": [first.folder, split.folder, "packs/p"]})
+    newest = Origin(number=1, data_digest=split.digest, is_settled=True, id="v")
+    data.write_text(rows % text)
+    now = ingest(settings, store, str(data))
+    spec = replace(spec_of(data), train_data=address_of(now), num_validation_samples=option)
+    assert is_same_data(store, newest, spec, validate(store, now, None, option)) is same
+@pytest.mark.usefixtures("database")
+def test_a_retraining_goes_on_from_the_champion_where_there_is_one(
+    settings: Settings, store: Store, past: Past,
+) -> None:
+    assert from_champion(settings, past.spec) == past.spec
+    register(settings, store, past.spec, past.trained, past.evaluation, past.split, past.pack, past.base)
+    assert from_champion(settings, past.spec) == past.spec, "registered, and not served"
+    Registry(settings).point("champion", "acme/summarizer", 1)
+    assert from_champion(settings, past.spec).base_version == "acme/summarizer:champion"
+    asked = replace(past.spec, base_version="acme/other:3")
+    assert from_champion(settings, asked) == asked, "what was asked for counts"

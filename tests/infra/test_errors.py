@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import pickle
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from infra.errors import (
     UserError,
     from_os_error,
     read_error,
+    sentence_in,
     shown,
     write_error,
 )
@@ -58,3 +60,16 @@ def test_shown_values_are_escaped_and_shortened() -> None:
     (errno.ENOSPC, UserError), (errno.EACCES, UserError), (errno.EIO, Transient)])
 def test_disk_errors_are_told_apart(number: int, kind: type[Exception]) -> None:
     assert type(from_os_error(OSError(number, "x"), "here")) is kind
+
+
+@pytest.mark.parametrize(("body", "sentence"), [
+    ({"detail": "No."}, "No."), ({"detail": [{"msg": "No.", "loc": []}, {"msg": "Nor that."}]}, "No. Nor that."),
+    ({"error": {"message": "No.", "code": None}}, "No."), ({"error": "No.", "detail": "No."}, "No.")])
+def test_a_refusal_is_one_sentence_in_every_form(body: object, sentence: str) -> None:
+    assert sentence_in(json.dumps(body), "nothing") == sentence
+
+
+@pytest.mark.parametrize("body", [
+    b"{}", b"null", b'{"detail": [1]}', b'{"detail": [{}]}', b"[]", b'{"error": {}}', b"<html>", b"\xff", b""])
+def test_a_body_of_another_form_is_no_refusal(body: bytes) -> None:
+    assert sentence_in(body, "nothing") == "nothing"

@@ -20,12 +20,14 @@ from tests.conftest import ROOT, needed
 INFRA = ROOT / "infra"
 KUBERNETES = "1.34"
 MANIFESTS = [part for part in yaml.safe_load_all((INFRA / "kubernetes" / "anneal.yaml").read_text()) if part]
+SERVER, WORKER = (yaml.safe_load((INFRA / "helm" / f"prefect-{name}.yaml").read_text())
+                  for name in ("server", "worker"))
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SPARE_S = 15
 """For Prefect and Python to end in."""
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
 ENV = INFRA / "systemd" / "anneal.env"
-PLACES = ["compose.yaml", "systemd", "kubernetes", "docker", "workpools"]
+PLACES = ["compose.yaml", "systemd", "kubernetes", "helm", "docker", "workpools"]
 VARIABLE = r"\b(?:(?:PREFECT|MLFLOW|POSTGRES|AWS|ANNEAL|S3|HF)_[A-Z0-9_]*[A-Z0-9]|PG[A-Z]+|DO_NOT_TRACK|PYTHON[A-Z]+)\b"
 OTHERS = ("PREFECT_", "MLFLOW_", "AWS_", "PG", "DO_NOT_TRACK")
 
@@ -35,7 +37,7 @@ def test_a_manifest_fits_the_schema_of_kubernetes(manifest: dict[str, Any]) -> N
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("manifest", [one for one in MANIFESTS if one["kind"] in ("Service", "PodDisruptionBudget")],
+@pytest.mark.parametrize("manifest", [one for one in MANIFESTS if one["kind"] == "Service"],
                          ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
 def test_what_a_manifest_selects_is_there(manifest: dict[str, Any]) -> None:
     wanted = manifest["spec"]["selector"]
@@ -45,10 +47,20 @@ def test_what_a_manifest_selects_is_there(manifest: dict[str, Any]) -> None:
 
 def test_what_a_team_needs_is_there() -> None:
     replicas = {one["metadata"]["name"]: one["spec"]["replicas"] for one in MANIFESTS if one["kind"] == "Deployment"}
-    assert set(replicas) == {"anneal-prefect", "anneal-mlflow", "anneal-worker", "anneal-predictor"}
-    (budget,) = [one["spec"] for one in MANIFESTS if one["kind"] == "PodDisruptionBudget"]
-    assert budget["selector"]["matchLabels"] == {"app": "anneal-worker"}
-    assert 0 < budget["minAvailable"] < replicas["anneal-worker"], "or no node could ever be drained"
+    assert set(replicas) == {"anneal-mlflow", "anneal-reconcile", "anneal-predictor", "anneal-gateway"}
+    assert [chart["fullnameOverride"] for chart in (SERVER, WORKER)] == ["anneal-prefect", "anneal-worker"]
+    worker = WORKER["worker"]
+    assert 0 < worker["podDisruptionBudget"]["minAvailable"] < worker["replicaCount"], "or no node could be drained"
+
+
+def test_the_charts_server_asks_for_the_password_and_keeps_its_leases() -> None:
+    server, worker = SERVER["server"], WORKER["worker"]
+    given = {one["name"]: one["value"] for one in server["env"]}
+    assert server["basicAuth"] == worker["selfHostedServerApiConfig"]["basicAuth"] and server["basicAuth"]["enabled"]
+    assert given["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+    assert given["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith("filesystem")
+    assert any(given["PREFECT_HOME"].startswith(mount["mountPath"]) for mount in server["extraVolumeMounts"])
+    assert "--no-create-pool-if-not-found" in worker["extraArgs"], "a pool of Prefect's own template takes a command"
 
 
 def test_whoever_stops_a_service_gives_it_the_time_to_save() -> None:
@@ -58,13 +70,11 @@ def test_whoever_stops_a_service_gives_it_the_time_to_save() -> None:
         found = re.search(r"(?m)^TimeoutStopSec=(\d+)$", (INFRA / "systemd" / f"{unit}.service").read_text())
         assert found and int(found[1]) >= needs_s, unit
     assert int(COMPOSE["services"]["worker"]["stop_grace_period"].removesuffix("s")) >= needs_s
-    (worker,) = [one for one in MANIFESTS if one["kind"] == "Deployment" and one["metadata"]["name"] == "anneal-worker"]
-    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= needs_s
 
 
 def test_compose_publishes_nothing_but_this_machines_ports() -> None:
     ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
-    assert len(ports) == 3 and all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports), ports
+    assert len(ports) == 4 and all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports), ports
 
 
 def test_mlflow_keeps_its_tables_in_postgres_its_files_in_s3_and_runs_no_jobs() -> None:
@@ -80,14 +90,16 @@ def test_jobs_run_under_an_account_that_the_manifests_make() -> None:
     accounts = {one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "ServiceAccount"}
     properties = Pool("gpu", "kubernetes").template["variables"]["properties"]
     assert properties["service_account_name"]["default"] in accounts
-    (worker,) = [one for one in MANIFESTS if one["kind"] == "Deployment" and one["metadata"]["name"] == "anneal-worker"]
-    (container,) = worker["spec"]["template"]["spec"]["containers"]
-    assert {one["name"]: one["value"] for one in container["env"]} == {
+    assert {one["name"]: one["value"] for one in WORKER["worker"]["extraEnvVars"]} == {
         "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES": properties["namespace"]["default"]}
     assert properties["home_claim"]["default"] in [
         one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "PersistentVolumeClaim"]
 
 
+CHART_RULES: list[dict[str, list[str]]] = [
+    {"resources": ["pods", "pods/log", "pods/status"], "verbs": ["get", "watch", "list"]},
+    {"resources": ["jobs"], "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"]}]
+"""Of the chart prefect-worker, templates/role.yaml."""
 CALLED = re.compile(r"\b(create|read|list|patch|replace|delete)_namespaced_(job|pod_log|pod)\b")
 VERBS = {"create": "create", "read": "get", "list": "list", "patch": "patch", "replace": "update", "delete": "delete"}
 WATCHED = re.compile(r"kopf\.on\.event\(\s*(?:\"batch\",\s*\"v1\",\s*)?\"(\w+)\"")
@@ -95,8 +107,8 @@ WATCHED = re.compile(r"kopf\.on\.event\(\s*(?:\"batch\",\s*\"v1\",\s*)?\"(\w+)\"
 
 def test_the_worker_may_do_what_its_code_does() -> None:
     """Prefect's worker and observer for Kubernetes, as installed; secrets they only make where a setting says so."""
-    (role,) = [one for one in MANIFESTS if one["kind"] == "Role"]
-    may = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    rules = [*CHART_RULES, *WORKER["role"]["extraPermissions"]]
+    may = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
     code = "".join(Path(str(files("prefect_kubernetes") / name)).read_text() for name in ("worker.py", "observer.py"))
     called = {(f"{thing}s".replace("pod_logs", "pods/log"), VERBS[verb]) for verb, thing in CALLED.findall(code)}
     watched = {(thing, verb) for thing in WATCHED.findall(code) for verb in ("list", "watch")}

@@ -1,4 +1,7 @@
-"""infra/process.py: children end when they should, and never outlive us."""
+"""infra/process.py: children end when they should, and never outlive us.
+
+Tests infra/parent_death.py too.
+"""
 
 from __future__ import annotations
 

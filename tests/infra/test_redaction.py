@@ -115,7 +115,7 @@ def test_an_endpoint_of_s3_with_a_password_is_refused_without_it(settings: Setti
 
 @pytest.mark.parametrize("text", ["a:" * 50_000, "?token" * 50_000, "https://h/?" + "token" * 50_000, "a" * 300_000])
 def test_a_long_text_takes_no_time(text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     secret_in(text)
     redacted(text)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra.errors import UserError
-from infra.spec import TrainingSpec
+from infra.spec import LATER, TrainingSpec
 
 NEEDED: dict[str, Any] = {"train_data": "d.jsonl", "base_model": "m", "destination": "acme/summarizer"}
 
@@ -49,3 +49,24 @@ def test_what_shapes_the_weights_is_apart_from_where_they_are_trained() -> None:
 def test_every_knob_has_a_sentence_of_help() -> None:
     for field in dataclasses.fields(TrainingSpec):
         assert field.metadata["help"].endswith("."), field.name
+
+
+def test_later_knobs_leave_the_digests_of_earlier_trainings_alone() -> None:
+    spec = TrainingSpec(**NEEDED)
+    assert set(LATER).isdisjoint(spec.numbers("weights"))
+    changed: dict[str, Any] = {"base_version": "a/b:" + "c" * 64, "use_rslora": True, "loraplus_lr_ratio": 16.0,
+                               "neftune_alpha": 5.0, "optimizer": "adamw_8bit", "prompt_format": "templated"}
+    assert set(changed) == set(LATER)
+    for name, value in changed.items():
+        assert name in dataclasses.replace(spec, **{name: value}).numbers("weights"), name
+
+
+@pytest.mark.parametrize(("knobs", "sentence"), [
+    ({"peft_method": "full", "use_rslora": True}, "there are no adapters"),
+    ({"peft_method": "full", "loraplus_lr_ratio": 4.0}, "there are no adapters"),
+    ({"optimizer": "adamw_8bit", "parallelism": "fsdp"}, "expected auto or ddp with adamw_8bit"),
+    ({"loraplus_lr_ratio": 0.5}, "loraplus_lr_ratio is 0.5; expected at least 1"),
+    ({"neftune_alpha": -1.0}, "neftune_alpha is -1.0")])
+def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        TrainingSpec(**NEEDED, **knobs)

@@ -1,4 +1,7 @@
-"""Faults that the launcher above torchrun answers: memory that runs out, a rank that stands still."""
+"""Faults that the launcher above torchrun answers: memory that runs out, a rank that stands still.
+
+Tests tasks/distributed/process_group.py too.
+"""
 
 from __future__ import annotations
 

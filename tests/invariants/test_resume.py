@@ -2,6 +2,8 @@
 
 make chaos-train runs the whole grid, make test a row of it. Losses of every step and the sha256 of the
 final weights equal those of the training that nobody killed, with dropout.
+
+Tests tasks/distributed/validation.py too.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 golden/<method>.txt holds `step loss gradient_norm` in full digits (float.hex), recorded by
 `python -m tests.invariants.record` on 1 rank. The tolerance covers the order of fp32 sums.
+
+Tests tasks/distributed/cpu_attention.py, tasks/distributed/sharding.py too.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_two_trainings_at_once_make_one_version(shared: Path, tmp_path: Path) ->
 
 
 def test_two_stacks_at_once_are_one(tmp_path: Path) -> None:
-    ports = {f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")}
+    ports = {f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR", "GATEWAY")}
     settings = Settings(home=tmp_path / "home")
     try:
         both = [faults.started(["up", "--json"], ANNEAL_HOME=str(settings.home_path), **ports) for _ in range(2)]

@@ -4,6 +4,8 @@ Run: pytest tests/security/test_base_digest.py
 
 The predictor is a real one on a real port. Each test gives it another base than the one that its versions were
 trained on, or one from a place that it was not told to trust.
+
+Tests infra/models/base_folders.py too.
 """
 
 from __future__ import annotations

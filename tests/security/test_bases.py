@@ -1,6 +1,8 @@
 """A base model from elsewhere is judged before anything is read or loaded: pytest tests/security/test_bases.py
 
 Each input made a library raise, hang or take all memory, or was followed to code or files of the sender's choice.
+
+Tests infra/models/model_folder.py, tasks/distributed/adapters.py too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Host, Origin and the secret in front of a service, and how long it waits: pytest tests/security/test_doors.py
 
 A browser's side is in tests/e2e/test_doors.py.
+
+Tests infra/security/door.py, infra/security/listen.py, infra/security/sign_in.py too.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Tiny random ones, made by transformers' own classes, with names and fields that published files have. What is said of a
 family that cannot be trained here is about the family, not about its files.
+
+Tests infra/models/weight_headers.py too.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ LINEAR: dict[str, Any] = {
     "rope_parameters": None, "dtype": None, "torch_dtype": "bfloat16", "rope_theta": 500000.0,
     "rope_scaling": {"type": "linear", "factor": 2.0}, "auto_map": {"AutoModelForCausalLM": "code.Model"}}
 MASK, NUMBER, WIDE = torch.ones(1, 1, 64, 64), torch.tensor(1.0), torch.ones(2, 2)
-NO_SDPA, NO_CLASS = "supports sdpa attention.", "loads as a causal language model."
+NO_CLASS = "loads as a causal language model."
 
 
 class Family(NamedTuple):
@@ -97,12 +99,14 @@ FAMILIES = {
     "mistral3": Family(lambda: hf.Mistral3Config(
         text_config={**LLAMA, "model_type": "mistral"},
         vision_config={**VISION, "model_type": "pixtral", "num_hidden_layers": 1, "head_dim": 16}),
-        "Mistral3ForConditionalGeneration", said=NO_CLASS),
-    "gemma2": Family(lambda: hf.Gemma2Config(**LLAMA, head_dim=16), said=NO_SDPA),
-    "codegen": Family(lambda: hf.CodeGenConfig(**OLD, rotary_dim=8), said=NO_SDPA, more={
+        "Mistral3ForConditionalGeneration"),
+    "t5": Family(lambda: hf.T5Config(
+        vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+        "T5ForConditionalGeneration", said=NO_CLASS),
+    "gemma2": Family(lambda: hf.Gemma2Config(**LLAMA, head_dim=16)),
+    "codegen": Family(lambda: hf.CodeGenConfig(**OLD, rotary_dim=8), more={
         "transformer.h.0.attn.causal_mask": MASK}),
-    "mamba": Family(lambda: hf.MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=128, state_size=8),
-                    said=NO_SDPA),
+    "mamba": Family(lambda: hf.MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=128, state_size=8)),
 }
 
 

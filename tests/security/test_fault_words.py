@@ -1,4 +1,7 @@
-"""What faults of disks and of other releases mean, without commands; with them: tests/security/test_faults.py."""
+"""What faults of disks and of other releases mean, without commands; with them: tests/security/test_faults.py.
+
+For MLflow: infra/models/mlflow_errors.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from infra.errors import Missing, Transient, UserError
-from infra.models.registry import translate_mlflow_errors
+from infra.models.mlflow_errors import translate_mlflow_errors
 from infra.records import Answers, Dataset, Evaluation, Pack, Record, Split, Trained
 from tasks.runs.locks import exclusive_lock
 from tasks.runs.retries import MISSING_TRIES, may_pass

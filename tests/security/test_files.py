@@ -1,4 +1,7 @@
-"""Files of the home: who may read them, and where they lie when its name is odd."""
+"""Files of the home: who may read them, and where they lie when its name is odd.
+
+Tests infra/private.py too.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def test_a_command_gives_its_umask_back(tmp_path: Path, monkeypatch: pytest.Monk
     from deployments.cli import main as cli
 
     monkeypatch.setenv("ANNEAL_HOME", str(tmp_path / "home"))
-    assert cli.main(["status"]) == 0
+    assert cli.main(["status"]) == 1  # nothing runs
     assert os.umask(0o022) == 0o022
     settings_here(private=False)
     assert os.umask(0o022) == 0o022

@@ -28,7 +28,7 @@ def test_a_training_on_an_odd_home_stays_in_it(shared: Path, tmp_path: Path) -> 
         assert one.returncode == 0 and "Traceback" not in one.stderr, one.stderr[-3000:]
 
     first, second = (json.loads(one.stdout) for one in done)
-    assert first == second and "Cached" in done[1].stderr
+    assert first == second and "(done before)" in done[1].stderr
     settings = Settings(home=home)
     (version,) = Registry(settings).client.search_model_versions("name='acme--faults'")
     assert version.tags["version_id"] == first["id"]

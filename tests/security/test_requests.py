@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from infra.errors import sentence_in
 from tests.conftest import free_port, wait_for
 from tests.deployments.predictor.conftest import (
     BASE_DIGEST,
@@ -42,13 +43,15 @@ import sys, threading, time, urllib.request
 stop = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
 opener, worst, count = urllib.request.build_opener(urllib.request.ProxyHandler({})), 0.0, 0
-while not stop.is_set():
+while count <= 4 or not stop.is_set():
     for path in ("live", "ready"):
         began = time.monotonic()
         opener.open(f"{sys.argv[1]}/health/{path}", timeout=30).read()
         worst, count = max(worst, time.monotonic() - began), count + 1
+        if count == 1:
+            print("begun", flush=True)
     time.sleep(0.02)
-print(worst, count)
+print(worst)
 """
 
 
@@ -78,12 +81,12 @@ class Process:
         """Meanwhile another process asks for its health and is answered in time, each time."""
         poller = subprocess.Popen([sys.executable, "-c", POLL, self.url], stdin=subprocess.PIPE,
                                   stdout=subprocess.PIPE, text=True)
-        time.sleep(0.3)
+        assert poller.stdout and poller.stdout.readline() == "begun\n"
         try:
             yield
         finally:
-            worst, count = poller.communicate(timeout=60)[0].split()
-        assert float(worst) < HEALTH_S and int(count) > 4
+            worst = poller.communicate(timeout=60)[0]
+        assert float(worst) < HEALTH_S
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +167,7 @@ def test_a_body_that_is_made_to_hurt_is_refused_and_nobody_waits(process: Proces
         found = list(pool.map(process.post, [BODIES[what]] * AT_ONCE))
         assert process.ask().status_code == 200
     assert {response.status_code for response in found} <= {422, 404}
-    assert all(0 < len(response.json()["detail"]) < 800 for response in found)
+    assert all(0 < len(sentence_in(response.content, "")) < 800 for response in found)
     assert process.most_bytes < before + GROWTH_BYTES
 
 
@@ -174,8 +177,8 @@ def test_a_body_that_is_made_to_hurt_is_refused_and_nobody_waits(process: Proces
 def test_another_content_type_is_refused_unread(process: Process, kind: str) -> None:
     with process.healthy():
         response = process.post(BODIES["unknown fields"], kind)
-    assert response.status_code == 422 and "application/json" in response.json()["detail"]
-    assert len(response.json()["detail"]) < 300
+    assert response.status_code == 422 and "application/json" in sentence_in(response.content, "")
+    assert len(sentence_in(response.content, "")) < 300
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
@@ -196,7 +199,7 @@ def test_a_template_that_repeats_the_prompt_is_measured_before_it_is_filled(
         found = list(pool.map(lambda _: process.ask(**given), range(AT_ONCE)))
         assert process.ask().status_code == 200
     assert all(response.status_code == 422 for response in found)
-    assert "its template included; expected at most 2097152 bytes" in found[0].json()["detail"]
+    assert "its template included; expected at most 2097152 bytes" in sentence_in(found[0].content, "")
     assert process.most_bytes < before + GROWTH_BYTES and time.monotonic() < began + 30
 
 
@@ -209,12 +212,11 @@ def test_a_long_prompt_holds_up_no_short_one(process: Process) -> None:
     body = BODIES["one letter for a long context"]
     with process.healthy(), ThreadPoolExecutor(8) as pool:
         long = [pool.submit(process.post, body) for _ in range(8)]
-        waited = []
+        meanwhile = 0
         while not all(future.done() for future in long):
-            began = time.monotonic()
             assert process.ask("acme/far").status_code == 200
-            waited.append(time.monotonic() - began)
-    assert sorted(waited)[len(waited) // 2] < 2 and len(waited) > 1
+            meanwhile += 1
+    assert meanwhile > 3, "short ones wait until the long ones are done"
     assert {future.result().status_code for future in long} == {422}
 
 
@@ -234,5 +236,5 @@ def test_an_order_that_is_made_to_hurt_is_refused_and_nobody_waits(process: Proc
     with process.healthy(), ThreadPoolExecutor(AT_ONCE) as pool:
         found = list(pool.map(lambda _: process.post(BODIES[what], path="/deployments/acme/new"), range(AT_ONCE)))
     assert {response.status_code for response in found} == {422}
-    assert all(response.json()["error"] == response.json()["detail"] for response in found)
-    assert all(len(response.json()["detail"]) < 800 for response in found)
+    assert all(response.json()["error"] == sentence_in(response.content, "") for response in found)
+    assert all(len(sentence_in(response.content, "")) < 800 for response in found)

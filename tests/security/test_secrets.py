@@ -139,7 +139,7 @@ def world(shared: Path, stories: Path, tmp_path_factory: pytest.TempPathFactory)
     environment = {
         **mine, "ANNEAL_HOME": str(folder / "home"), "ANNEAL_WEBHOOK_SECRET": f"whsec_{key}",
         "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "PYTHONPATH": str(ROOT),
-        **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR")},
+        **{f"ANNEAL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW", "PREDICTOR", "GATEWAY")},
         **{name: form.format(canaries[name]) for name, form in VARIABLES.items()}}
     environment["PREFECT_SERVER_API_AUTH_STRING"] = environment["PREFECT_API_AUTH_STRING"]
     parameters = {**KNOBS, "train_data": str(folder / "train.jsonl"), "base_model": str(stories),
@@ -214,7 +214,7 @@ def test_an_address_with_a_secret_is_refused_before_it_is_stored(trained: World,
     done = trained.anneal(f"train {form}", "train", "--json", *options(wrong))
     assert done.returncode == 2 and f"error: {name}: the address has " in done.stderr
     assert "Traceback" not in done.stderr and json.loads(done.stdout)["type"] == "UserError"
-    deployment = prefect_api.ask(trained.settings, "/deployments/name/finetune/gpu").json()["id"]
+    deployment = prefect_api.ask(trained.settings, "/deployments/name/finetune/finetune").json()["id"]
     answer = prefect_api.ask(
         trained.settings, f"/deployments/{deployment}/create_flow_run", {"parameters": {"training": wrong}})
     assert answer.status_code == httpx.codes.CONFLICT

@@ -1,4 +1,7 @@
-"""A chat template that somebody else wrote can do no harm: pytest tests/security/test_templates.py"""
+"""A chat template that somebody else wrote can do no harm: pytest tests/security/test_templates.py
+
+Tests tasks/distributed/template_process.py, tasks/distributed/templates.py too.
+"""
 
 from __future__ import annotations
 
@@ -130,11 +133,11 @@ def test_a_child_that_is_started_again_leaves_no_open_file(templates: Templates)
         assert templates._child is not None
         templates._child.kill()
         templates.render(f"{PLAIN}again {number}", TURNS, TOKENS)
-    assert open_files() == before
+    assert open_files() <= before  # files of earlier tests may be closed meanwhile
     forked = os.fork()
     if forked == 0:
         templates.render(PLAIN + "forked once more", TURNS, TOKENS)
-        os._exit(open_files() != before)
+        os._exit(open_files() > before)
     assert os.waitpid(forked, 0)[1] == 0 and templates.render(PLAIN + "here too", TURNS, TOKENS)
 
 

@@ -1,4 +1,7 @@
-"""A few bytes that stand for much memory or time: packed files, CSV, Parquet."""
+"""A few bytes that stand for much memory or time: packed files, CSV, Parquet.
+
+Tests tasks/data/compression.py too.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +57,10 @@ def read(form: str, path: Path) -> tuple[str, int]:
 @pytest.mark.parametrize("piece", [gzip.compress(b""), zstd.compress(b""), SKIPPED, gzip.compress(b"{")],
                          ids=["gzip", "zstandard", "skipped", "a byte each"])
 def test_pieces_that_hold_nothing_are_refused_at_once(piece: bytes) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DataError, match=r"packed pieces have become .* expected at least 8 in each"):
         content(piece * 200_000)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_pieces_of_a_row_each_and_a_few_empty_ones_are_read() -> None:
@@ -86,9 +89,9 @@ def test_zeros_between_and_after_gzip_members_are_left_out() -> None:
 
 def test_a_long_name_in_a_gzip_header_takes_no_time() -> None:
     packed = gzip.compress(ROW, mtime=0)
-    began = time.monotonic()
+    began = time.process_time()
     assert content(packed[:3] + b"\x08" + packed[4:10] + b"n" * (1 << 25) + b"\0" + packed[10:]) == ROW
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("outer", [gzip.compress, zstd.compress])

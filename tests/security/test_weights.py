@@ -1,4 +1,7 @@
-"""Weights are all there and are numbers, wherever a model is loaded: pytest tests/security/test_weights.py"""
+"""Weights are all there and are numbers, wherever a model is loaded: pytest tests/security/test_weights.py
+
+Tests tasks/distributed/weight_check.py too.
+"""
 
 from __future__ import annotations
 

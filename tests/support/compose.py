@@ -29,7 +29,7 @@ SECRETS = {"POSTGRES_PASSWORD": "pg-word", "S3_KEY": "s3-key", "S3_SECRET": "s3-
            "MLFLOW_PASSWORD": "mlflow-pass-word", "MLFLOW_SECRET_KEY": "flask-secret",
            "ANNEAL_API_KEY": "predictor-key"}
 MLFLOW_USER = ("anneal", SECRETS["MLFLOW_PASSWORD"])
-PORTS = {"postgres": 5432, "s3": 9000, "mlflow": 5000, "prefect": 4200, "predictor": 5001}
+PORTS = {"postgres": 5432, "s3": 9000, "mlflow": 5000, "prefect": 4200, "predictor": 5001, "gateway": 5002}
 
 
 def without_settings() -> dict[str, str]:
@@ -60,7 +60,7 @@ class Compose:
 
     def environment(self, name: str) -> dict[str, str]:
         """What the container would have, on top of what a process needs at all."""
-        given = {key: str(value) for key, value in self.service(name)["environment"].items()}
+        given = {key: "" if value is None else str(value) for key, value in self.service(name)["environment"].items()}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         return {**without_settings(), "PATH": path, "PYTHONPATH": str(ROOT), **given}
 

@@ -16,6 +16,7 @@ from infra.records import Base, Evaluation, Pack, PackCounts, Split, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.store import Store
+from tasks.launcher.jobs import settled
 
 COUNTS = PackCounts(rows=10, examples=20, tokens=600, labelled=200, truncated=3, lost=17, split=4, longest=60, fill=0.9)
 SCORE = {metric: [0.4, 0.5, 0.6] for metric in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
@@ -57,7 +58,7 @@ def past(store: Store, tmp_path: Path) -> Past:
         "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True,
         "max_position_embeddings": 512}))
     (base / "tokenizer.json").write_text("{}")
-    save_file({"w": np.zeros(3, np.float32)}, base / "model.safetensors")
+    save_file({"w": np.zeros(260_000, np.float32)}, base / "model.safetensors")
     with store.draft() as draft:
         (draft.path / "model").mkdir()
         (draft.path / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
@@ -65,8 +66,8 @@ def past(store: Store, tmp_path: Path) -> Past:
         digest = sha256_of(draft.path / "model" / "adapter_model.safetensors")
         draft.commit("trainings/t", {})
     return Past(
-        spec=TrainingSpec(train_data=str(tmp_path / "secret" / "d.jsonl"), base_model=str(base),
-                          destination="acme/summarizer"),
+        spec=settled(TrainingSpec(
+            train_data=str(tmp_path / "secret" / "d.jsonl"), base_model=str(base), destination="acme/summarizer")),
         base=Base(name="base-model", path=str(base), digest="b" * 64, context_tokens=512),
         split=Split(folder="splits/s", digest="s" * 64, kind="prompt", separator="\n", train_rows=20,
                     validation_rows=2, duplicates=6, leaks=7),

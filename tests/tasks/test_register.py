@@ -1,27 +1,31 @@
-"""tasks/{register,registry}.py: one training, one version, wherever the first try died."""
+"""tasks/register.py, infra/models/registry.py: one training, one version, wherever the first try died."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from infra.errors import Transient
 from infra.models.registry import Registry, mlflow_name
+from infra.models.version_folder import version_id
 from infra.records import Version
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.register import find_version, register
+from tasks.register import find_version, lineage_of, register, sums_of, write_version
 from tests.support.past import Past
 
 pytestmark = pytest.mark.usefixtures("database")
 CALLS = (
     "create_model_version", "log_model_artifacts",
     *(pytest.param(name, marks=pytest.mark.chaos)
-      for name in ("create_run", "create_logged_model", "finalize_logged_model", "set_terminated")))
+      for name in ("create_run", "create_logged_model", "log_outputs", "finalize_logged_model", "set_terminated")))
 
 
 def do(settings: Settings, store: Store, past: Past) -> Version:
@@ -39,6 +43,11 @@ def test_registering_twice_gives_one_version(settings: Settings, store: Store, p
     assert first == second == find_version(settings, store, past.spec, past.trained, past.evaluation)
     assert versions(settings) == [1]
     assert Registry(settings).number_at("challenger", "acme/summarizer") == 1
+
+
+def test_a_destination_may_have_dots(settings: Settings, store: Store, past: Past) -> None:
+    past.spec = dataclasses.replace(past.spec, destination="acme/llama-3.2.notes")
+    assert do(settings, store, past).uri == "models:/acme--llama-3.2.notes/1"
 
 
 def test_without_a_server_a_version_is_registered_beside_those_of_a_server(
@@ -105,9 +114,29 @@ def test_the_version_holds_weights_lineage_and_checksums_only(settings: Settings
     version = do(settings, store, past)
     names = {path.name for path in store.fetch(version.folder).iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "base.json", "serve.json",
-                     "training.json", "MANIFEST.sha256", "manifest.json"}
-    for path in store.fetch(version.folder).glob("*.json"):
-        assert str(Path(past.base.path).parent) not in path.read_text(encoding="utf-8"), path.name
+                     "training.json", "MANIFEST.sha256", "manifest.json", "README.md", "generation_config.json"}
+    place = str(Path(past.base.path).parent)
+    for path in store.fetch(version.folder).iterdir():
+        assert (place.encode() in path.read_bytes()) == (path.name == "adapter_config.json"), path.name
+
+
+def test_the_id_does_not_depend_on_where_the_base_lies(settings: Settings, store: Store, past: Past) -> None:
+    first = do(settings, store, past)
+    moved = dataclasses.replace(past.base, path=shutil.copytree(past.base.path, f"{past.base.path}-moved"))
+    with store.draft() as draft:
+        lineage = lineage_of(past.spec, past.trained, past.evaluation, past.split, past.pack, moved)
+        write_version(draft.path, store, past.trained, past.evaluation, past.split, moved, lineage)
+        assert "-moved" in (draft.path / "adapter_config.json").read_text()
+        assert version_id(draft.path, sums_of(draft.path)) == first.id
+
+
+def test_a_base_of_the_hub_is_named_by_name_and_commit(settings: Settings, store: Store, past: Past) -> None:
+    past.base = dataclasses.replace(past.base, name="org/tiny", revision="c0ffee")
+    folder = store.fetch(do(settings, store, past).folder)
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("org/tiny", "c0ffee")
+    assert not any(past.base.path.encode() in path.read_bytes() for path in folder.iterdir())
+    assert json.loads((folder / "base.json").read_text())["revision"] == "c0ffee"
 
 
 def test_the_lineage_says_what_was_dropped(settings: Settings, store: Store, past: Past) -> None:
@@ -124,6 +153,21 @@ def test_mlflow_hands_out_the_same_files(settings: Settings, store: Store, past:
     for path in store.fetch(version.folder).iterdir():
         if path.name != "manifest.json":
             assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_whole_weights_are_stored_once(settings: Settings, store: Store, past: Past, tmp_path: Path) -> None:
+    with store.draft() as draft:
+        (draft.path / "model").mkdir()
+        (draft.path / "model" / "config.json").write_text("{}")
+        save_file({"a": np.ones(3, np.float32)}, draft.path / "model" / "model.safetensors")
+        draft.commit("trainings/whole", {})
+    past.trained = dataclasses.replace(past.trained, folder="trainings/whole", method="full")
+    version = do(settings, store, past)
+    trained, registered = (store.fetch(name) for name in ("trainings/whole", version.folder))
+    assert (trained / "model" / "model.safetensors").samefile(registered / "model.safetensors")
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "out")))
+    assert not list(folder.rglob("*.safetensors")) and (folder / "config.json").exists()
+    assert mlflow.models.Model.load(str(folder)).flavors["python_function"]["config"] == {"weights": str(registered)}
 
 
 def test_two_destinations_get_a_version_each(settings: Settings, store: Store, past: Past) -> None:

@@ -1,4 +1,7 @@
-"""tasks/train.py: whose training it is, and which checkpoint it goes on from."""
+"""tasks/train.py: whose training it is, and which checkpoint it goes on from.
+
+Tests tasks/launcher/checkpoint_copies.py, tasks/launcher/relaunch.py too.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,17 @@ from infra.storage.store import Draft, Store
 from tasks.distributed.contract import TrainJob
 from tasks.launcher import jobs
 from tasks.launcher.checkpoint_copies import CHECKPOINTS, Copies, bring_checkpoint, in_store
+from tasks.launcher.placement import Placement, place
 from tasks.launcher.relaunch import Launches, comes_no_further
 from tasks.launcher.watchdog import StallWatchdog
 from tasks.runs.locks import exclusive_lock
 from tasks.train import train, training_id
 from tests.conftest import BUCKET, ROOT
 from tests.support.past import Past
+
+
+def placed(settings: Settings, past: Past) -> Placement:
+    return place(settings, past.spec, past.pack, past.base)
 
 
 @pytest.fixture
@@ -106,12 +114,19 @@ def test_watching_goes_on_while_a_checkpoint_is_copied_with_the_best_weights(
 
 
 def test_what_auto_precision_means_here_is_part_of_the_training(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {}
-    for gpus, bf16 in (((), False), ((), True), (("NVIDIA H100",), False)):
+    found, asked = {}, dataclasses.replace(past.spec, precision="auto")
+    for gpus, bf16 in (((), True), (("NVIDIA T4",), False), (("NVIDIA H100",), True)):
         monkeypatch.setattr(jobs, "gpus", lambda gpus=gpus: gpus)
-        monkeypatch.setattr(jobs, "cpu_has_bf16", lambda bf16=bf16: bf16)
-        found[gpus, bf16] = training_id(past.spec, past.pack, past.base)
-    assert found[(), False] != found[(), True] == found[("NVIDIA H100",), False]
+        monkeypatch.setattr(jobs, "gpus_have_bf16", lambda bf16=bf16: bf16)
+        found[gpus] = training_id(jobs.settled(asked), past.pack, past.base)
+    assert found[()] == found[("NVIDIA T4",)] != found[("NVIDIA H100",)]
+
+
+def test_auto_precision_is_fp32_on_every_cpu(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "gpus", lambda: ())
+    auto = dataclasses.replace(past.spec, precision="auto")
+    assert jobs.settled(auto).precision == "fp32"
+    assert jobs.settled(dataclasses.replace(past.spec, precision="bf16")).precision == "bf16"
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_until_it_is_a_row(
@@ -190,9 +205,9 @@ def test_a_resumed_training_shows_the_whole_curve(
     with store.draft() as draft:
         (draft.path / "x").touch()
         draft.commit(past.pack.folder, {})
-    seen: list[dict[str, Any]] = []
+    seen: list[Any] = []
     with pytest.raises(pytest.fail.Exception, match="far enough"):
-        train(settings, store, past.spec, past.pack, past.base, seen.append)
+        train(settings, store, placed(settings, past), past.pack, past.base, seen.append)
     assert seen == earlier[1:]
 
 
@@ -223,7 +238,7 @@ def test_a_training_that_could_not_be_stored_is_not_trained_again(
     monkeypatch.setattr(Draft, "commit", commits)
 
     def once() -> Trained:
-        return train(settings, store, past.spec, past.pack, past.base, lambda event: None)
+        return train(settings, store, placed(settings, past), past.pack, past.base, lambda event: None)
 
     with pytest.raises(Transient, match="away"):
         once()

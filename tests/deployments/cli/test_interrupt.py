@@ -1,6 +1,8 @@
 """Ctrl-C at `anneal train` where no server runs: every process of the terminal gets it, and the training ends at once.
 
 With the demo's own base, which ships with the project: pytest tests/deployments/cli/test_interrupt.py
+
+Tests tasks/distributed/torchrun.py too.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from contextlib import suppress
@@ -47,12 +50,16 @@ def test_ctrl_c_ends_a_training_on_its_own_server(tmp_path: Path) -> None:
         with suppress(ProcessLookupError):
             os.killpg(command.pid, signal.SIGKILL)
     told = log.read_text()
-    assert "Starting temporary server" in told, "it had a server of its own"
-    assert "Interrupted. Run the same command again to go on." in told and "preempted step=" in told
-    for noise in ("Traceback", "Crash detected", "Connection refused", "Unable to connect"):
+    assert "this training starts one for itself" in told, "it had a server of its own"
+    assert "Interrupted. Run the same command again to go on." in told
+    assert "stopped; checkpoint of step" in told and "are kept" in told
+    for noise in ("Traceback", "Crash detected", "Connection refused", "Unable to connect", "Finished in state"):
         assert noise not in told, told
     wait_for(lambda: not training_processes(home), "a rank goes on")
     assert list(home.glob("trainings/*/step-??????")), "it goes on from there"
+    with sqlite3.connect(home / "prefect" / "prefect.db") as runs:
+        assert runs.execute("select state_type, state_name from flow_run").fetchall() == [("CANCELLED", "Cancelled")]
+        assert "CRASHED" not in {row[0] for row in runs.execute("select state_type from task_run")}
 
 
 def processes_of(group: int) -> list[int]:

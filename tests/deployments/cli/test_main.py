@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deployments.cli import main as cli
-from deployments.cli.options import INPUTS, Parser, add_spec_options, spec_from
+from deployments.cli.options import INPUTS, Parser, add_spec_options, forced, spec_from
 from infra.errors import Broken
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -115,7 +115,10 @@ def test_options_carry_numbers_switches_and_choices() -> None:
     (["--peft-method", "qlora", "--parallelism", "fsdp"], "expected auto or ddp with qlora"),
     (["--no-run-validation", "--keep-weights", "best"], "Leave run_validation on."),
     (["--destination", "../x"], 'destination is "../x"; expected owner/name'),
-    (["--epochs", "3"], "unknown option --epochs. `anneal train --help` lists the options."),
+    (["--epochs", "3"], "unknown option --epochs. Did you mean --num-train-epochs? `anneal train --help` lists"),
+    (["--pack-sequense"], "unknown option --pack-sequense. Did you mean --pack-sequences"),
+    (["--peft-method", "lroa"], "expected one of lora, qlora, full. Did you mean lora?"),
+    (["--no-such-thing"], "unknown option --no-such-thing. `anneal train --help` lists the options."),
 ])
 def test_wrong_value_is_one_sentence_and_exit_code_2(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str],
@@ -201,7 +204,7 @@ def test_wrong_setting_names_its_variable(
 
 
 def test_status_and_down_without_a_stack(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status", "--json"]) == 0
+    assert cli.main(["status", "--json"]) == 1, "something is stopped"
     states = json.loads(capsys.readouterr().out)["services"]
     assert {service["state"] for service in states.values()} == {"stopped"}
     assert cli.main(["down"]) == 0
@@ -213,6 +216,24 @@ def test_train_refuses_a_stack_that_died(home: Path, capsys: pytest.CaptureFixtu
     (home / "stack.json").write_text(json.dumps({"services": {"prefect": dead}}))
     assert cli.main(["train", *REQUIRED]) == 2
     assert "anneal up" in capsys.readouterr().err
+
+
+def test_force_switches_the_gate_off_and_says_what_that_does(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+
+    def stop(settings: Settings) -> None:
+        told.append("checked")
+        raise Broken("far enough")
+
+    monkeypatch.setattr(cli, "_check_server", stop)
+    assert cli.main(["train", *REQUIRED, "--force"]) == 1 and told
+    assert "--force: the gate is off. The version is deployed and becomes the champion" in capsys.readouterr().err
+    spec = spec_from(cli.parser().parse_args(["train", *REQUIRED]))
+    assert (spec.gate, forced(spec, "").gate, forced(spec, "off").gate) == ("auto", "off", "off")
+    assert cli.main(["train", *REQUIRED, "--force", "--gate", "not_worse_than_base"]) == 2
+    assert "--force and --gate not_worse_than_base contradict each other" in capsys.readouterr().err
 
 
 def test_predict_prints_the_text(predictor: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,7 +280,7 @@ def test_predict_without_a_predictor_says_how_to_start_one(capsys: pytest.Captur
 def test_merge_refuses_a_wrong_command(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["merge", *arguments]) == 2
+    assert cli.main(["export", "--format", "merged", *arguments]) == 2
     assert sentence in capsys.readouterr().err
 
 

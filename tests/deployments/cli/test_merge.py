@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import shutil
@@ -10,13 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,56 +24,13 @@ from infra.crashpoints import AT, FIRED
 from infra.errors import AnnealError, BaseModelError, Broken, Transient, UserError
 from infra.models.base_models import find_base
 from infra.models.registry import Registry
-from infra.records import Version
 from infra.settings import Settings
 from infra.storage.store import Store
-from tasks.register import register
-from tests.conftest import ROOT, wait_for
-from tests.support.past import Past
+from tests.conftest import wait_for
+from tests.deployments.cli.conftest import Make
 
 pytestmark = pytest.mark.usefixtures("database")
-DEMO = ROOT / "deployments" / "examples" / "base"
 NAME = "acme/summarizer"
-Make = Callable[..., Version]
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """The demo's base in a folder that is not known to belong to the project."""
-    shutil.copytree(DEMO, tmp_path / "secret-place" / "tiny")
-    return tmp_path / "secret-place" / "tiny"
-
-
-@pytest.fixture
-def make(settings: Settings, store: Store, past: Past, base: Path) -> Make:
-    """Registers a version with a random adapter that is not zero; `change` may spoil its weights."""
-    def made(seed: int = 0, method: str = "lora", change: Callable[[Path], None] | None = None) -> Version:
-        torch.manual_seed(seed)
-        whole = AutoModelForCausalLM.from_pretrained(base)
-        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        with store.draft() as draft:
-            get_peft_model(whole, config).save_pretrained(draft.path / "model")
-            (draft.path / "model" / "README.md").unlink()
-            adapter = draft.path / "model" / "adapter_config.json"
-            adapter.write_text(json.dumps({**json.loads(adapter.read_text()), "base_model_name_or_path": "base"}))
-            if change:
-                change(draft.path / "model" / "adapter_model.safetensors")
-            draft.commit(f"trainings/{seed}", {})
-        trained = dataclasses.replace(past.trained, folder=f"trainings/{seed}", training_id=f"t{seed}", method=method)
-        known = find_base(settings, str(base))
-        return register(settings, store, past.spec, trained, past.evaluation, past.split, past.pack, known)
-
-    return made
-
-
-@pytest.fixture
-def held_out(store: Store, past: Past) -> None:
-    """The rows that the version was evaluated on."""
-    folder = f"splits/{past.split.digest[:32]}"
-    with store.draft() as draft:
-        rows = [{"prompt": f"Anna: See you at {hour}.", "completion": " They meet."} for hour in range(6)]
-        (draft.path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        draft.commit(folder, dataclasses.replace(past.split, folder=folder).to_json())
 
 
 @pytest.mark.slow
@@ -94,7 +49,8 @@ def test_the_folder_is_a_whole_model(
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
     assert {path.name for path in out.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md"}
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "whoever reads the configuration reads the rest"
     assert done.bytes == sum(path.stat().st_size for path in out.iterdir())
     for path in out.iterdir():
@@ -112,18 +68,20 @@ def test_the_command_tells_what_was_compared(
     second = make(seed=1)
     monkeypatch.setenv("ANNEAL_HOME", str(settings.home_path))
     monkeypatch.setattr("infra.stack.services.for_runs", lambda _: {})
-    assert cli.main(["merge", f"{NAME}:2", str(tmp_path / "out"), "--dtype", "bf16", "--json"]) == 0
+    command = ["export", "--format", "merged"]
+    assert cli.main([*command, f"{NAME}:2", str(tmp_path / "out"), "--dtype", "bf16", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["version"], answer["dtype"]) == (second.to_json(), "bf16")
-    assert answer["probe"] == "token ids from all over the vocabulary" and answer["probe_tokens"] == 128
-    assert 0 < answer["reloaded"]["max_relative"] < answer["reloaded"]["bound"] < 0.1
+    done = answer["merged"]
+    assert (answer["version"], done["dtype"]) == (second.to_json(), "bf16")
+    assert done["probe"] == "token ids from all over the vocabulary" and done["probe_tokens"] == 128
+    assert 0 < done["reloaded"]["max_relative"] < done["reloaded"]["bound"] < 0.1
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
-    assert cli.main(["merge", NAME, str(tmp_path / "out")]) == 2
+    assert cli.main([*command, NAME, str(tmp_path / "out")]) == 2
     assert "the folder is not empty" in capsys.readouterr().err
-    assert cli.main(["merge", NAME, str(tmp_path / "other")]) == 0
+    assert cli.main([*command, NAME, str(tmp_path / "other")]) == 0
     told = capsys.readouterr().out
-    assert f"{NAME} version 2, {second.id}" in told and "of the largest logit, allowed 0)" in told
+    assert f"version 2 of {NAME}, {second.id}" in told and "of the largest logit, allowed 0)" in told
 
 
 def test_a_version_is_found_by_alias_number_or_id(settings: Settings, make: Make) -> None:
@@ -141,12 +99,6 @@ def test_a_version_is_found_by_alias_number_or_id(settings: Settings, make: Make
 
 
 # What is refused, before anything heavy is done.
-
-
-def test_a_full_fine_tune_has_nothing_to_merge(settings: Settings, make: Make, tmp_path: Path) -> None:
-    make(method="full")
-    with pytest.raises(UserError, match=r"it is a full fine-tune and has no adapter.*whole model already: copy"):
-        merge(settings, NAME, tmp_path / "out")
 
 
 @pytest.mark.parametrize("target", ["acme", "Acme/x:1", "acme/x' or 'a"])
@@ -193,11 +145,11 @@ def test_a_part_folder_that_is_not_ours_stays(settings: Settings, make: Make, tm
     part = tmp_path / "out.part"
     part.mkdir()
     (part / "mine").write_text("x")
-    with pytest.raises(UserError, match="was not left by a merge"):
+    with pytest.raises(UserError, match="was not left by an export"):
         merge(settings, NAME, tmp_path / "out")
     with (tmp_path / "out.part.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another merge writes there"):
+        with pytest.raises(UserError, match="another export writes there"):
             merge(settings, NAME, tmp_path / "out")
     assert (part / "mine").read_text() == "x"
 

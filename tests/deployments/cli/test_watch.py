@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import pytest
 
 from deployments.cli import main as cli
 from infra.errors import UserError
+from infra.settings import Settings
 from infra.spec import TrainingSpec
+from infra.storage.store import Store
+from tasks.register import register
+from tests.support.past import Past
 
 OPTIONS = ["--train-data", "d.jsonl", "--base-model", "b", "--destination", "a/b"]
 
@@ -24,7 +29,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (OPTIONS, "anneal up"), (["--off", "--destination", "a/b"], "anneal up"), (["--off"], 'destination is ""'),
+    (OPTIONS, "anneal up"), (["--off", "--destination", "a/b"], "anneal up"), (["--off"], "anneal up"),
+    (["--off", "--destination", "x"], 'destination is "x"'),
     (OPTIONS[:4], "destination is missing"), ([*OPTIONS, "--every", "soon"], "a number and m, h or d"),
     ([*OPTIONS, "--every", "0m"], "a number and m, h or d"), ([*OPTIONS, "--cron", "x"], "five fields"),
     ([*OPTIONS, "--every", "5m", "--cron", "* * * * *"], "not allowed with"),
@@ -66,3 +72,23 @@ def test_cron_is_read_in_utc() -> None:
     assert cron_of("*/10 * * * *").timezone == "UTC"
     with pytest.raises(UserError):
         cron_of("often")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("database")
+def test_the_newest_versions_parameters_are_taken_and_told(
+    settings: Settings, store: Store, past: Past, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from deployments.cli.watch import plan_of
+
+    past.spec = dataclasses.replace(past.spec, lora_rank=4, train_batch_size=2)
+    register(settings, store, past.spec, past.trained, past.evaluation, past.split, past.pack, past.base)
+    monkeypatch.setattr("deployments.cli.watch.find_same", lambda *_: past.base)
+    asked = ["watch", "--train-data", "s3://b/*.jsonl", "--destination", past.spec.destination, "--lora-rank", "16"]
+    options = cli.parser().parse_args(asked)
+    plan = plan_of(settings.model_copy(update={"prefect_url": "http://127.0.0.1:9/api"}), options)
+    assert (plan.spec.train_batch_size, plan.spec.lora_rank, plan.version) == (2, 16, 1)
+    assert (plan.spec.train_data, plan.spec.base_model) == ("s3://b/*.jsonl", past.base.path)
+    told = plan.lines()
+    assert "lora_rank 16, train_batch_size 2" in told["parameters"] and "as of version 1" in told["parameters"]
+    assert told["data"] == "s3://b/*.jsonl"

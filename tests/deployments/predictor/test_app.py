@@ -131,18 +131,19 @@ def test_bad_request_names_the_field(served: Predictor, body: Any, said: str) ->
     response = served.http.post(
         "/predictions", content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert response.status_code == 422
-    assert list(response.json()) == ["detail"] and said in response.json()["detail"]
+    [wrong] = response.json()["detail"]
+    assert list(response.json()) == ["detail"] and said in wrong["msg"] and wrong["loc"][0] == "body"
 
 
 @pytest.mark.parametrize("body", ["{", "NaN", '{"input": {"prompt": "x", "temperature": NaN}}', "\xff"])
 def test_body_that_is_not_json_is_refused(served: Predictor, body: str) -> None:
     response = served.http.post(
         "/predictions", content=body.encode("latin-1"), headers={"Content-Type": "application/json"})
-    assert response.status_code in (400, 422) and isinstance(response.json()["detail"], str)
+    assert response.status_code in (400, 422) and isinstance(response.json()["detail"][0]["msg"], str)
 
 
 def test_too_long_prompt_tells_both_numbers(served: Predictor) -> None:
-    detail = served.ask({"prompt": "word " * 600}).json()["detail"]
+    detail = served.ask({"prompt": "word " * 600}).json()["detail"][0]["msg"]
     assert f"{tokens_of('word ' * 600)} tokens" in detail and "512" in detail
 
 

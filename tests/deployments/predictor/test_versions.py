@@ -35,7 +35,7 @@ def test_models_answer_from_one_base_and_from_full_weights(predictor: Predictor,
     assert [text_of(one) for one in found] == [expected[version] for version in (a, b, full)] * 3
     assert len({id(v.engine) for v in predictor.app.state.shelf.versions()}) == 2
     unnamed = predictor.ask()
-    assert unnamed.status_code == 422 and "acme/b, acme/full, acme/tales" in unnamed.json()["detail"]
+    assert unnamed.status_code == 422 and "acme/b, acme/full, acme/tales" in unnamed.json()["detail"][0]["msg"]
     assert predictor.ask(model="acme/tales", version=b).status_code == 404
 
 
@@ -104,12 +104,25 @@ def test_deploy_is_idempotent_and_rolls_back(predictor: Predictor, expected: dic
     assert (back["version"], back["previous"]) == (a, b) and text_of(predictor.answer()) == expected[a]
 
 
+def test_a_version_is_asked_by_number_alias_or_id(predictor: Predictor) -> None:
+    a, b = predictor.put("a"), predictor.put("b")
+    assert predictor.deploy(a, number=1).is_success and predictor.deploy(b, number=2).is_success
+    names = {"acme/tales": b, "acme/tales:2": b, "acme/tales:champion": b, f"acme/tales:{b}": b, b: b,
+             "acme/tales:1": a, "acme/tales:previous": a, f"acme/tales:{a}": a}
+    assert {name: predictor.answer(version=name)["version"] for name in names} == names
+    assert predictor.answer(model="acme/tales:1")["model"] == "acme/tales"
+    refused = predictor.ask(version="acme/tales:3")
+    assert refused.status_code == 404 and "expected one of 1, 2, champion, previous" in refused.json()["detail"]
+    assert predictor.http.get("/models").json()["models"]["acme/tales"]["number"] == 2
+    assert predictor.ask(version="acme/other:1").status_code == 404
+
+
 def test_removed_model_is_gone_and_its_memory_too(predictor: Predictor) -> None:
     assert predictor.http.delete("/deployments/acme/tales").status_code == 200
     assert predictor.ask(model="acme/tales").status_code == 404
     assert predictor.http.get("/models").json() == {"models": {}, "versions": [], "failed": {}}
     assert predictor.http.delete("/deployments/acme/tales").status_code == 404
-    assert "Deploy a version first" in predictor.ask().json()["detail"]
+    assert "Deploy a version first" in predictor.ask().json()["detail"][0]["msg"]
     missing = predictor.deploy(predictor.put("a"), base_path="/nowhere")
     assert missing.status_code == 422 and "a folder on the predictor's machine" in missing.json()["error"]
     assert predictor.deploy(predictor.put("a")).status_code == 200

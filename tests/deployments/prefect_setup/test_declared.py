@@ -15,8 +15,8 @@ from infra.stack.services import POOL
 
 def test_the_deployments_that_are_declared() -> None:
     assert [one.full_name for one in declared()] == [
-        "finetune/gpu", "finetune/cpu", "retrain/weekly", "reconcile/every-minute", "join/machine", "predict/batch",
-        "retrain/watch"]
+        "finetune/finetune", "finetune/finetune-advanced", "finetune/prepare", "retrain/retrain",
+        "retrain/retrain-advanced", "join/machine", "predict/predict", "retrain/watch"]
 
 
 def test_the_stacks_worker_serves_the_pool_of_trainings() -> None:
@@ -28,8 +28,8 @@ def test_every_queue_is_one_of_the_pools() -> None:
 
 
 @pytest.mark.parametrize(("place", "key"), [
-    ((), "deploymnets"), (("deployments", 0), "shedules"), (("deployments", 2, "schedules", 0), "max_scheduled_runs"),
-    (("deployments", 2, "triggers", 0), "expects"), (("deployments", 0, "work_pool"), "queue")])
+    ((), "deploymnets"), (("deployments", 0), "shedules"), (("deployments", 3, "schedules", 0), "max_scheduled_runs"),
+    (("deployments", 3, "triggers", 0), "expects"), (("deployments", 0, "work_pool"), "queue")])
 def test_a_misspelt_key_is_named(tmp_path: Path, place: tuple[str | int, ...], key: str) -> None:
     whole = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     part = whole

@@ -68,8 +68,10 @@ def test_postgres_takes_the_deployments_and_schedules_their_runs(settings: Setti
     for _ in range(2):
         done = apply.deploy(settings)
         assert done.differs == []
-    reconcile = UUID(done.deployments["reconcile/every-minute"])
-    wait_for(lambda: client.get_scheduled_flow_runs_for_deployments([reconcile]), "nothing is scheduled", SCHEDULED_S)
+    retrain = UUID(done.deployments["retrain/retrain"])
+    (weekly,) = client.read_deployment(retrain).schedules
+    client.update_deployment_schedule(retrain, weekly.id, active=True)
+    wait_for(lambda: client.get_scheduled_flow_runs_for_deployments([retrain]), "nothing is scheduled", SCHEDULED_S)
 
 
 def test_a_dead_run_is_found_and_scheduled_again_on_postgres(
@@ -79,7 +81,7 @@ def test_a_dead_run_is_found_and_scheduled_again_on_postgres(
 
     monkeypatch.setattr(recover, "SILENT_S", 0)
     monkeypatch.setattr(recover, "SETTLE_S", 1)
-    deployment = UUID(apply.deploy(settings).deployments["predict/batch"])
+    deployment = UUID(apply.deploy(settings).deployments["predict/predict"])
     parameters = {"model": "acme/nobody", "prompts": "/nowhere.jsonl"}
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="dead")
     client.set_flow_run_state(run.id, Running(), force=True)  # no process ever has it

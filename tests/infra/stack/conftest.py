@@ -19,7 +19,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settin
     for name in ("PREFECT_API_URL", "ANNEAL_PREFECT_URL", "ANNEAL_MLFLOW_URI", "ANNEAL_PREDICTOR_URL"):
         monkeypatch.delenv(name, raising=False)
     settings = Settings(home=tmp_path, prefect_port=free_port(), mlflow_port=free_port(), predictor_port=free_port(),
-                        stop_grace_s=1)
+                        gateway_port=free_port(), stop_grace_s=1)
     yield settings
     stack.down(settings)
     assert processes.left_over(settings.home_path) == set()

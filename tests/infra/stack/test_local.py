@@ -1,6 +1,8 @@
 """The local stack with real processes: pytest tests/infra/stack/test_local.py -m slow
 
 `real` needs half a minute; the other tests replace the services by small servers.
+
+Tests infra/stack/services.py too.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from tests.conftest import wait_for
 SERVER = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); " \
          "print('started!', flush=True); time.sleep(600)"
+IDLE = "import time; print('looking', flush=True); time.sleep(600)"
 
 KEEPER = """
 import sys
@@ -73,6 +76,8 @@ def fake(
     monkeypatch.setattr(services, "servers", lambda _: [mlflow])
     monkeypatch.setattr(services, "worker", lambda *_: ServicePlan(
         name="worker", command=(sys.executable, "-c", worker), env=env, ready_line="started!"))
+    monkeypatch.setattr(services, "reconcile", lambda *_: ServicePlan(
+        name="reconcile", command=(sys.executable, "-c", IDLE), env=env, ready_line="looking"))
     monkeypatch.setattr(services, "keeper", lambda _: ServicePlan(
         name="keeper", command=(sys.executable, "-c", keeper), env=env, ready_line="keeping"))
 
@@ -85,10 +90,10 @@ def test_up_starts_what_answers_and_down_leaves_no_process(
     running = stack.up(settings)
     assert stack.is_answering(running["mlflow"].url)
     assert stack.status(settings) == {
-        "prefect": "stopped", "mlflow": "running", "predictor": "stopped", "worker": "running",
-        "keeper": "running"}
-    assert len(of_stack(settings)) == 4
-    assert stack.down(settings) == ["keeper", "worker", "mlflow"]
+        "prefect": "stopped", "mlflow": "running", "predictor": "stopped", "gateway": "stopped", "worker": "running",
+        "reconcile": "running", "keeper": "running"}
+    assert len(of_stack(settings)) == 5
+    assert stack.down(settings) == ["keeper", "reconcile", "worker", "mlflow"]
     assert not of_stack(settings)
     assert not (settings.home_path / "stack.json").exists()
 
@@ -143,7 +148,7 @@ def test_the_keeper_starts_what_died_and_its_end_leaves_that_alone(
     after = stack.read_stack(settings)["mlflow"]
     assert processes.stop_all({"keeper": before["keeper"]}, 0) == ["keeper"]
     assert processes.process_of(after) is not None
-    assert stack.down(settings) == ["worker", "mlflow"]
+    assert stack.down(settings) == ["reconcile", "worker", "mlflow"]
 
 
 @pytest.mark.slow
@@ -151,7 +156,7 @@ def test_down_finds_what_a_killed_service_left_behind(settings: Settings, monkey
     fake(settings, monkeypatch)
     running = stack.up(settings)
     kill(running["worker"])
-    assert stack.down(settings) == ["keeper", "mlflow", "1 left-over processes"]
+    assert stack.down(settings) == ["keeper", "reconcile", "mlflow", "1 left-over processes"]
     assert not of_stack(settings)
 
 
@@ -199,7 +204,7 @@ def test_reused_pid_is_never_stopped(settings: Settings) -> None:
 
 def test_service_that_runs_elsewhere_is_not_started(settings: Settings) -> None:
     elsewhere = settings.model_copy(update={"mlflow_uri": "http://team.example:5000"})
-    assert [plan.name for plan in services.servers(elsewhere)] == ["prefect", "predictor"]
+    assert [plan.name for plan in services.servers(elsewhere)] == ["prefect", "predictor", "gateway"]
 
 
 def test_own_address_in_the_environment_is_not_elsewhere(
@@ -215,18 +220,18 @@ def test_unreadable_state_says_what_to_do(tmp_path: Path) -> None:
         stack.read_stack(Settings(home=tmp_path))
 
 
-def test_worker_is_stopped_first_and_prefect_last() -> None:
-    assert processes.STOP_ORDER == ("keeper", "worker", "predictor", "mlflow", "prefect")
+def test_what_starts_others_is_stopped_first_and_prefect_last() -> None:
+    assert processes.STOP_ORDER == ("keeper", "reconcile", "gateway", "worker", "predictor", "mlflow", "prefect")
 
 
 @pytest.mark.chaos  # the end-to-end tests start, use and stop the same stack
 def test_real_servers_and_worker_start_run_and_stop(settings: Settings) -> None:
-    only = ("prefect", "mlflow", "worker")
+    only = ("prefect", "mlflow", "worker", "reconcile")
     running = stack.up(settings, only=only)
     assert set(running) == set(only)
     assert stack.is_answering(running["prefect"].url + "/version")
     assert stack.up(settings, only=only) == running
-    assert stack.down(settings) == ["worker", "mlflow", "prefect"]
+    assert stack.down(settings) == ["reconcile", "worker", "mlflow", "prefect"]
     assert not of_stack(settings)
 
 

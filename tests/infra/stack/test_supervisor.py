@@ -4,6 +4,8 @@ Run: pytest tests/infra/stack/test_supervisor.py
 
 The services are small servers in real processes under the real keeper, whose patience is cut from a minute to seconds;
 the last test (chaos) has the real predictor and the real minute.
+
+Tests infra/stack/health.py, infra/stack/processes.py too.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
 '''
 WORKER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); " \
          "print('started!', flush=True); time.sleep(600)"
+IDLE = "import time; print('looking', flush=True); time.sleep(600)"
 KEEPER = '''
 import sys
 from infra.stack import services, supervisor
@@ -71,6 +74,8 @@ plan = ServicePlan(name="mlflow", command=(sys.executable, "-c", {server!r}, "{p
 services.servers = lambda _: [plan]
 services.worker = lambda *_: ServicePlan(name="worker", command=(sys.executable, "-c", {worker!r}), env=env,
                                   ready_line="started!")
+services.reconcile = lambda *_: ServicePlan(name="reconcile", command=(sys.executable, "-c", {idle!r}), env=env,
+                                     ready_line="looking")
 supervisor.ASK_EVERY_S, supervisor.ANSWER_TIMEOUT_S, supervisor.MISSES, supervisor.FIRST_MISSES = 0.3, 1.0, 3, 60
 print("keeping", flush=True)
 supervisor.keep(Settings(home={home!r}, mlflow_port={port}))
@@ -80,7 +85,7 @@ supervisor.keep(Settings(home={home!r}, mlflow_port={port}))
 @pytest.fixture(autouse=True)
 def commands_see_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same home and ports for `anneal status`."""
-    for name in ("home", "prefect_port", "mlflow_port", "predictor_port"):
+    for name in ("home", "prefect_port", "mlflow_port", "predictor_port", "gateway_port"):
         monkeypatch.setenv(f"ANNEAL_{name.upper()}", str(getattr(settings, name)))
 
 
@@ -88,12 +93,14 @@ def started(settings: Settings, monkeypatch: pytest.MonkeyPatch, mode: str = "si
     """A server that answers well until SIGUSR1, a worker with a run, and the keeper."""
     port, home = settings.mlflow_port, str(settings.home_path)
     env, url = {MARK: home, "MODE": mode}, f"http://127.0.0.1:{settings.mlflow_port}"
-    code = KEEPER.format(port=port, server=SERVER, worker=WORKER, home=home, mode=mode)
+    code = KEEPER.format(port=port, server=SERVER, worker=WORKER, idle=IDLE, home=home, mode=mode)
     monkeypatch.setattr(services, "servers", lambda _: [ServicePlan(
         name="mlflow", command=(sys.executable, "-c", SERVER, str(port)), env=env, url=url, health=url, port=port,
         port_variable="ANNEAL_MLFLOW_PORT")])
     monkeypatch.setattr(services, "worker", lambda *_: ServicePlan(
         name="worker", command=(sys.executable, "-c", WORKER), env=env, ready_line="started!"))
+    monkeypatch.setattr(services, "reconcile", lambda *_: ServicePlan(
+        name="reconcile", command=(sys.executable, "-c", IDLE), env=env, ready_line="looking"))
     monkeypatch.setattr(services, "keeper", lambda _: ServicePlan(
         name="keeper", command=(sys.executable, "-c", code), env=env, ready_line="keeping"))
     return stack.up(settings)
@@ -114,7 +121,7 @@ def test_a_server_that_hangs_is_killed_and_started_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, mode: str,
 ) -> None:
     before = started(settings, monkeypatch, mode)
-    wait_for(lambda: stack.beat_of(settings).exists())
+    wait_for(lambda: services.beat_of(settings, "keeper").exists())
     threading.Event().wait(3)  # it has answered the keeper
     os.kill(before["mlflow"].pid, signal.SIGUSR1)
     comes_again(settings, "mlflow", before["mlflow"])
@@ -199,8 +206,8 @@ def test_a_service_has_time_to_start_and_is_not_lost_by_one_miss(monkeypatch: py
 
 def test_a_keeper_that_hangs_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     keeping = psutil.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    there: dict[str, Any] = {"url": "", "pid": keeping.pid, "started": keeping.create_time()}
-    state, beat = settings.home_path / "stack.json", stack.beat_of(settings)
+    state, beat = settings.home_path / "stack.json", services.beat_of(settings, "keeper")
+    there: dict[str, Any] = {"url": "", "pid": keeping.pid, "started": keeping.create_time(), "beat": str(beat)}
     beat.parent.mkdir()
     beat.touch()
     os.utime(beat, (1, 1))
@@ -208,7 +215,7 @@ def test_a_keeper_that_hangs_is_told(settings: Settings, monkeypatch: pytest.Mon
         state.write_text(json.dumps({"services": {"keeper": there}}))
         assert stack.status(settings)["keeper"] == "running", "it has just been started"
         there["started"] -= 59
-        monkeypatch.setattr(stack, "KEEPER_SILENT_S", 50)
+        monkeypatch.setattr(stack, "SILENT_S", 50)
         state.write_text(json.dumps({"services": {"keeper": there}}))
         found = stack.conditions(settings)["keeper"]
         assert found.state == "not answering" and "has not looked" in found.reason
@@ -216,6 +223,17 @@ def test_a_keeper_that_hangs_is_told(settings: Settings, monkeypatch: pytest.Mon
         state.unlink()
         keeping.kill()
         keeping.wait()
+
+
+def test_a_service_that_leaves_no_beat_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (beat := tmp_path / "reconcile.beat").touch()
+    process = psutil.Process()
+    there = Service(url="", pid=process.pid, started=process.create_time() - 59, beat=str(beat))
+    assert supervisor.works(there)
+    os.utime(beat, (1, 1))
+    monkeypatch.setattr(supervisor, "SILENT_S", 50)
+    assert not supervisor.works(there)
+    assert supervisor.works(Service(url="", pid=process.pid, started=process.create_time() - 59)), "a worker has none"
 
 
 @needs_stories
@@ -242,10 +260,10 @@ def test_status_says_which_version_did_not_load_and_why(
     wait_for(lambda: stack.conditions(settings)["predictor"].reason.startswith("acme/odd did not load"), timeout_s=60)
 
     assert health.get_within(f"{stack.read_stack(settings)['predictor'].url}/health/ready", 5).status == 503
-    assert cli.main(["status"]) == 0
+    assert cli.main(["status"]) == 1  # the others are stopped
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("predictor")]
     assert "not ready" in line and "acme/odd did not load: " in line and "not a deployment record" in line
-    assert cli.main(["status", "--json"]) == 0
+    assert cli.main(["status", "--json"]) == 1
     said: dict[str, Any] = json.loads(capsys.readouterr().out)["services"]["predictor"]
     assert said["state"] == "not ready" and "acme/odd" in said["reason"]
 

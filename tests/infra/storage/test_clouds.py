@@ -1,4 +1,7 @@
-"""Object stores that fsspec knows, by the one of them that needs no server: its store in memory."""
+"""Object stores that fsspec knows, by the one of them that needs no server: its store in memory.
+
+Tests infra/storage/store_errors.py too.
+"""
 
 from __future__ import annotations
 

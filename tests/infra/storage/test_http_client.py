@@ -1,4 +1,7 @@
-"""TLS as it should be, and which endpoint is connected to. Breaks and stalls are in test_fetch.py."""
+"""TLS as it should be, and which endpoint is connected to. Breaks and stalls are in test_fetch.py.
+
+Tests infra/storage/timeouts.py too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""infra/storage/store.py: the same behaviour on a folder and on a real S3 server."""
+"""infra/storage/store.py: the same behaviour on a folder and on a real S3 server.
+
+Tests infra/settings.py too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""tasks/data/quality.py: the doubts and the signature of every row, also of odd texts."""
+"""tasks/data/quality.py: the doubts and the signature of every row, also of odd texts.
+
+Tests tasks/data/minhash.py, tasks/data/quality_rules.py too.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from infra.errors import DataError
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.data.jsonl import BLANK_LINES, MARKED
-from tasks.data.scan import EMPTY_PROMPTS, UNUSED_KEYS
+from tasks.data.scan import EMPTY_PROMPTS, UNUSED_KEYS, survey
+from tasks.data.sources import Places, Shard
 from tasks.ingest import ingest
 from tasks.validate import ONE_ROW, validate
 
@@ -40,7 +41,7 @@ REFUSED = {
     "8 bare carriage returns": (ROW + b"\r" + ROW, FIRST, "carriage returns alone; save the file with line feeds"),
     "9 UTF-16 LE": (GOOD.decode().encode("utf-16-le"), FIRST, "save UTF-16 text as UTF-8"),
     "9 UTF-16 LE, marked": (b"\xff\xfe" + GOOD.decode().encode("utf-16-le"), FILE, "iconv -f UTF-16 -t UTF-8"),
-    "10 UTF-16 BE": (GOOD.decode().encode("utf-16-be"), FIRST, "save UTF-16 text as UTF-8"),
+    "10 UTF-16 BE": (GOOD.decode().encode("utf-16-be"), "data.jsonl lines 1-2: ", "save UTF-16 text as UTF-8"),
     "10 UTF-16 BE, marked": (b"\xfe\xff" + GOOD.decode().encode("utf-16-be"), FILE, "iconv -f UTF-16 -t UTF-8"),
     "11 Latin-1": (GOOD + b'{"prompt": "caf\xe9", "completion": "c"}', THIRD, "byte 16 is not UTF-8"),
     "12 overlong": (GOOD + b'{"prompt": "\xc0\xaf", "completion": "c"}', THIRD, "byte 13 is not UTF-8"),
@@ -122,3 +123,30 @@ def test_what_is_wrong_is_refused_with_its_place_and_a_remedy(
 def test_the_list_is_complete() -> None:
     """Number 56, rows of which nothing is left to learn, needs a tokenizer: tests/tasks/distributed/test_encode.py."""
     assert {int(name.split()[0]) for table in (ACCEPTED, NOTED, REFUSED) for name in table} == set(range(1, 56))
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    ([1, 2, 3, 4, 5, 9], "data.jsonl lines 1-5, 9: "), ([2], "data.jsonl line 2: "),
+    ([2, 4], "data.jsonl lines 2, 4: ")])
+def test_equal_bad_lines_are_told_once_with_their_numbers(tmp_path: Path, lines: list[int], words: str) -> None:
+    (tmp_path / "data.jsonl").write_text("".join(
+        ('{"text": 17}' if number in lines else '{"text": "t"}') + "\n" for number in range(1, 12)))
+    with pytest.raises(DataError) as caught:
+        survey(tmp_path / "data.jsonl", Places("data.jsonl"))
+    assert str(caught.value).count('"text" is a number (17); expected a string') == 1
+    assert words in str(caught.value)
+
+
+def test_equal_bad_lines_of_a_shard_have_the_shards_own_numbers(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "t"}\n{"text": 1}\n{"text": "t"}\n{"text": 1}\n{"text": 1}\n')
+    shards = tuple(Shard(name=name, line=line, lines=2, bytes=1, sha256="") for name, line in (("a", 1), ("b", 3)))
+    with pytest.raises(DataError) as caught:
+        survey(tmp_path / "data.jsonl", Places("both", (*shards, Shard(name="c", line=5, lines=1, bytes=1, sha256=""))))
+    for words in ("a line 2: ", "b line 2: ", "c line 1: "):
+        assert words in str(caught.value)
+
+
+def test_a_kind_of_mistake_on_very_many_lines_names_the_first_places(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": 1}\n{"text": "t"}\n' * 100)
+    with pytest.raises(DataError, match=r"100 of 200 lines.* lines 1, 3, 5.*, 39, and 80 more: "):
+        survey(tmp_path / "data.jsonl", Places("data.jsonl"))

@@ -1,4 +1,7 @@
-"""Data that arrives in several files: which are taken, in what order, and what a line is called afterwards."""
+"""Data that arrives in several files: which are taken, in what order, and what a line is called afterwards.
+
+Tests tasks/data/datasets.py too.
+"""
 
 from __future__ import annotations
 

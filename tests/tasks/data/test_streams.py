@@ -1,4 +1,7 @@
-"""tasks/data/streams.py: how far it is stands in the log; what changes while it is read; what is interrupted."""
+"""tasks/data/streams.py: how far it is stands in the log; what changes while it is read; what is interrupted.
+
+Tests infra/progress.py too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""tasks/data/tables.py: CSV and Parquet become JSONL where the source says so, and are named where they cannot."""
+"""tasks/data/tables.py: CSV and Parquet become JSONL where the source says so, and are named where they cannot.
+
+Tests infra/storage/addresses.py, tasks/data/parquet.py too.
+"""
 
 from __future__ import annotations
 

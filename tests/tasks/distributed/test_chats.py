@@ -1,4 +1,7 @@
-"""tasks/distributed/codec.py: conversations by the templates that chat models bring."""
+"""tasks/distributed/codec.py: conversations by the templates that chat models bring.
+
+Tests tasks/distributed/generate.py too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""tasks/distributed/{text,encode}.py: what is read, what is learned, what is cut."""
+"""tasks/distributed/{text,encode}.py: what is read, what is learned, what is cut.
+
+Tests tasks/distributed/examples.py too.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tasks.data.schema import parse
 from tasks.distributed.codec import Codec
 from tasks.distributed.contract import EncodeJob
 from tasks.distributed.encode import bins, encode, show_example
-from tasks.distributed.examples import flatten, truncate, wrap
+from tasks.distributed.examples import LEFT_OUT, NO_END, NO_PROMPT, TEMPLATED, flatten
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packs import PackedRows
 
@@ -28,7 +31,7 @@ def codec(stories: Path) -> Codec:
     return Codec(load_tokenizer(stories))
 
 
-def run(tmp_path: Path, tokenizer: Path, **knobs: Any) -> tuple[Path, dict[str, dict[str, int]]]:
+def run(tmp_path: Path, tokenizer: Path, **knobs: Any) -> tuple[Path, dict[str, Any]]:
     source, out = tmp_path / "rows", tmp_path / "out"
     source.mkdir()
     out.mkdir()
@@ -189,33 +192,6 @@ def test_bars_are_as_wide_as_it_takes_for_forty() -> None:
     assert width == 101 and bars["train"] == [3, *[0] * 38, 1]
 
 
-def test_cutting_takes_the_prompt_from_its_left_first() -> None:
-    ids, labels = np.arange(10, dtype=np.int32), np.arange(10) >= 7
-    kept, marks = truncate(ids, labels, 6, begin=1, prompt=7)
-    assert kept.tolist() == [0, 5, 6, 7, 8, 9] and marks.sum() == 3
-
-
-def test_cutting_spares_the_completion_when_prompts_are_learned_too() -> None:
-    ids = np.arange(10, dtype=np.int32)
-    kept, marks = truncate(ids, ids >= 1, 6, begin=1, prompt=7)
-    assert kept.tolist() == [0, 5, 6, 7, 8, 9] and marks.sum() == 5
-
-
-def test_cutting_takes_the_end_when_the_prompt_is_used_up() -> None:
-    ids, labels = np.arange(10, dtype=np.int32), np.arange(10) >= 3
-    kept, marks = truncate(ids, labels, 4, begin=1, prompt=3)
-    assert kept.tolist() == [0, 3, 4, 5] and marks.sum() == 3
-
-
-@pytest.mark.parametrize("size", [2, 3, 5, 9, 10, 30])
-def test_wrapping_learns_every_label_exactly_once(size: int) -> None:
-    ids, labels = np.arange(23, dtype=np.int32), np.arange(23) >= 4
-    pieces = list(wrap(ids, labels, size))
-    learned = [token for piece, marks in pieces for token in piece[marks].tolist()]
-    assert learned == list(range(4, 23))
-    assert max(len(piece) for piece, _ in pieces) <= size
-
-
 def test_a_row_that_would_teach_nothing_is_refused(tmp_path: Path, stories: Path) -> None:
     late = {"messages": [
         {"role": "system", "content": "a long story " * 20}, {"role": "user", "content": "be kind"},
@@ -250,8 +226,8 @@ def test_a_row_that_the_chat_template_refuses_is_named_by_its_line(tmp_path: Pat
     job = EncodeJob(
         out=str(tmp_path / "out"), rows=str(tmp_path), tokenizer=str(base), kind="messages", separator="",
         chunk_tokens=32, pack=True, wrap=False, train_on_prompt=False)
-    with pytest.raises(DataError, match=(r"^d.jsonl line 9: the base model's chat template refuses the roles system, "
-                                         r"user, assistant \(no system here\)\. Change the order of the roles")):
+    with pytest.raises(DataError, match=(r"^d.jsonl line 9: the base model's chat template takes no message of "
+                                         r"the role system \(no system here\)\. Put its text in front of the first")):
         encode(job)
 
 
@@ -271,6 +247,28 @@ def test_the_truncation_is_counted(tmp_path: Path, stories: Path) -> None:
     assert counts["train"]["truncated"] > 0 and counts["train"]["lost"] > 0 and counts["train"]["split"] == 0
 
 
-def test_wrapping_instead_of_truncation_loses_nothing(tmp_path: Path, stories: Path) -> None:
+def test_wrapping_counts_what_it_leaves_out(tmp_path: Path, stories: Path) -> None:
     _, counts = run(tmp_path, stories, chunk_tokens=16, wrap=True)
-    assert counts["train"]["split"] > 0 and counts["train"]["lost"] == 0
+    train, longer = counts["train"], ROWS[3::4]
+    left = [finding for finding in counts["findings"] if finding["what"] == LEFT_OUT]
+    assert train["split"] > 0 and (train["lost"] > 0) == bool(left) and train["truncated"] == 0
+    (tmp_path / "whole").mkdir()
+    _, whole = run(tmp_path / "whole", stories)
+    assert train["labelled"] == whole["train"]["labelled"] and len(longer) == 10
+
+
+def test_cuts_that_do_harm_are_told_apart(tmp_path: Path, stories: Path) -> None:
+    _, counts = run(tmp_path, stories, chunk_tokens=16)
+    found = {finding["what"]: finding for finding in counts["findings"][:2]}
+    assert set(found) == {NO_PROMPT, NO_END}
+    assert 0 < found[NO_END]["count"] < counts["train"]["truncated"]
+    assert found[NO_END]["first"][0].startswith("train row ")
+
+
+def test_rows_in_which_a_template_stands_already_are_told(
+    tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROWS", [*ROWS[:2], {"prompt": "<s>[INST] q [/INST]", "completion": " a </s>"}])
+    _, counts = run(tmp_path, stories)
+    assert [(one["what"], one["count"]) for one in counts["findings"]] == [(TEMPLATED, 1), (TEMPLATED, 1)]
+    assert counts["findings"][0]["first"] == ["train row 3"]

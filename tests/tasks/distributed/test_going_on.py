@@ -1,4 +1,7 @@
-"""Started again: what a training needs is still there, whatever ended it and whatever is damaged."""
+"""Started again: what a training needs is still there, whatever ended it and whatever is damaged.
+
+Tests tasks/distributed/checkpoint.py too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is refused before the first step, and the numbers of a step that no recorded trajectory has."""
+"""What is refused before the first step, and the numbers of a step that no recorded trajectory has.
+
+Tests tasks/distributed/preflight.py, tasks/distributed/schedule.py too.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from tasks.distributed import attention, cpu_attention, preflight
 from tasks.distributed import train as trainer
 from tasks.distributed.schedule import learning_rate
 from tests.support import ranks
-from tests.tasks.distributed.conftest import MakeJob, events_of
+from tests.tasks.distributed.conftest import MakeJob, events_of, losses
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +29,8 @@ RATE, STEPS = 1e-3, 100
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_attention_that_looks_into_the_other_segment_is_refused(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch,
+def test_attention_that_looks_into_the_other_segment_is_not_used(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:
     kernel = cpu_attention.short_segments
 
@@ -35,20 +38,24 @@ def test_attention_that_looks_into_the_other_segment_is_refused(
         return kernel(q, k, v, [bounds[0], bounds[-1]], scaling)
 
     monkeypatch.setattr(attention, "short_segments", leaks)
-    job = make_job("leaks")
-    with pytest.raises(BaseModelError, match="examples in one row reach each other"):
-        trainer.train_rank(job)
-    assert not list(Path(job.out).glob("step-*"))
+    leaking, whole = make_job("leaks", max_steps=2), make_job("whole", max_steps=2)
+    trainer.train_rank(leaking)
+    (event,) = events_of(leaking, "proven")
+    assert not event["packed"] and event["why"].startswith("examples in one row reach each other")
+    assert "one at a time: examples in one row" in capfd.readouterr().out
+    monkeypatch.setattr(attention, "short_segments", kernel)
+    trainer.train_rank(whole)
+    assert losses(leaking) == pytest.approx(losses(whole), rel=1e-5)
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_a_model_that_does_not_read_is_refused(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    def blank(built: Any) -> None:
+    def blank(built: Any) -> preflight.Proof:
         with torch.no_grad():
             built.causal.get_input_embeddings().weight.zero_()
-        preflight.check_isolation(built)
+        return preflight.check_loss(built)
 
-    monkeypatch.setattr(trainer, "check_isolation", blank)
+    monkeypatch.setattr(trainer, "check_loss", blank)
     with pytest.raises(BaseModelError, match="do not depend on what it reads"):
         trainer.train_rank(make_job("blank"))
 

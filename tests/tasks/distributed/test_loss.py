@@ -1,4 +1,7 @@
-"""tasks/distributed/{loss,attention,data}.py: packed rows give the numbers of single examples."""
+"""tasks/distributed/loss.py: packed rows give the numbers of single examples.
+
+Tests tasks/distributed/attention.py, tasks/distributed/batches.py, tasks/distributed/cross_entropy.py too.
+"""
 
 from __future__ import annotations
 

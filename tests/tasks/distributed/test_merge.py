@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from infra.errors import Broken, UserError
+from infra.models.model_folder import GENERATION
 from infra.spec import Precision
 from tasks.distributed import merge as child
 from tasks.distributed.contract import MergeJob
@@ -141,20 +142,20 @@ def test_the_generation_config_is_copied_even_if_transformers_would_not_write_it
     base = tmp_path / "base"
     shutil.copytree(DEMO, base)
     strange = {"do_sample": False, "temperature": 0.6, "_name_or_path": str(tmp_path), "eos_token_id": 1}
-    (base / child.GENERATION).write_text(json.dumps(strange))
+    (base / GENERATION).write_text(json.dumps(strange))
     job = job_for(base, tmp_path)
     child.merge(job)
-    written = json.loads((Path(job.folder) / child.GENERATION).read_text())
+    written = json.loads((Path(job.folder) / GENERATION).read_text())
     assert written == {name: value for name, value in strange.items() if name != "_name_or_path"}
 
 
-def test_a_base_without_a_generation_config_gets_none(tmp_path: Path) -> None:
+def test_a_base_without_a_generation_config_gets_one_with_its_tokens(tmp_path: Path) -> None:
     base = tmp_path / "base"
-    shutil.copytree(DEMO, base, ignore=shutil.ignore_patterns(child.GENERATION))
+    shutil.copytree(DEMO, base, ignore=shutil.ignore_patterns(GENERATION))
     job = job_for(base, tmp_path)
     child.merge(job)
-    assert {path.name for path in Path(job.folder).iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    written = json.loads((Path(job.folder) / GENERATION).read_text())
+    assert written == {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 
 
 def test_held_out_rows_are_what_is_compared(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""tasks/distributed/train.py: the same numbers on any split, after any death."""
+"""tasks/distributed/train.py: the same numbers on any split, after any death.
+
+Tests tasks/distributed/build.py too.
+"""
 
 from __future__ import annotations
 

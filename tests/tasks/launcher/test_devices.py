@@ -1,4 +1,4 @@
-"""tasks/{gpus,child}.py: what nvidia-smi says decides what a child may expect."""
+"""tasks/launcher/devices.py, tasks/launcher/jobs.py: what nvidia-smi says decides what a child may expect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from tasks.distributed.model import torch_device
 from tasks.launcher import jobs
-from tasks.launcher.devices import gpus, gpus_have_bf16
+from tasks.launcher.devices import gpus, gpus_have_bf16, refuse_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +59,17 @@ def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(
         return
     with pytest.raises(UserError, match=r"nvidia-smi lists GPUs, but torch .* cannot use them"):
         torch_device()
+
+
+def test_an_8_bit_optimizer_needs_a_gpu_and_bitsandbytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TrainingSpec(train_data="d", base_model="b", destination="a/b", optimizer="adamw_8bit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no CUDA device.*Leave optimizer out"):
+        refuse_optimizer(spec)
+    gpus.cache_clear()
+    with_smi(tmp_path, monkeypatch, "9.0")
+    monkeypatch.setattr("tasks.launcher.devices.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="bitsandbytes is not installed"):
+        refuse_optimizer(spec)
+    monkeypatch.setattr("tasks.launcher.devices.find_spec", lambda name: name)
+    refuse_optimizer(spec)

@@ -1,4 +1,7 @@
-"""tasks/launcher/forecast.py: what a training takes, and what the spec leaves to it."""
+"""tasks/launcher/forecast.py: what a training takes, and what the spec leaves to it.
+
+Tests tasks/launcher/placement.py too.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from deployments import docs
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.spec import Method, TrainingSpec
-from tasks.launcher.forecast import count_parameters, device_table, estimate, forecast
+from tasks.launcher.device_table import device_table
+from tasks.launcher.forecast import count_parameters, estimate, forecast
 from tasks.ui import reports
 from tests.support.past import Past
 
@@ -24,10 +28,10 @@ LLAMA_2_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000,
 
 
 def test_parameters_of_llama_2_7b_are_counted_right() -> None:
-    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, peft_method="full"), NOWHERE)[0] == 6_738_415_616
-    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, lora_rank=16), NOWHERE)[1] == 39_976_960
+    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, peft_method="full"))[0] == 6_738_415_616
+    assert count_parameters(LLAMA_2_7B, TrainingSpec(**NEEDED, lora_rank=16))[1] == 39_976_960
     narrow = TrainingSpec(**NEEDED, lora_rank=8, lora_targets="q_proj,v_proj")
-    assert count_parameters(LLAMA_2_7B, narrow, NOWHERE)[1] == 4_194_304
+    assert count_parameters(LLAMA_2_7B, narrow)[1] == 4_194_304
 
 
 def test_the_forecast_counts_steps_and_memory(settings: Settings, past: Past) -> None:
@@ -55,7 +59,7 @@ def test_the_guides_models_fit_where_one_would_expect(
     model: str, method: Method, device: str, ranks: int, fits: bool, parallelism: str,
 ) -> None:
     spec = docs.guide_spec(model, method)
-    counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
+    counted = count_parameters(docs.GUIDE_MODELS[model], spec)
     found, _ = docs.guide_forecast(docs.GUIDE_MODELS[model], spec, *counted, ranks, device_table()[device])
     assert (found.fits, found.parallelism) == (fits, parallelism), found
 
@@ -68,7 +72,7 @@ def test_several_nodes_cut_the_weights_within_one_if_that_is_enough(
     model: str, device: str, nodes: int, parallelism: str, why: str, shards: int,
 ) -> None:
     spec = dataclasses.replace(docs.guide_spec(model, "full"), activation_checkpointing=True)
-    counted = count_parameters(docs.GUIDE_MODELS[model], spec, NOWHERE)
+    counted = count_parameters(docs.GUIDE_MODELS[model], spec)
     found = estimate(
         docs.GUIDE_MODELS[model], spec, docs.GUIDE_PACK, *counted, 8 * nodes, device, device_table()[device], nodes)
     assert found.parallelism == parallelism and found.ranks == 8 * nodes
@@ -86,7 +90,7 @@ def test_the_forecast_settles_what_the_spec_leaves_open(
     knobs: dict[str, Any], device: str, parts: int, compiled: str,
 ) -> None:
     spec = dataclasses.replace(docs.guide_spec("Llama-2-7B", "lora"), **knobs)
-    counted = count_parameters(docs.GUIDE_MODELS["Llama-2-7B"], spec, NOWHERE)
+    counted = count_parameters(docs.GUIDE_MODELS["Llama-2-7B"], spec)
     found = estimate(
         docs.GUIDE_MODELS["Llama-2-7B"], spec, docs.GUIDE_PACK, *counted, 1, device, device_table().get(device))
     settled = found.settle(spec)
@@ -96,13 +100,13 @@ def test_the_forecast_settles_what_the_spec_leaves_open(
 def test_a_model_of_another_family_is_counted_by_its_weights(settings: Settings, past: Past) -> None:
     Path(past.base.path, "config.json").write_text('{"n_embd": 64}')
     expected = forecast(settings, past.spec, past.pack, past.base)
-    assert expected.parameters == 3 and expected.memory_gib["activations"] == 0
+    assert expected.parameters == 260_000 and expected.memory_gib["activations"] == 0
 
 
 def test_an_unknown_device_costs_the_forecast_its_time_only(
     settings: Settings, past: Past, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tasks.launcher.forecast.gpus", lambda: ("NVIDIA RTX A4000",))
+    monkeypatch.setattr("tasks.launcher.device_table.gpus", lambda: ("NVIDIA RTX A4000",))
     expected = forecast(settings, past.spec, past.pack, past.base)
     assert (expected.seconds, expected.fits) == (None, None) and expected.steps == 3
     assert "unknown" in reports.forecast_report(expected)
@@ -124,7 +128,7 @@ def test_a_table_of_devices_of_ones_own_is_used(settings: Settings, past: Past) 
 
 def test_several_ranks_share_a_batch_before_it_is_cut() -> None:
     spec = docs.guide_spec("Llama-2-7B", "lora")
-    counted = count_parameters(docs.GUIDE_MODELS["Llama-2-7B"], spec, NOWHERE)
+    counted = count_parameters(docs.GUIDE_MODELS["Llama-2-7B"], spec)
     found = {ranks: estimate(docs.GUIDE_MODELS["Llama-2-7B"], spec, docs.GUIDE_PACK, *counted, ranks, "H100",
                              device_table()["H100"]).parts for ranks in (1, 2, 4, 8)}
     assert found == {1: 4, 2: 2, 4: 1, 8: 1}

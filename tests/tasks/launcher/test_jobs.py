@@ -1,4 +1,7 @@
-"""tasks/launcher/jobs.py: what the end of a child process means."""
+"""tasks/launcher/jobs.py: what the end of a child process means.
+
+Tests tasks/distributed/contract.py too.
+"""
 
 from __future__ import annotations
 

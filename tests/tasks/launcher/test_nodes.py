@@ -1,4 +1,7 @@
-"""tasks/launcher/nodes.py: what a launch says, who has seen it, and where it meets."""
+"""tasks/launcher/nodes.py: what a launch says, who has seen it, and where it meets.
+
+Tests tasks/launcher/join.py too.
+"""
 
 from __future__ import annotations
 

@@ -21,23 +21,24 @@ def pace(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> StallWatchdog:
     return made
 
 
+def event(name: str, time: float = 0.0, what: str = "validation") -> Any:
+    """As much of an event as the watchdog looks at."""
+    return {"event": name, "what": what, "time": time}
+
+
 def steps(pace: StallWatchdog, count: int, every_s: float, *, since: float = 0.0) -> None:
     for step in range(count):
-        pace.see({"event": "step", "time": since + step * every_s})
+        pace.see(event("step", since + step * every_s))
 
 
 def trained(pace: StallWatchdog, count: int, every_s: float, pause_every: int) -> None:
     """As the trainer tells it: each step once the next one is done, the last before a pause at once."""
     for done in range(1, count + 1):
         if done % pause_every != 1:
-            pace.see({"event": "step", "time": done * every_s})
+            pace.see(event("step", done * every_s))
         if done % pause_every == 0:
-            pace.see({"event": "step", "time": done * every_s})
-            pace.see({"event": "pause", "what": "checkpoint", "time": done * every_s})
-
-
-def event(name: str) -> dict[str, Any]:
-    return {"event": name, "what": "validation", "time": 0.0}
+            pace.see(event("step", done * every_s))
+            pace.see(event("pause", done * every_s, "checkpoint"))
 
 
 def test_a_start_has_all_the_time(pace: StallWatchdog) -> None:
@@ -57,11 +58,11 @@ def test_between_steps_ten_times_the_usual_but_within_bounds(
 
 def test_a_pause_that_another_one_follows_is_learned_too(pace: StallWatchdog) -> None:
     for round_s in (0.0, 1000.0, 2000.0):
-        pace.see({"event": "pause", "what": "validation", "time": round_s})
-        pace.see({"event": "validation", "time": round_s + 40})
-        pace.see({"event": "pause", "what": "checkpoint", "time": round_s + 40})
-        pace.see({"event": "step", "time": round_s + 41})
-    pace.see({"event": "pause", "what": "validation", "time": 3000.0})
+        pace.see(event("pause", round_s, "validation"))
+        pace.see(event("validation", round_s + 40))
+        pace.see(event("pause", round_s + 40, "checkpoint"))
+        pace.see(event("step", round_s + 41))
+    pace.see(event("pause", 3000.0, "validation"))
     assert pace.limit_s() == pytest.approx(400.0)
 
 
@@ -90,14 +91,14 @@ def test_what_is_no_step_has_all_the_time_until_the_next_one(pace: StallWatchdog
 def test_a_pause_like_those_before_it_has_ten_times_what_they_took(pace: StallWatchdog) -> None:
     for number in range(2):
         assert pace.limit_s() == START_S, number
-        pace.see({"event": "pause", "what": "checkpoint", "time": 1000.0 * number})
+        pace.see(event("pause", 1000.0 * number, "checkpoint"))
         assert pace.limit_s() == START_S, number
         steps(pace, 1, 1.0, since=1000.0 * number + 30.0)  # the first step after it
-    pace.see({"event": "pause", "what": "checkpoint", "time": 5000.0})
+    pace.see(event("pause", 5000.0, "checkpoint"))
     assert pace.limit_s() == pytest.approx(300.0)
-    pace.see({"event": "validation", "time": 5001.0})  # what it was for
+    pace.see(event("validation", 5001.0))  # what it was for
     assert pace.limit_s() == pytest.approx(300.0)
-    pace.see({"event": "pause", "what": "validation", "time": 5002.0})
+    pace.see(event("pause", 5002.0, "validation"))
     assert pace.limit_s() == START_S, "none of its kind was seen"
 
 
@@ -112,9 +113,9 @@ def test_a_checkpoint_that_is_written_beside_the_steps_changes_nothing(pace: Sta
 def test_a_start_again_has_ten_times_what_the_first_one_took(
     pace: StallWatchdog, first: str, took_s: float, limit_s: float,
 ) -> None:
-    pace.see({**event("resume"), "time": took_s / 2})
+    pace.see(event("resume", took_s / 2))
     assert pace.limit_s() == START_S
-    pace.see({**event(first), "time": took_s})
+    pace.see(event(first, took_s))
     steps(pace, 10, 1.0, since=took_s)
     pace.launch()
     assert pace.limit_s() == pytest.approx(limit_s)

@@ -1,4 +1,7 @@
-"""tasks/runs/attempt.py: whose a flow run is, and whether it comes any further."""
+"""tasks/runs/attempt.py: whose a flow run is, and whether it comes any further.
+
+Tests tasks/runs/fence.py, tasks/runs/locks.py too.
+"""
 
 from __future__ import annotations
 

@@ -117,7 +117,9 @@ def test_a_look_at_data_is_not_told(rounds: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("drips", ["head", "body"])
-def test_a_receiver_that_drips_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch, drips: str) -> None:
+def test_a_receiver_that_drips_keeps_nobody_waiting(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, drips: str,
+) -> None:
     """A minute for its answer, or for what nobody reads of it."""
     monkeypatch.setattr(module, "DEADLINE_S", 1.0)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n"
@@ -138,11 +140,12 @@ def test_a_receiver_that_drips_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPa
         answering.start()
         began = time.monotonic()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        found = module.deliver(url, webhook_of(SECRET), module.Message("m", "{}"))
+        found = module.deliver(settings, url, module.Message("m", "{}"), webhook_of(SECRET), is_own=True)
         took = time.monotonic() - began
         over.set()
         answering.join()
-    assert found == (("delivered (HTTP 200)", True) if drips == "body" else ("not delivered (ReadTimeout)", False))
+    assert (found.said, found.is_over) == (
+        ("delivered (HTTP 200)", True) if drips == "body" else ("not delivered (no answer within 1 s)", False))
     assert took < 5
 
 

@@ -1,4 +1,7 @@
-"""tasks/scoring/rouge.py: the published numbers, digit by digit."""
+"""tasks/scoring/rouge.py: the published numbers, digit by digit.
+
+Tests tasks/scoring/bootstrap.py too.
+"""
 
 from __future__ import annotations
 

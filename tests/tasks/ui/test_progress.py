@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
 from tasks.ui import progress as module
 from tasks.ui.progress import RunProgress
 
-STEP = {"event": "step", "step": 1, "total": 2, "loss": 1.0, "lr": 1e-4, "tokens_per_s": 9.0, "eta_s": 1.0}
+STEP: Any = {"event": "step", "step": 1, "total": 2, "loss": 1.0, "lr": 1e-4, "tokens_per_s": 9.0, "eta_s": 1.0}
 
 
 def test_curves_that_cannot_be_drawn_cost_the_training_nothing(

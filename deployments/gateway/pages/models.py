@@ -1,0 +1,77 @@
+"""The pages of models: all of them, and one with its versions.
+
+    GET /models      GET /models/{owner}/{name}      POST /models/{owner}/{name}/delete with version=<id>
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import or_, select
+
+from deployments.gateway.context import Base, Gateway, Here
+from deployments.gateway.models import find_model
+from deployments.gateway.pages.overview import served
+from deployments.gateway.pages.render import Page, form_of, page, see_other
+from deployments.gateway.pages.session import Visitor, check_scope
+from deployments.gateway.removal import remove_version
+from deployments.gateway.tables import Model, Training
+from deployments.gateway.versions import versions_of
+from infra.errors import AnnealError
+from infra.models.mlflow_errors import translate_mlflow_errors
+from infra.models.registry import ID_TAG, mlflow_name
+
+router = APIRouter(route_class=Page, include_in_schema=False)
+
+
+@router.get("/models")
+def models(caller: Visitor, here: Here) -> HTMLResponse:
+    """The caller's and public ones, and the base models."""
+    query = select(Model).order_by(Model.created_at.desc())
+    with here.database.session() as session:
+        rows = session.scalars(query if caller.is_admin else query.where(
+            or_(Model.owner == caller.owner, Model.visibility == "public"))).all()
+    return page("models", caller, models=rows, bases=here.catalogue.bases, served=served(here) or {})
+
+
+@router.get("/models/{owner}/{name}")
+def model(owner: str, name: str, caller: Visitor, here: Here, base: Base) -> HTMLResponse:
+    """One model and its versions."""
+    row = find_model(here, owner, name, caller)
+    destination = f"{owner}/{name}"
+    versions = versions_of(here, destination)
+    about, aliases, away = _registered(here, destination)
+    with here.database.session() as session:
+        trainings = {one.output_version: one for one in session.scalars(select(Training).where(
+            Training.destination == destination, Training.output_version != "")).all()}
+    return page("model", caller, row=row, destination=destination, versions=versions, about=about, aliases=aliases,
+                trainings=trainings, base=base, away=away, served=(served(here) or {}).get(destination),
+                predictor=here.settings.predictor, mlflow=here.settings.tracking_uri)
+
+
+@router.post("/models/{owner}/{name}/delete")
+async def delete(owner: str, name: str, request: Request, caller: Visitor, here: Here) -> Response:
+    """Remove one version."""
+    check_scope(caller, "train")
+    form = await form_of(request)
+    await run_in_threadpool(remove_version, here, caller, f"{owner}/{name}", form.get("version", ""))
+    return see_other(f"/models/{owner}/{name}")
+
+
+def _registered(here: Gateway, destination: str) -> tuple[dict[str, Any], dict[int, list[str]], str]:
+    """What MLflow says of each version: its verdict and tags by id, its aliases by number; or why it says nothing."""
+    try:
+        with here.registry() as registry, translate_mlflow_errors(registry.uri):
+            found = registry.client.search_model_versions(f"name='{mlflow_name(destination)}'")
+            names = registry.client.get_registered_model(mlflow_name(destination)).aliases if found else {}
+    except AnnealError as error:
+        return {}, {}, str(error)
+    aliases: dict[int, list[str]] = {}
+    for alias, number in names.items():
+        aliases.setdefault(int(number), []).append(alias)
+    about = {one.tags.get(ID_TAG, str(one.version)): {"verdict": one.description or "", "tags": one.tags}
+             for one in found}
+    return about, aliases, ""

@@ -1,0 +1,47 @@
+"""deployments/gateway/estimates.py and places in the queue, without Prefect."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.support.gateway import Running
+
+
+def estimated(gateway: Running, train_data: str, **inputs: object) -> httpx.Response:
+    body = {"destination": "acme/notes", "input": {"train_data": train_data, **inputs}}
+    return gateway.http.post(f"{gateway.base()}/estimate", json=body, timeout=120)
+
+
+@pytest.mark.slow
+def test_time_price_and_memory_are_known_before_a_training_starts(gateway: Running) -> None:
+    file = gateway.upload()["urls"]["get"]
+    answer = estimated(gateway, file, max_steps=5)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["steps"] == 5 and found["memory_gib"] > 0 and found["device"]
+    assert found["seconds"]["low"] <= found["seconds"]["likely"] <= found["seconds"]["high"]
+    assert {"steps", "time", "price"} <= set(found["lines"])
+    assert gateway.http.get("/v1/trainings").json()["results"] == []
+
+
+def test_an_estimate_refuses_what_a_training_would(gateway: Running) -> None:
+    file = gateway.upload()["urls"]["get"]
+    assert "did you mean max_steps" in estimated(gateway, file, max_step=5).json()["detail"]
+    bad = gateway.upload('{"prompt": 3}\n{"prompt": "a", "completion": "b"}\nx\n')
+    assert len(bad["report"]["problems"]) == 2 and "line 1" in bad["report"]["problems"][0]
+    assert "line 1" in estimated(gateway, bad["urls"]["get"]).json()["detail"]
+    missing = gateway.http.post(f"{gateway.base()}/estimate", json={"destination": "acme/x", "input": {}})
+    assert missing.status_code == 404
+
+
+def test_who_waits_knows_his_place_and_for_what(gateway: Running) -> None:
+    inputs = {"train_data": "https://data.example/x"}
+    made = [gateway.http.post(gateway.base(), json={"destination": "acme/notes", "input": inputs}).json()
+            for _ in range(2)]
+    assert [one["queue"]["position"] for one in made] == [1, 2]
+    gateway.http.post(f"/v1/trainings/{made[0]['id']}/cancel")
+    second = gateway.http.get(f"/v1/trainings/{made[1]['id']}").json()
+    assert second["queue"]["position"] == 1 and second["queue"]["waits_for"]
+    assert second["logs"].startswith("Place 1 in the queue.")
+    assert gateway.http.get(f"/v1/trainings/{made[0]['id']}").json()["queue"] is None
