@@ -19,7 +19,7 @@ from tests.conftest import training_processes, wait_for
 from tests.e2e.conftest import BUSY_TRIES, COMMAND_TIMEOUT_S, LONG, Stack, Training
 from tests.e2e.test_cancel import checkpoints
 from tests.support import prefect_api
-from tests.support.pages import Album, choose, click, control, fill, property_of, see, tab
+from tests.support.pages import Album, choose, click, control, fill, property_of, see, steadily, tab
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -188,7 +188,8 @@ def test_a_training_is_watched_and_cancelled_in_the_browser(
 def open_form(browser: Chrome, stack: Stack, deployment: str = SHORT) -> None:
     """The form of a custom run, once it has its defaults."""
     browser.get(f"{ui(stack)}/deployments/deployment/{deployment_of(stack, deployment)}/run")
-    wait_for(lambda: control(browser, "num_train_epochs").get_property("value") == "1", "the form has no defaults")
+    wait_for(lambda: steadily(browser, lambda: control(browser, "num_train_epochs").get_property("value")) == "1",
+             "the form has no defaults")
 
 
 def titles_in(browser: Chrome) -> list[str]:
@@ -218,7 +219,7 @@ def started(stack: Stack, browser: Chrome, before: set[str]) -> str:
     made, busy = "//button[normalize-space()='View run']", "//*[.='Unknown error while creating flow run.']"
     for _ in range(BUSY_TRIES):
         submit(browser)
-        if see(browser, f"{made} | {busy}").tag_name == "button":
+        if property_of(browser, f"{made} | {busy}", "tagName") == "BUTTON":
             break
         wait_for(lambda: not browser.find_elements("xpath", busy), "the message stays")
     click(browser, made)
@@ -242,7 +243,8 @@ def progress(browser: Chrome, stack: Stack, run: str) -> str:
     """What the run's page says now about how far the training is."""
     browser.get(f"{ui(stack)}/runs/flow-run/{run}")
     tab(browser, "Artifacts")
-    return see(browser, "//*[starts-with(normalize-space(text()), 'step ') and contains(., ' of ')]").text
+    step = "//*[starts-with(normalize-space(text()), 'step ') and contains(., ' of ')]"
+    return str(property_of(browser, step, "innerText"))
 
 
 def ui(stack: Stack) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
 WAIT_S = 60
+T = TypeVar("T")
 
 
 def see(browser: Chrome, path: str) -> WebElement:
@@ -26,14 +28,18 @@ def see(browser: Chrome, path: str) -> WebElement:
         raise AssertionError(f"{path} is not on {browser.current_url}, which says:\n{page}") from None
 
 
-def property_of(browser: Chrome, path: str, name: str) -> Any:
-    """A property of an element; asked again where the page has drawn it anew in between."""
-    from selenium.common.exceptions import StaleElementReferenceException
+def steadily(browser: Chrome, act: Callable[[], T]) -> T:
+    """What `act` gives; it is done again where the page has drawn an element anew, or something still lies over it."""
+    from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    found = WebDriverWait(browser, WAIT_S, ignored_exceptions=[StaleElementReferenceException]).until(
-        lambda _: [see(browser, path).get_property(name)])
-    return found[0]
+    passing = (ElementClickInterceptedException, StaleElementReferenceException)
+    return WebDriverWait(browser, WAIT_S, ignored_exceptions=passing).until(lambda _: [act()])[0]
+
+
+def property_of(browser: Chrome, path: str, name: str) -> Any:
+    """A property of an element, such as its tagName or innerText."""
+    return steadily(browser, lambda: see(browser, path).get_property(name))
 
 
 def into_view(browser: Chrome, element: WebElement) -> None:
@@ -43,17 +49,12 @@ def into_view(browser: Chrome, element: WebElement) -> None:
 
 def click(browser: Chrome, path: str) -> None:
     """Wait for an element, and click on it."""
-    from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def clicked(_: Chrome) -> bool:
+    def clicked() -> None:
         element = see(browser, path)
         into_view(browser, element)
         element.click()
-        return True
 
-    passing = (ElementClickInterceptedException, StaleElementReferenceException)
-    WebDriverWait(browser, WAIT_S, ignored_exceptions=passing).until(clicked)
+    steadily(browser, clicked)
 
 
 def control(browser: Chrome, name: str) -> WebElement:
@@ -64,6 +65,10 @@ def control(browser: Chrome, name: str) -> WebElement:
 
 def fill(browser: Chrome, name: str, value: Any) -> None:
     """Set one parameter in the form."""
+    steadily(browser, lambda: _fill(browser, name, value))
+
+
+def _fill(browser: Chrome, name: str, value: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     found = control(browser, name)

@@ -40,7 +40,7 @@ def test_page_streams_the_answer_to_what_is_typed(
     assert at(browser, "error") == ""
     assert not browser.find_element("id", "key").is_displayed()
     log = browser.get_log("browser")  # of this page, not of those that tests before opened
-    assert [one for one in log if "//127.0.0.1" in one["message"] and "favicon" not in one["message"]] == []
+    assert [one for one in log if served.url in one["message"] and "favicon" not in one["message"]] == []
 
 
 def test_refusals_are_shown_as_the_predictors_sentence(served: Predictor, browser: Chrome, tmp_path: Path) -> None:

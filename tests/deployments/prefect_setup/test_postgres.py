@@ -37,10 +37,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running("anneal", "pg-word") as database, (home / "log").open("wb") as log:
         database.psql("--command", "CREATE DATABASE prefect")
         url = f"postgresql+asyncpg://anneal:pg-word@127.0.0.1:{database.port}/prefect"
+        # Flows that a test before imported left their home's password in the environment.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         server = subprocess.Popen(
             [sys.executable, "-m", "prefect", "--no-prompt", "server", "start", "--port", str(port)], cwd=home,
             stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, **OFFLINE, **LEASES, "PREFECT_HOME": str(home),
+            env={**inherited, **OFFLINE, **LEASES, "PREFECT_HOME": str(home),
                  "PREFECT_SERVER_DATABASE_CONNECTION_URL": url})
         try:
             wait_until_responds(f"http://127.0.0.1:{port}/api/health", STARTED_S)
