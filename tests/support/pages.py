@@ -42,6 +42,14 @@ def property_of(browser: Chrome, path: str, name: str) -> Any:
     return steadily(browser, lambda: see(browser, path).get_property(name))
 
 
+def complaints(browser: Chrome) -> list[str]:
+    """What the browser's console says since it was last asked, of the server that the page is from; other tests'
+    pages speak there too."""
+    server = "/".join(browser.current_url.split("/")[:3]) + "/"
+    said = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    return [message for message in said if server in message and "favicon" not in message]
+
+
 def into_view(browser: Chrome, element: WebElement) -> None:
     """Scroll to it."""
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)

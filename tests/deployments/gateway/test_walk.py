@@ -17,7 +17,7 @@ import pytest
 from deployments.gateway.intents import begun
 from deployments.gateway.tables import Delivery, Model, Training
 from tests.support.gateway import Running
-from tests.support.pages import click, see
+from tests.support.pages import click, complaints, see
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -107,7 +107,7 @@ def pictured(browser: Chrome, shots: Path, name: str) -> None:
 
         (shots / f"{name}-{pixels}.png").write_bytes(base64.b64decode(picture["data"]))
     width(browser, WIDTHS[0])
-    assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
+    assert complaints(browser) == []
 
 
 def test_a_person_uploads_estimates_starts_and_cancels(

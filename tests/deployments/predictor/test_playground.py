@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deployments.predictor.playground import PAGE
 from tests.deployments.predictor.conftest import PROMPT, Predictor, needs_stories, running
-from tests.support.pages import see
+from tests.support.pages import complaints, see
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -39,8 +39,7 @@ def test_page_streams_the_answer_to_what_is_typed(
     assert at(browser, "answer") == expected[version]
     assert at(browser, "error") == ""
     assert not browser.find_element("id", "key").is_displayed()
-    log = browser.get_log("browser")  # of this page, not of those that tests before opened
-    assert [one for one in log if served.url in one["message"] and "favicon" not in one["message"]] == []
+    assert complaints(browser) == []
 
 
 def test_refusals_are_shown_as_the_predictors_sentence(served: Predictor, browser: Chrome, tmp_path: Path) -> None:
