@@ -17,6 +17,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from infra.errors import UserError
+from infra.models.database import alone_with_database
 from infra.redaction import redact_logs
 from infra.security.door import Door, Names
 from infra.security.listen import bind, serve
@@ -42,7 +43,8 @@ def mlflow(settings: Settings) -> ASGIApp:
     os.environ.update(services.of_mlflow_server(settings))
     from mlflow.server.handlers import initialize_backend_stores
 
-    initialize_backend_stores(settings.mlflow_database, default_artifact_root=services.ARTIFACT_ROOT)
+    with alone_with_database(settings):
+        initialize_backend_stores(settings.mlflow_database, default_artifact_root=services.ARTIFACT_ROOT)
     from mlflow.server.fastapi_app import app
 
     return Door(app, names=Names.of(settings), secret=settings.secret, open_paths=("/health",),

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.crashpoints import crashpoint
 from infra.errors import UserError, shown
+from infra.models.database import alone_with_database
 from infra.models.mlflow_errors import translate_mlflow_errors
 from infra.models.pyfunc_files import write_model
 from infra.models.tracking import TRAINING_TAG, VALUE_CHARACTERS, Runs
@@ -82,7 +84,8 @@ class Registry:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri = settings.tracking_uri
         self._work = settings.home_path / "work"
-        with translate_mlflow_errors(self.uri):  # without a server it opens the database here
+        alone = alone_with_database(settings) if self.uri == settings.mlflow_database else nullcontext()
+        with alone, translate_mlflow_errors(self.uri):  # without a server it opens the database here
             self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.runs = Runs(self.client, settings)
 
