@@ -17,7 +17,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from infra.errors import UserError
-from infra.models.database import alone_with_database
+from infra.files import alone_with
 from infra.redaction import redact_logs
 from infra.security.door import Door, Names
 from infra.security.listen import bind, serve
@@ -43,7 +43,7 @@ def mlflow(settings: Settings) -> ASGIApp:
     os.environ.update(services.of_mlflow_server(settings))
     from mlflow.server.handlers import initialize_backend_stores
 
-    with alone_with_database(settings):
+    with alone_with(settings.mlflow_lock):
         initialize_backend_stores(settings.mlflow_database, default_artifact_root=services.ARTIFACT_ROOT)
     from mlflow.server.fastapi_app import app
 

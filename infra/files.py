@@ -18,7 +18,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -170,6 +170,18 @@ def try_lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Hold the lock file of that name, once whoever has it lets go. In a folder that this process may not write there
+    is nothing to be alone with. Raises UserError, OSError."""
+    if not os.access(path.parent, os.W_OK):
+        yield
+        return
+    with lock_file(path) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def seal(folder: Path, record: Mapping[str, Any], hashed: Mapping[str, str] | None = None) -> Manifest:

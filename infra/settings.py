@@ -164,6 +164,11 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.home_path / 'mlflow.db'}"
 
     @property
+    def mlflow_lock(self) -> Path:
+        """Held by whoever opens that database: its tables are made then, and two that do so at once fail."""
+        return self.home_path / "mlflow.lock"
+
+    @property
     def predictor(self) -> str:
         """The predictor's address, or an empty string."""
         return self.predictor_url or self._stack("predictor")

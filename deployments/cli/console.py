@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import from_os_error
-from infra.files import write_atomic
+from infra.files import alone_with, write_atomic
 from infra.private import umask_for
 from infra.redaction import redacted
 
@@ -54,23 +54,25 @@ def set_environment(settings: Settings) -> None:
     os.environ.update(services.for_runs(settings))
 
 
-def start_own_server() -> None:
+def start_own_server(settings: Settings) -> None:
     """Where no Prefect server is known, start the temporary one that Prefect would start for the flow.
 
     Ctrl-C in a terminal reaches it too, and a run that is interrupted would report that for minutes to a server that
     has gone. Started while SIGINT is blocked, which processes inherit, it ends when Prefect ends it. Until it answers,
-    within ten seconds or so, Ctrl-C waits.
+    within ten seconds or so, Ctrl-C waits. Two that make the tables of a new home at once would fail: the second one
+    waits.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
     if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        SubprocessASGIServer().start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with alone_with(settings.home_path / "prefect.lock"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            SubprocessASGIServer().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def check_room(settings: Settings) -> None:

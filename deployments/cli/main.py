@@ -170,7 +170,7 @@ def _train_here(settings: Settings, spec: TrainingSpec, *, verbose: bool) -> Ans
 
     try:
         with shown_on(terminal):
-            start_own_server()
+            start_own_server(settings)
             version = finetune(Parameters(**dataclasses.asdict(spec)))
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(going_on(terminal)) from error

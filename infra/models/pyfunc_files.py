@@ -34,11 +34,11 @@ def write_model(
     from mlflow.pyfunc import FLAVOR_NAME, save_model
 
     kind = json.loads((files / SERVE_FILE).read_text(encoding="utf-8"))["kind"]
-    save_model(
+    made = Model(run_id=run, model_id=model_id)
+    save_model(  # which fills `made`: Model.load would take a # or % in the folder's path for an address's
         path=str(folder), python_model=str(CODE), model_config=config, signature=signature_of(kind),
-        input_example=EXAMPLES[kind == "messages"], mlflow_model=Model(run_id=run, model_id=model_id),
+        input_example=EXAMPLES[kind == "messages"], mlflow_model=made,
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIRED])
-    made = Model.load(str(folder))
     made.flavors[FLAVOR_NAME]["model_code_path"] = CODE.name  # MLflow writes this machine's path, and reads the name
     made.save(str(folder / "MLmodel"))
     left_out = (*without, *(WEIGHTS if "weights" in config else ()))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.crashpoints import crashpoint
 from infra.errors import UserError, shown
-from infra.models.database import alone_with_database
+from infra.files import alone_with
 from infra.models.mlflow_errors import translate_mlflow_errors
 from infra.models.pyfunc_files import write_model
 from infra.models.tracking import TRAINING_TAG, VALUE_CHARACTERS, Runs
@@ -84,7 +84,7 @@ class Registry:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri = settings.tracking_uri
         self._work = settings.home_path / "work"
-        alone = alone_with_database(settings) if self.uri == settings.mlflow_database else nullcontext()
+        alone = alone_with(settings.mlflow_lock) if self.uri == settings.mlflow_database else nullcontext()
         with alone, translate_mlflow_errors(self.uri):  # without a server it opens the database here
             self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.runs = Runs(self.client, settings)

@@ -18,8 +18,9 @@ from tests.conftest import ROOT
 PROGRAM = """
 import json, httpx
 from deployments.cli.console import set_environment, settings_here, start_own_server
-set_environment(settings_here())
-start_own_server()
+settings = settings_here()
+set_environment(settings)
+start_own_server(settings)
 from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
 api = SubprocessASGIServer().api_url

@@ -76,6 +76,12 @@ def test_an_adapter_answers_as_the_predictor_does(adapter: tuple[Path, str], sto
     assert str(folder).encode() not in (tmp_path / "model" / "MLmodel").read_bytes()
 
 
+def test_a_path_that_looks_like_an_address_is_a_path(adapter: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "a #1 x=%20 100% [*]?"
+    write_model(folder, adapter[0], {"base": "stories", "revision": ""}, model_id="m-1", run="r")
+    assert "model_code_path: pyfunc_model.py\n" in (folder / "MLmodel").read_text()
+
+
 def test_a_base_that_is_no_hub_model_is_asked_for(adapter: tuple[Path, str], tmp_path: Path) -> None:
     write_model(tmp_path / "model", adapter[0], {"base": "stories", "revision": ""}, model_id="m-1", run="r")
     done = load(tmp_path / "model", {}, [PROMPT])

@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import ROOT
 
 OPENED = """
-import sys, mlflow
+import sys
+import mlflow
 from infra.models.registry import Registry
 from infra.settings import Settings
 print("ready", flush=True)
