@@ -89,6 +89,15 @@ def running(settings: Settings, **options: Any) -> Iterator[Running]:
         found.stop()
 
 
+@contextlib.contextmanager
+def browser(gateway: Running, key: str) -> Iterator[httpx.Client]:
+    """Signed in by its form."""
+    with httpx.Client(base_url=gateway.url, trust_env=False, headers={"Accept": "text/html"}, timeout=60) as found:
+        answer = found.post("/sign-in", data={"key": key, "next": "/files"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/files")
+        yield found
+
+
 class Receiver:
     """Keeps what it is sent; answers with these statuses, the last one for ever."""
 

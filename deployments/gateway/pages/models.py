@@ -39,15 +39,17 @@ def models(caller: Visitor, here: Here) -> HTMLResponse:
 
 @router.get("/models/{owner}/{name}")
 def model(owner: str, name: str, caller: Visitor, here: Here, base: Base) -> HTMLResponse:
-    """One model and its versions."""
+    """One model and its versions; of a public one of another owner what its API tells everybody, and no more."""
     row = find_model(here, owner, name, caller)
+    is_own = caller.sees(row.owner)
     destination = f"{owner}/{name}"
     versions = versions_of(here, destination)
     about, aliases, away = _registered(here, destination)
     with here.database.session() as session:
         trainings = {one.output_version: one for one in session.scalars(select(Training).where(
-            Training.destination == destination, Training.output_version != "")).all()}
-    return page("model", caller, row=row, destination=destination, versions=versions, about=about, aliases=aliases,
+            Training.destination == destination, Training.output_version != "")).all() if caller.sees(one.owner)}
+    return page("model", caller, row=row, destination=destination, versions=versions, is_own=is_own,
+                about=about if is_own else {}, aliases=aliases,
                 trainings=trainings, base=base, away=away, served=(served(here) or {}).get(destination),
                 predictor=here.settings.predictor, mlflow=here.settings.tracking_uri)
 

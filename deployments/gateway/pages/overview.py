@@ -52,7 +52,7 @@ def _overview(request: Request, here: Gateway, caller: Caller) -> HTMLResponse:
             Training.completed_at.desc()).limit(ENDED)).all()
     running = [(row, progress_of(logs, row)) for row in under_way if row.status == "processing" and not row.hold]
     waiting = [(row, queue_of(here, row)) for row in under_way if row.status == "starting" or row.hold]
-    return page("overview", caller, running=running, waiting=waiting, ended=ended, served=served(here),
+    return page("overview", caller, running=running, waiting=waiting, ended=ended, served=_seen(caller, served(here)),
                 prefect=here.settings.prefect_api.removesuffix("/api"))
 
 
@@ -65,6 +65,10 @@ def progress_of(logs: Logs, row: Training) -> dict[str, Any]:
     newest = known.newest
     return {"step": known.step, "total": known.total, "eta_s": newest.get("eta_s"), "usd": newest.get("usd"),
             "loss": newest.get("loss")}
+
+
+def _seen(caller: Caller, served: dict[str, Any] | None) -> dict[str, Any] | None:
+    return served and {name: one for name, one in served.items() if caller.sees(name.partition("/")[0])}
 
 
 def served(here: Gateway) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
     GET, POST /sign-in      POST /sign-out
 Cookies go to every port of a machine, so that this one holds the id of a key, a time and a signature, and is of no use
 elsewhere. It is HttpOnly and SameSite=Strict; beyond that the door refuses forms of other origins. A revoked key ends
-its sessions at once. Where no key is asked for (keys.py), nobody has to sign in.
+its sessions at once; where no key is asked for (keys.py), nobody has to sign in, and the first key ends what was open.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy import select
 
 from deployments.gateway.context import Gateway, Here
 from deployments.gateway.errors import Refusal
-from deployments.gateway.keys import SCOPES, Caller, caller_of, hash_of
+from deployments.gateway.keys import Caller, caller_of, hash_of
 from deployments.gateway.pages.render import Page, SignIn, form_of, page, see_other
 from deployments.gateway.tables import ApiKey
 from deployments.gateway.webhooks import secrets_of
@@ -54,15 +54,16 @@ def sign_out() -> Response:
 
 
 def visitor(request: Request) -> Caller:
-    """Who looks. Raises SignIn, and Away."""
+    """Who looks, with a key that may read. Raises SignIn, Refusal 403 and 429, and Away."""
     here: Gateway = request.app.state.gateway
-    caller = _remembered(here, request.cookies.get(COOKIE, ""))
+    caller = remembered(here, request.cookies.get(COOKIE, ""))
     if caller is None:
         try:
             caller = caller_of(here.settings, here.database, "")
         except Refusal:
             raise SignIn from None
     request.app.state.limits.take(caller.owner, "other")
+    check_scope(caller, "read")
     return caller
 
 
@@ -91,15 +92,19 @@ def _sign_in(request: Request, here: Gateway, key: str, goal: str) -> Response:
     return answer
 
 
-def _remembered(here: Gateway, cookie: str) -> Caller | None:
+def remembered(here: Gateway, cookie: str) -> Caller | None:
+    """Who signed in, with the scopes that the key has now; None once the key would not be taken any more."""
     name, _, rest = cookie.partition(".")
     until, _, signature = rest.partition(".")
-    if not signature or not until.isdigit() or int(until) < time.time():
+    if not cookie.isascii() or not hmac.compare_digest(signature, _signature(here, name, until)):
         return None
-    if not hmac.compare_digest(signature, _signature(here, name, until)):
+    if int(until) < time.time():
         return None
     if name == OWN:
-        return Caller(here.settings.account, frozenset(SCOPES))
+        try:
+            return caller_of(here.settings, here.database, f"Bearer {here.settings.predictor_key}")
+        except Refusal:  # it was made while no key was asked for
+            return None
     with here.database.session() as session:
         row = session.get(ApiKey, name)
     return Caller(row.owner, frozenset(row.scopes)) if row is not None and row.revoked_at is None else None

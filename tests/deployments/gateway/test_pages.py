@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 
 from deployments.gateway.keys import create_key
 from deployments.gateway.tables import ApiKey, Delivery, Training
-from tests.support.gateway import ROWS, Running
+from tests.support.gateway import ROWS, Running, browser
 
 HOSTILE = "<script>alert(1)</script>"
 PATHS = ("/", "/new", "/models", "/files", "/keys", "/webhooks")
@@ -23,15 +22,6 @@ PATHS = ("/", "/new", "/models", "/files", "/keys", "/webhooks")
 def visit(gateway: Running) -> Iterator[httpx.Client]:
     """A browser that is signed in with the stack's own key."""
     with browser(gateway, "the-key") as found:
-        yield found
-
-
-@contextmanager
-def browser(gateway: Running, key: str) -> Iterator[httpx.Client]:
-    """Signed in by its form."""
-    with httpx.Client(base_url=gateway.url, trust_env=False, headers={"Accept": "text/html"}, timeout=60) as found:
-        answer = found.post("/sign-in", data={"key": key, "next": "/files"})
-        assert (answer.status_code, answer.headers["location"]) == (303, "/files")
         yield found
 
 
