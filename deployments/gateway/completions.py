@@ -7,6 +7,7 @@ model, are judged here; errors have OpenAI's shape whoever made them. A client t
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -21,11 +22,14 @@ from deployments.gateway.context import Gateway, Here
 from deployments.gateway.errors import Refusal, parsed, read_body, text_of
 from deployments.gateway.keys import Asker, Caller
 from deployments.gateway.openai_files import known_model
+from infra.security.listen import client_left
 
 router = APIRouter()
 TIMEOUT = httpx.Timeout(600, connect=5)
 PASSED_ON = ("content-type", "retry-after", "x-request-id")
 EVENTS = "text/event-stream"
+CLIENT_LEFT = 499
+"""As proxies note it; nobody reads it."""
 NO_PREDICTOR = "No predictor answers. Start one with `anneal up`, or try again in a few seconds."
 
 
@@ -42,7 +46,18 @@ async def completions(request: Request, caller: Asker, here: Here) -> Response:
 
 
 async def _passed_on(request: Request, caller: Caller, here: Gateway, path: str) -> Response:
-    body = await read_body(request)
+    """The predictor's answer; asking ends when the client leaves, which ends its rows there."""
+    asking = asyncio.create_task(_asked(request, caller, here, path, await read_body(request)))
+    left = asyncio.create_task(client_left(request.receive))
+    try:
+        await asyncio.wait({asking, left}, return_when=asyncio.FIRST_COMPLETED)
+        return await asking if asking.done() else Response(status_code=CLIENT_LEFT)
+    finally:
+        asking.cancel()
+        left.cancel()
+
+
+async def _asked(request: Request, caller: Caller, here: Gateway, path: str, body: bytes) -> Response:
     model = text_of(await run_in_threadpool(parsed, body), "model", most=300)
     await run_in_threadpool(_check_seen, here, caller, model)
     if not here.settings.predictor:

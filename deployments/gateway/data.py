@@ -33,6 +33,8 @@ from tasks.ingest import ingest
 
 OWN = re.compile(r"/v1(?:/v1)?/files/([a-z0-9-]{1,40})(?:/[^/]*)?")
 """The path of a file's own addresses."""
+MEDIA_TYPE = re.compile(r"[\w.+-]{1,80}/[\w.+-]{1,80}(; ?[\x21-\x7e ]{0,80})?", re.ASCII)
+"""What a download's header may say of a file."""
 FORMS = {".csv": "csv:", ".parquet": "parquet:"}
 PARQUET = b"PAR1"
 OPEN = "https://"
@@ -41,7 +43,8 @@ OPEN = "https://"
 def keep(here: Gateway, upload: Upload, row: File) -> None:
     """Put a file into the store and its row into the database. Raises Transient."""
     row.name = row.name or safe_name(upload.name)
-    row.content_type, row.bytes, row.sha256, row.md5 = upload.content_type, upload.bytes, upload.sha256, upload.md5
+    row.content_type = upload.content_type if MEDIA_TYPE.fullmatch(upload.content_type) else Upload.content_type
+    row.bytes, row.sha256, row.md5 = upload.bytes, upload.sha256, upload.md5
     named = upload.path.with_name(safe_name(row.name))
     upload.path.rename(named)
     upload.path = named

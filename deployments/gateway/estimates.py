@@ -26,7 +26,7 @@ from tasks.launcher.measured import Span
 from tasks.launcher.whole_run import whole
 
 router = APIRouter()
-WAIT_S = 300.0
+WAIT_S = 1.0
 _one_at_a_time = threading.Lock()
 
 
@@ -71,11 +71,12 @@ async def estimate(
 
 
 def estimate_of(here: Gateway, spec: TrainingSpec) -> Estimate:
-    """Blocks until it is known. Raises UserError for what the training would refuse, Transient, and Refusal 503."""
+    """Blocks until it is known, and not while another is made: threads are few. Raises UserError for what the training
+    would refuse, Transient, and Refusal 503."""
     from flows.finetune import estimated  # after Prefect's environment is set
 
     if not _one_at_a_time.acquire(timeout=WAIT_S):
-        raise Refusal(503, "Other estimates are being made. Try again in a minute.", headers={"Retry-After": "60"})
+        raise Refusal(503, "Another estimate is being made. Try again in a few seconds.", headers={"Retry-After": "5"})
     try:
         notes: list[str] = []
         return Estimate(*estimated(here.settings, spec, notes.append, tries_base=False), notes)

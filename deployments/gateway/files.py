@@ -156,7 +156,7 @@ def view(row: File, base: str) -> dict[str, Any]:
 def _refuse_announced(request: Request, limit: int) -> None:
     """Before anything is read of it."""
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit + (1 << 20):
+    if length.isdecimal() and int(length) > limit + (1 << 20):
         raise too_large(limit)
 
 

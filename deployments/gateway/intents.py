@@ -136,7 +136,7 @@ def _earlier(here: Gateway, caller: Caller, wanted: Wanted, key: str | None, ret
                 raise Refusal(422, "The Idempotency-Key was used for another request. Take a new one.",
                               headers={"x-should-retry": "false"})
             return row
-        if not retries.isdigit() or int(retries) == 0:
+        if not retries.isdecimal() or int(retries) == 0:
             return None
         return session.scalar(own.where(
             Training.request_hash == wanted.digest, Training.created_at > time.time() - RETRY_S).order_by(

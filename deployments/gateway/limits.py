@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from deployments.gateway.errors import Refusal
 
 A_MINUTE = {"predict": 600, "other": 3000}
+WATCHES = 20
+"""Pages of one owner that follow a training at a time; each looks once a second."""
 
 
 class Limits:
@@ -22,6 +26,21 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
+        self._watched: Counter[str] = Counter()
+
+    @contextmanager
+    def watch(self, owner: str) -> Iterator[None]:
+        """Count a page that stays open for as long as it does. Raises Refusal 429."""
+        with self._lock:
+            if self._watched[owner] >= WATCHES:
+                raise Refusal(429, f"{WATCHES} pages of {owner} follow their trainings already. Close one of them.",
+                              headers={"Retry-After": "10"})
+            self._watched[owner] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watched[owner] -= 1
 
     def take(self, owner: str, kind: str) -> None:
         """Count a request. Raises Refusal 429."""

@@ -23,8 +23,6 @@ from infra.models.registry import ID_TAG, mlflow_name
 
 router = APIRouter()
 TIMEOUT_S = 60
-SERVED = "champion"
-"""The alias of what the predictor answers with."""
 
 
 @router.delete("/models/{owner}/{name}/versions/{version}", status_code=202)
@@ -50,8 +48,7 @@ def remove_version(here: Gateway, caller: Caller, model: str, version: str) -> N
         chosen = [one for one in found if one.id == version]
         if not chosen:
             raise missing()
-        if registry.number_at(SERVED, model) in [one.number for one in chosen]:
-            _end_serving(here, model)
+        _end_serving(here, model, version)
         for one in chosen:
             registry.client.delete_model_version(mlflow_name(model), str(one.number))
         is_used = bool(registered(here, f"tags.{ID_TAG}='{version}'"))
@@ -62,12 +59,13 @@ def remove_version(here: Gateway, caller: Caller, model: str, version: str) -> N
             Training.destination == model, Training.output_version == version).values(output_version=""))
 
 
-def _end_serving(here: Gateway, model: str) -> None:
+def _end_serving(here: Gateway, model: str, version: str) -> None:
+    """Let the predictor forget it, be it what the model answers with or what it answered with before."""
     if not here.settings.predictor:
         return
     try:
-        answer = httpx.delete(f"{here.settings.predictor}/deployments/{model}", timeout=TIMEOUT_S, trust_env=False,
-                              headers=here.settings.predictor_headers)
+        answer = httpx.delete(f"{here.settings.predictor}/deployments/{model}", params={"version": version},
+                              timeout=TIMEOUT_S, trust_env=False, headers=here.settings.predictor_headers)
     except httpx.HTTPError as error:
         sentence = f"the predictor does not answer ({type(error).__name__})"
         raise Transient(sentence, fix="Nothing was deleted.") from error

@@ -94,17 +94,18 @@ class _Form:
         self._writer, self._upload, self._file_part = writer, upload, file_part
         self.has_file = False
         self._header, self._value = bytearray(), bytearray()
-        self._headers: dict[str, str] = {}
-        self._field, self._in_file, self._size = "", False, 0
+        self._headers: dict[str, bytes] = {}
+        self._field, self._in_file, self._text = "", False, bytearray()
 
     def callbacks(self) -> dict[str, Any]:
         """By the parser's names."""
         return {
             "on_part_begin": self._begin, "on_header_field": self._on_header, "on_header_value": self._on_value,
-            "on_header_end": self._on_header_end, "on_headers_finished": self._on_headers, "on_part_data": self._data}
+            "on_header_end": self._on_header_end, "on_headers_finished": self._on_headers, "on_part_data": self._data,
+            "on_part_end": self._end}
 
     def _begin(self) -> None:
-        self._headers, self._size = {}, 0
+        self._headers, self._text = {}, bytearray()
 
     def _on_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -113,11 +114,11 @@ class _Form:
         self._value += data[start:end]
 
     def _on_header_end(self) -> None:
-        self._headers[self._header.decode("latin-1").lower()] = self._value.decode("utf-8", "replace")
+        self._headers[self._header.decode("latin-1").lower()] = bytes(self._value)
         self._header, self._value = bytearray(), bytearray()
 
     def _on_headers(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition", ""))
+        _, options = parse_options_header(self._headers.get("content-disposition", b""))
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         self._in_file = self._field == self._file_part
         if self._in_file and self.has_file:
@@ -125,20 +126,22 @@ class _Form:
         if self._in_file:
             self.has_file = True
             self._upload.name = options.get(b"filename", b"").decode("utf-8", "replace")
-            self._upload.content_type = self._headers.get("content-type", self._upload.content_type)
+            if kind := self._headers.get("content-type"):
+                self._upload.content_type = kind.decode("utf-8", "replace")
         elif len(self._upload.fields) >= MOST_FIELDS:
             raise Refusal(422, f"There are more than {MOST_FIELDS} fields.")
-        else:
-            self._upload.fields[self._field] = ""
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
             self._writer.add(data[start:end])
             return
-        self._size += end - start
-        if self._size > FIELD_BYTES:
+        self._text += data[start:end]
+        if len(self._text) > FIELD_BYTES:
             raise Refusal(413, f"The field {self._field[:80]} is larger than {FIELD_BYTES} bytes.")
-        self._upload.fields[self._field] += data[start:end].decode("utf-8", "replace")
+
+    def _end(self) -> None:
+        if not self._in_file:
+            self._upload.fields[self._field] = self._text.decode("utf-8", "replace")
 
 
 async def receive_form(

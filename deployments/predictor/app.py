@@ -137,10 +137,10 @@ def _deploy(owner: str, name: str, body: DeploymentRequest, shelf: ServedVersion
 
 
 @router.delete("/deployments/{owner}/{name}")
-async def remove(owner: str, name: str, request: Request, shelf: Shelved) -> dict[str, str]:
-    """Stop serving a model; answers under way end first."""
+async def remove(owner: str, name: str, request: Request, shelf: Shelved, version: str = "") -> dict[str, str]:
+    """Stop serving a model, or one version of it; answers under way end first."""
     orders: Lane = request.app.state.orders
-    await orders.run(partial(shelf.remove, f"{owner}/{name}"))
+    await orders.run(partial(shelf.remove, f"{owner}/{name}", version))
     return {"model": f"{owner}/{name}", "status": "removed"}
 
 

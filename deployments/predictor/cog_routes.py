@@ -30,6 +30,7 @@ from deployments.predictor.predictions import Prediction
 from deployments.predictor.responses import HeldStream
 from deployments.predictor.schemas import IDENTITY, BadField, PredictionRequest, described, read
 from deployments.predictor.versions import ServedVersions
+from infra.security.listen import client_left
 
 router = APIRouter()
 Identity = Annotated[str, Path(pattern=IDENTITY)]
@@ -91,10 +92,10 @@ async def _answer(request: Request, shelf: ServedVersions, identity: str | None)
         given = await lane.run(partial(read, PredictionRequest, body, request.headers.get("content-type", "")))
         if None not in (identity, given.id) and identity != given.id:
             raise BadField.of("id", f"id is {given.id}, and the address says {identity}", "Leave it out of the body.")
-        wanted = identity or given.id
+        wanted, asked = identity or given.id, (given.model, given.version, given.input.model_dump(exclude_unset=True))
         async with lives.lock(wanted) if wanted else nullcontext():
             there = lives.find(wanted) if wanted else None
-            if there is not None and (identity is None or there.given != given.input.model_dump(exclude_unset=True)):
+            if there is not None and (identity is None or there.asked != asked):
                 sentence = f"The prediction {wanted} is there already."
                 return JSONResponse({"error": sentence, "detail": sentence, "status": "failed"}, 409)
             if there is None:
@@ -113,7 +114,7 @@ async def _answer(request: Request, shelf: ServedVersions, identity: str | None)
 
 async def _whole(request: Request, live: Live) -> JSONResponse:
     with live.watched():
-        ended, left = asyncio.create_task(_ended(live)), asyncio.create_task(_left(request))
+        ended, left = asyncio.create_task(_ended(live)), asyncio.create_task(client_left(request.receive))
         try:
             await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -124,11 +125,6 @@ async def _whole(request: Request, live: Live) -> JSONResponse:
 
 async def _ended(live: Live) -> None:
     async for _ in live.pieces():
-        continue
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
         continue
 
 

@@ -27,7 +27,9 @@ class Live:
     def __init__(self, prediction: Prediction, held: ExitStack, *, is_alone: bool) -> None:
         """`held` is given back when it has ended; `is_alone`: it goes on without anybody who watches."""
         self.id, self.output = prediction.id, prediction.output
-        self.given: dict[str, Any] = prediction.view()["input"]
+        request = prediction.request
+        self.asked = (request.model, request.version, prediction.view()["input"])
+        """What the same id must ask for when it is sent again."""
         self.ended: dict[str, Any] | None = None
         self._prediction: Prediction | None = prediction
         self._held, self._is_alone, self._watchers = held, is_alone, 0

@@ -10,6 +10,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from deployments.predictor.answers import Answers
+from infra.security.listen import client_left
 
 DRAIN_S = 25
 """Time that answers under way have when the process is told to stop."""
@@ -31,6 +32,5 @@ class HeldStream(EventSourceResponse):
 
 async def cancel_when_left(request: Request, answers: Answers) -> None:
     """Cancel the rows when the client goes away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
+    await client_left(request.receive)
     answers.cancel()

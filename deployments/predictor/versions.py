@@ -80,7 +80,7 @@ class ServedVersions:
             elif model is not None and not self._keeps(model, version):
                 raise NotServed(f"version {version[:12]} of {shown(model)} is not served here",
                                 fix="GET /models lists what is.")
-            if version not in self._loaded:
+            if version not in self._loaded or self.model_of(version) is None:  # one that ends its last rows is gone
                 raise NotServed(f"version {shown(version)} is not served here", fix="GET /models lists what is.")
             loaded = self._loaded[version]
             loaded.in_flight += 1
@@ -117,16 +117,13 @@ class ServedVersions:
         finally:
             self.sweep()
 
-    def remove(self, model: str) -> None:
-        """Stop serving a model. Raises NotServed."""
-        with self._deploying:
-            if model not in self.served and model not in self.failed:
-                raise NotServed(f"{shown(model)} is not served here", fix="GET /models lists what is.")
-            path_of(self._records, model).unlink(missing_ok=True)
-            with self._lock:
-                self.served.pop(model, None)
-                self.failed.pop(model, None)
-        self.sweep()
+    def remove(self, model: str, version: str = "") -> None:
+        """Stop serving a model, or one version of it: the current one is all of it. Raises NotServed."""
+        try:
+            with self._deploying:
+                self._remove(model, version)
+        finally:
+            self.sweep()
 
     def restore(self) -> None:
         """Serve what was served before the restart. One bad record does not stop the others."""
@@ -196,6 +193,24 @@ class ServedVersions:
 
     def _keeps(self, model: str, version: str) -> bool:
         return model in self.served and version in self.served[model].ids
+
+    def _remove(self, model: str, version: str) -> None:
+        path = path_of(self._records, model)
+        if model not in self.served and model not in self.failed:
+            raise NotServed(f"{shown(model)} is not served here", fix="GET /models lists what is.")
+        now = (self.served.get(model) or Served.read(path)) if version else None
+        if now is not None and version not in now.ids:
+            raise NotServed(f"{shown(model)} does not keep version {shown(version)}", fix="GET /models lists what is.")
+        if now is not None and version != now.current.version:
+            rest = replace(now, previous=None)
+            rest.write(self._records)
+            if model in self.served:
+                self._switch(rest)
+            return
+        path.unlink(missing_ok=True)
+        with self._lock:
+            self.served.pop(model, None)
+            self.failed.pop(model, None)
 
     def _restore_one(self, served: Served) -> None:
         previous = served.previous

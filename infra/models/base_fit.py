@@ -54,7 +54,7 @@ def _ids(objects: dict[str, dict[str, Any]]) -> Iterator[int]:
         if isinstance(token, dict) and type(token.get("id")) is int:
             yield token["id"]
     decoder = objects.get(TOKENIZER_CONFIG, {}).get("added_tokens_decoder")
-    yield from (int(index) for index in (decoder if isinstance(decoder, dict) else {}) if index.isdigit())
+    yield from (int(index) for index in (decoder if isinstance(decoder, dict) else {}) if index.isdecimal())
 
 
 def quantized_by(config: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from infra.errors import UserError
@@ -98,3 +98,9 @@ def serve(app: ASGIApp, listener: socket.socket, *, keep_alive_s: int = 5, drain
         app, http=Patient, log_config=None, access_log=False, proxy_headers=False, server_header=False,
         timeout_keep_alive=keep_alive_s, timeout_graceful_shutdown=drain_s)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+async def client_left(receive: Receive) -> None:
+    """Return once the client has gone. Takes what it still sends."""
+    while (await receive())["type"] != "http.disconnect":
+        continue

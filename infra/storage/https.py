@@ -74,7 +74,7 @@ def open_https(address: str, settings: Settings, patience: Patience = PATIENCE) 
 def bytes_of(body: BinaryIO) -> int | None:
     """How many bytes the server of an `open_https` has announced; None if it has not, or for another stream."""
     raw = body.raw if isinstance(body, io.BufferedReader) else None
-    return int(raw.announced) if isinstance(raw, _Body) and raw.announced.isdigit() else None
+    return int(raw.announced) if isinstance(raw, _Body) and raw.announced.isdecimal() else None
 
 
 def headers_of(address: str, settings: Settings) -> dict[str, str]:

@@ -147,4 +147,4 @@ def _seen(settings: Settings, one: SourceFile) -> SourceFile:
         raise DataError("the server tells neither ETag nor Last-Modified", where=one.name,
                         fix="It cannot be watched; put a schedule on retrain/retrain, which reads the data.")
     size = headers.get("content-length", "")
-    return dataclasses.replace(one, mark=mark, bytes=int(size) if size.isdigit() else None)
+    return dataclasses.replace(one, mark=mark, bytes=int(size) if size.isdecimal() else None)

@@ -168,7 +168,7 @@ def _belongs(model: PreTrainedModel, modules: dict[str, torch.nn.Module], name: 
     if isinstance(holder, torch.nn.ModuleList):  # one more layer; it may foretell tokens
         config = model.config.get_text_config()
         extra = getattr(config, "num_nextn_predict_layers", None) or 0
-        return not (parts[inner].isdigit() and len(holder) <= int(parts[inner]) < len(holder) + extra)
+        return not (parts[inner].isdecimal() and len(holder) <= int(parts[inner]) < len(holder) + extra)
     return any(isinstance(modules[".".join(parts[:count])], torch.nn.ModuleList) for count in range(1, inner))
 
 

@@ -40,7 +40,7 @@ def gpus() -> tuple[str, ...]:
 @cache
 def gpus_have_bf16() -> bool:
     """Whether all of them compute in bf16: compute capability 8.0 (Ampere) or more. One that does not tell passes."""
-    told = [capability for capability in _asked("compute_cap") if capability.replace(".", "").isdigit()]
+    told = [capability for capability in _asked("compute_cap") if capability.replace(".", "").isdecimal()]
     return all(float(capability) >= BF16_CAPABILITY for capability in told)
 
 

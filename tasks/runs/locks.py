@@ -88,7 +88,7 @@ def signal_holder(lock: IO[str], number: signal.Signals) -> None:
     """To the holder if it is a process of this machine; its ranks die with it (infra/parent_death.py)."""
     host, _, rest = holder_of(lock).partition(" ")
     pid = rest.partition(" ")[0]
-    if host == socket.gethostname() and pid.isdigit():
+    if host == socket.gethostname() and pid.isdecimal():
         log.warning("%s to process %s, which lost its run", number.name, pid)
         with suppress(ProcessLookupError):
             os.kill(int(pid), number)

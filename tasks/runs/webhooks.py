@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -93,11 +94,11 @@ def notify(settings: Settings, client: SyncPrefectClient, store: Store) -> Itera
         if over:
             store.write(f"{name}.done", status)
         else:
-            due = datetime.now(UTC).timestamp() + max(DELAYS_S[message.tries], outcome.after_s)
-            later = Message(message.id, message.body, message.tries + 1, due)
+            after_s = max(DELAYS_S[message.tries], outcome.after_s)
+            later = Message(message.id, message.body, message.tries + 1, datetime.now(UTC).timestamp() + after_s)
             store.write(f"{name}.json", json.dumps(asdict(later)))
         crashpoint("notify.after_note")
-        yield f"{run.name}: {status}{'' if over else f', again in {DELAYS_S[message.tries]} s'}"
+        yield f"{run.name}: {status}{'' if over else f', again in {after_s:.0f} s'}"
 
 
 def deliver(settings: Settings, url: str, message: Message, *webhooks: Webhook, is_own: bool = False) -> Outcome:
@@ -143,13 +144,12 @@ def _send(
 
 
 def _after_s(value: str) -> float:
-    """Retry-After in seconds: a number, or a date."""
-    if value.isdigit():
-        return min(float(value), DELAYS_S[-1])
+    """Retry-After in seconds, at most the longest of our own delays: a number, or an HTTP date; 0 for anything else."""
     try:
-        return max(0.0, min(datetime.fromisoformat(value).timestamp() - time.time(), DELAYS_S[-1]))
-    except ValueError:
+        found = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
         return 0.0
+    return max(0.0, min(found, DELAYS_S[-1]))
 
 
 def webhook_of(secret: str) -> Webhook:

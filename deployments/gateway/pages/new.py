@@ -19,6 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from deployments.gateway.context import Base, Gateway, Here
+from deployments.gateway.data import own_file
 from deployments.gateway.errors import Refusal
 from deployments.gateway.estimates import estimate_of
 from deployments.gateway.ids import new_id
@@ -35,7 +36,8 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 SHOWN_FILES = 100
 AT_ONCE = ("num_train_epochs", "learning_rate", "lora_rank", "train_batch_size", "peft_method", "task_type")
 """What most people change; the rest is folded away."""
-KNOBS = [one for one in FIELDS if one.name not in (*NOT_INPUTS, "train_data", "validation_data")]
+DATA = ("train_data", "validation_data")
+KNOBS = [one for one in FIELDS if one.name not in (*NOT_INPUTS, *DATA)]
 BAR_WIDTH, BARS_HEIGHT = 14, 80
 
 
@@ -43,13 +45,16 @@ BAR_WIDTH, BARS_HEIGHT = 14, 80
 def new(request: Request, caller: Visitor, here: Here, file: str = "", like: str = "") -> Response:
     """An empty form, or one with a file, or one with the values of another training."""
     check_scope(caller, "train")
-    given = {"train_data": file}
+    given, error = {"train_data": file}, ""
     if like:
         row = find_training(here, like, caller)
         given = {**{name: _text(value) for name, value in row.input.items()}, "destination": row.destination,
                  "base": f"{row.model}:{row.version}"}
-        given["train_data"] = given.get("train_data", "").rstrip("/").rsplit("/", 1)[-1]
-    return _form(here, caller, {**given, "once": secrets.token_hex(8)})
+        elsewhere = {name: given[name] for name in DATA if name in given and not own_file(here, given[name])}
+        given |= {name: own_file(here, given[name]) for name in DATA if name in given}
+        error = " ".join(f"The {name} of that training is {value[:200]}, which this form cannot choose: start it again "
+                         "by code, or upload the rows." for name, value in elsewhere.items())
+    return _form(here, caller, {**given, "once": secrets.token_hex(8)}, error=error)
 
 
 @router.post("/new")
@@ -88,16 +93,21 @@ def _form(
     query = select(File).where(File.place != "").order_by(File.created_at.desc()).limit(SHOWN_FILES)
     with here.database.session() as session:
         files = session.scalars(query if caller.is_admin else query.where(File.owner == caller.owner)).all()
+        chosen = session.scalars(select(File).where(File.id.in_([given[name] for name in DATA]))).all()
         models = session.scalars(select(Model) if caller.is_admin else select(Model).where(
             Model.owner == caller.owner)).all()
-    chosen = next((one for one in files if one.id == given.get("train_data")), None)
+    shown = {one.id for one in files}
+    files = [*files, *(one for one in chosen if one.id not in shown and one.place and caller.sees(one.owner))]
+    there = {one.id: one for one in files}
+    if gone := [name for name in DATA if given[name] and given[name] not in there]:
+        error = error or f"The file of {' and '.join(gone)} is not here any more. Upload it again."
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in KNOBS:
         group = "Usual" if one.name in AT_ONCE else str(one.metadata["group"])
         groups.setdefault(group, []).append(_field(one, given))
     ordered = {"Usual": groups.pop("Usual"), **groups}
-    return page("new", caller, status, files=files, models=models, chosen=chosen, given=given, groups=ordered,
-                bases=here.catalogue.bases, error=error, estimate=estimate,
+    return page("new", caller, status, files=files, models=models, chosen=there.get(given["train_data"]), given=given,
+                groups=ordered, bases=here.catalogue.bases, error=error, estimate=estimate,
                 bars=bars_of(estimate.pack.lengths.get("train", []), estimate.pack.bin_tokens) if estimate else [])
 
 
@@ -120,7 +130,7 @@ def _wanted(here: Gateway, form: dict[str, str], base: str) -> Wanted:
         raise Refusal(422, "Choose a file with training data, or upload one.")
     check_destination(form.get("destination", ""))
     inputs: dict[str, Any] = {
-        name: f"{base}/v1/files/{form[name]}" for name in ("train_data", "validation_data") if form.get(name)}
+        name: f"{base}/v1/files/{form[name]}" for name in DATA if form.get(name)}
     for one in KNOBS:
         if (text := form.get(one.name, "").strip()) and text != _text(one.default):
             inputs[one.name] = _value(one.name, text)

@@ -16,7 +16,7 @@ from deployments.gateway.context import Gateway, Here
 from deployments.gateway.keys import Caller
 from deployments.gateway.pages.render import Page, page, static
 from deployments.gateway.pages.session import visitor
-from deployments.gateway.progress import Logs
+from deployments.gateway.progress import Known, Logs
 from deployments.gateway.tables import Training
 from deployments.gateway.trainings import OPEN, queue_of
 from deployments.gateway.versions import SEEDED
@@ -50,18 +50,23 @@ def _overview(request: Request, here: Gateway, caller: Caller) -> HTMLResponse:
         under_way = session.scalars(query.where(Training.status.in_(OPEN)).order_by(Training.created_at)).all()
         ended = session.scalars(query.where(Training.status.not_in(OPEN)).order_by(
             Training.completed_at.desc()).limit(ENDED)).all()
-    running = [(row, progress_of(logs, row)) for row in under_way if row.status == "processing" and not row.hold]
+    running = [(row, progress_of(known_of(logs, row))) for row in under_way
+               if row.status == "processing" and not row.hold]
     waiting = [(row, queue_of(here, row)) for row in under_way if row.status == "starting" or row.hold]
     return page("overview", caller, running=running, waiting=waiting, ended=ended, served=_seen(caller, served(here)),
                 prefect=here.settings.prefect_api.removesuffix("/api"))
 
 
-def progress_of(logs: Logs, row: Training) -> dict[str, Any]:
-    """Step, share, time left and cost so far of a training; zeros where nothing is known."""
+def known_of(logs: Logs, row: Training) -> Known:
+    """What its events say; nothing where the store does not answer."""
     try:
-        known = logs.known(row)
+        return logs.known(row)
     except AnnealError:
-        return {"step": 0, "total": 0, "eta_s": None, "usd": None, "loss": None}
+        return Known()
+
+
+def progress_of(known: Known) -> dict[str, Any]:
+    """Step, steps in all, time left, cost so far and loss; zeros and None where nothing is known."""
     newest = known.newest
     return {"step": known.step, "total": known.total, "eta_s": newest.get("eta_s"), "usd": newest.get("usd"),
             "loss": newest.get("loss")}

@@ -55,6 +55,13 @@ def sign_out() -> Response:
 
 def visitor(request: Request) -> Caller:
     """Who looks, with a key that may read. Raises SignIn, Refusal 403 and 429, and Away."""
+    caller = signed_in(request)
+    request.app.state.limits.take(caller.owner, "other")
+    return caller
+
+
+def signed_in(request: Request) -> Caller:
+    """Who looks now; a page that stays open asks again. Raises SignIn, Refusal 403, and Away."""
     here: Gateway = request.app.state.gateway
     caller = remembered(here, request.cookies.get(COOKIE, ""))
     if caller is None:
@@ -62,7 +69,6 @@ def visitor(request: Request) -> Caller:
             caller = caller_of(here.settings, here.database, "")
         except Refusal:
             raise SignIn from None
-    request.app.state.limits.take(caller.owner, "other")
     check_scope(caller, "read")
     return caller
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from deployments.gateway.context import Base, Gateway, Here
-from deployments.gateway.errors import missing
-from deployments.gateway.keys import Caller
+from deployments.gateway.errors import Refusal, missing
 from deployments.gateway.openai_events import checkpoints_of
 from deployments.gateway.pages.overview import progress_of
-from deployments.gateway.pages.render import HEADERS, Page, page, part, see_other
-from deployments.gateway.pages.session import Visitor, check_scope
+from deployments.gateway.pages.render import HEADERS, Page, SignIn, page, part, see_other
+from deployments.gateway.pages.session import Visitor, check_scope, signed_in
 from deployments.gateway.progress import Known, Logs
 from deployments.gateway.tables import Training
 from deployments.gateway.trainings import OPEN, cancel, find_training, held, queue_of, weights
@@ -39,7 +41,7 @@ def training(identity: str, request: Request, caller: Visitor, here: Here, base:
     """All that is known of it."""
     row = find_training(here, identity, caller)
     return page("training", caller, base=base, prefect=here.settings.prefect_api.removesuffix("/api"),
-                body=json.dumps({"destination": row.destination, "input": row.input}, indent=2),
+                body=shlex.quote(json.dumps({"destination": row.destination, "input": row.input}, indent=2)),
                 **_live(here, request.app.state.logs, row))
 
 
@@ -47,8 +49,21 @@ def training(identity: str, request: Request, caller: Visitor, here: Here, base:
 async def live(identity: str, request: Request, caller: Visitor, here: Here) -> StreamingResponse:
     """The part that changes, each time that it has changed, until the training has ended."""
     await run_in_threadpool(find_training, here, identity, caller)
-    return StreamingResponse(_changes(here, request.app.state.logs, identity, caller),
-                             media_type="text/event-stream", headers=HEADERS)
+    held = ExitStack()
+    held.enter_context(request.app.state.limits.watch(caller.owner))
+    return Followed(_changes(here, request, identity), held)
+
+
+class Followed(StreamingResponse):
+    """Events of a page that stays open; what is held for it is given back when it is closed."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 @router.get("/trainings/{identity}/weights")
@@ -78,12 +93,15 @@ def _live(here: Gateway, logs: Logs, row: Training) -> dict[str, Any]:
     except AnnealError as error:
         away = str(error)
     lines = [one.line for one in list(known.told)[-LINES:]]
-    return {"row": row, "is_open": row.status in OPEN, "queue": queue_of(here, row), "progress": progress_of(logs, row),
+    return {"row": row, "is_open": row.status in OPEN, "queue": queue_of(here, row), "progress": progress_of(known),
             "chart": chart(known), "lines": lines, "checkpoints": checkpoints_of(row, known), "away": away}
 
 
-async def _changes(here: Gateway, logs: Logs, identity: str, caller: Caller) -> AsyncIterator[bytes]:
+async def _changes(here: Gateway, request: Request, identity: str) -> AsyncIterator[bytes]:
+    logs: Logs = request.app.state.logs
+
     def look() -> tuple[str, bool]:
+        caller = signed_in(request)  # the key may have been revoked since
         row = find_training(here, identity, caller)
         return part("live", caller, **_live(here, logs, row)), row.status in OPEN
 
@@ -91,6 +109,8 @@ async def _changes(here: Gateway, logs: Logs, identity: str, caller: Caller) -> 
     while True:
         try:
             html, is_open = await run_in_threadpool(look)
+        except (SignIn, Refusal):
+            return
         except AnnealError:
             html, is_open = before, True  # the database is away; the page keeps what it shows
         if html != before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -54,14 +55,16 @@ class Upstream:
         if asked.get("user") == "wrong":
             error = {"message": "no such", "type": "invalid_request_error", "param": "n", "code": None}
             return JSONResponse({"error": error}, 400)
+        if asked.get("user") == "thinking":
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.05)
+            self.left.set()
         if asked.get("stream"):
             return StreamingResponse(self._stream(endless=asked.get("user") == "endless"), 200,
                                      media_type="text/event-stream")
         return JSONResponse(WHOLE)
 
     async def _stream(self, *, endless: bool) -> AsyncIterator[str]:
-        import asyncio
-
         try:
             for piece in ("ca", "f\u00e9"):
                 delta = {**CHUNK, "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
@@ -130,6 +133,14 @@ def test_a_client_that_leaves_ends_the_predictors_answer(client: openai.OpenAI, 
     assert not upstream.left.is_set()
     stream.close()
     assert upstream.left.wait(10)
+
+
+def test_a_client_that_leaves_a_whole_answer_ends_it_too(gateway: Running, upstream: Upstream) -> None:
+    upstream.left.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        gateway.http.post("/openai/v1/chat/completions", timeout=1, json={
+            "model": "acme/notes", "messages": [], "user": "thinking"})
+    assert upstream.left.wait(30), "the predictor still answers"
 
 
 def test_errors_have_openais_shape_whoever_made_them(client: openai.OpenAI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from deployments.gateway import estimates as module
 from tests.support.gateway import Running
 
 
@@ -33,6 +34,14 @@ def test_an_estimate_refuses_what_a_training_would(gateway: Running) -> None:
     assert "line 1" in estimated(gateway, bad["urls"]["get"]).json()["detail"]
     missing = gateway.http.post(f"{gateway.base()}/estimate", json={"destination": "acme/x", "input": {}})
     assert missing.status_code == 404
+
+
+def test_an_estimate_does_not_wait_long_for_another(gateway: Running) -> None:
+    file = gateway.upload()["urls"]["get"]
+    with module._one_at_a_time:
+        busy = estimated(gateway, file, max_steps=5)
+    assert busy.status_code == 503 and busy.headers["retry-after"] == "5"
+    assert "Another estimate is being made" in busy.json()["detail"]
 
 
 def test_who_waits_knows_his_place_and_for_what(gateway: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from deployments.gateway.keys import create_key
+from deployments.gateway.pages import new
 from deployments.gateway.tables import ApiKey, Delivery, Training
 from tests.support.gateway import ROWS, Running, browser
 
@@ -111,6 +113,24 @@ def test_a_training_is_started_once_from_the_form_and_its_page_leads_on(gateway:
     for action, word in (("pause", "paused"), ("resume", "waiting"), ("cancel", "canceled")):
         assert visit.post(f"/trainings/{row.id}/{action}").status_code == 303
         assert word in visit.get(f"/trainings/{row.id}").text
+
+
+def test_the_same_again_has_the_same_files_and_says_what_it_cannot_show(
+    gateway: Running, visit: httpx.Client, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(new, "SHOWN_FILES", 1)
+    rows, held_out = gateway.upload(), gateway.upload(ROWS + ROWS)
+    gateway.upload("".join(f"{json.dumps({'text': str(number)})}\n" for number in range(30)))
+    identity = started(gateway, train_data=rows["urls"]["get"], validation_data=held_out["urls"]["get"])
+    said = visit.get(f"/new?like={identity}").text
+    for name, file in (("train_data", rows), ("validation_data", held_out)):
+        field = said.partition(f'name="{name}"')[2].partition("</select>")[0]
+        assert f'<option value="{file["id"]}" selected>' in field
+    assert 'role="alert"' not in said
+    elsewhere = visit.get(f"/new?like={started(gateway)}").text
+    assert "train_data of that training is https://data.example/x, which this form cannot choose" in elsewhere
+    visit.post(f"/files/{held_out['id']}/delete")
+    assert "The file of validation_data is not here any more." in visit.get(f"/new?like={identity}").text
 
 
 def test_a_wrong_form_comes_back_with_its_values_and_a_sentence(gateway: Running, visit: httpx.Client) -> None:

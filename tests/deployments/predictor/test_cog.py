@@ -117,6 +117,9 @@ def test_an_id_with_another_input_is_409_and_one_that_is_not_the_address_422(ser
                                ("POST", "/predictions", {"id": "taken", "input": GREEDY})):
         answer = served.http.request(method, path, json=body)
         assert answer.status_code == 409 and answer.json()["status"] == "failed" and "taken" in answer.json()["error"]
+    for other in ({"version": "0" * 64}, {"model": "acme/other"}):
+        answer = served.http.put("/predictions/taken", json={"input": GREEDY, **other})
+        assert answer.status_code == 409, "the same prompt to another model is another prediction"
     answer = served.http.put("/predictions/one", json={"id": "other", "input": GREEDY})
     assert answer.status_code == 422 and answer.json()["detail"][0]["loc"] == ["body", "id"]
 

@@ -117,6 +117,20 @@ def test_a_version_is_asked_by_number_alias_or_id(predictor: Predictor) -> None:
     assert predictor.ask(version="acme/other:1").status_code == 404
 
 
+def test_a_version_that_is_deleted_is_forgotten_as_the_previous_one_too(predictor: Predictor) -> None:
+    a, b = predictor.put("a"), predictor.put("b")
+    assert predictor.deploy(a, number=1).is_success and predictor.deploy(b, number=2).is_success
+    gone = predictor.http.delete("/deployments/acme/tales", params={"version": a})
+    assert gone.status_code == 200 and predictor.answer()["version"] == b
+    for name in (a, "acme/tales:1", "acme/tales:previous", f"acme/tales:{a}"):
+        assert predictor.ask(version=name).status_code == 404, name
+    assert predictor.http.get("/models").json()["models"]["acme/tales"]["previous"] is None
+    assert predictor.http.delete("/deployments/acme/tales", params={"version": a}).status_code == 404
+    assert predictor.http.delete("/deployments/acme/tales", params={"version": b}).status_code == 200
+    assert predictor.ask(model="acme/tales").status_code == 404
+    assert predictor.deploy(b).status_code == 200
+
+
 def test_removed_model_is_gone_and_its_memory_too(predictor: Predictor) -> None:
     assert predictor.http.delete("/deployments/acme/tales").status_code == 200
     assert predictor.ask(model="acme/tales").status_code == 404

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage.store import Store
 from tasks.runs import webhooks as module
-from tasks.runs.webhooks import notify, webhook_of
+from tasks.runs.webhooks import _after_s, notify, webhook_of
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 RUN = UUID("11111111-2222-4333-8444-555555555555")
@@ -160,7 +161,7 @@ def test_an_ended_run_is_told_once(rounds: Any) -> None:
 def test_a_refused_message_is_sent_again_under_the_same_id(rounds: Any) -> None:
     receiver, said = rounds(5, 500, 302, 200)
     assert [line.split(": ")[1] for line in said] == [
-        "not delivered (HTTP 500), again in 0.0 s", "not delivered (HTTP 302), again in 0.0 s", "delivered (HTTP 200)"]
+        "not delivered (HTTP 500), again in 0 s", "not delivered (HTTP 302), again in 0 s", "delivered (HTTP 200)"]
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
     assert len({body for _, body in receiver.got}) == 1
 
@@ -168,6 +169,15 @@ def test_a_refused_message_is_sent_again_under_the_same_id(rounds: Any) -> None:
 def test_it_waits_before_it_tries_again(rounds: Any) -> None:
     receiver, _ = rounds(3, 500, wait_s=60.0)
     assert len(receiver.got) == 1
+
+
+@pytest.mark.parametrize(("value", "least_s", "most_s"), [
+    ("120", 120, 120), ("99999999999", 86_400, 86_400), (str(10**400), 86_400, 86_400), ("soon", 0, 0), ("", 0, 0),
+    ("\u00b2", 0, 0), ("-5", 0, 0), ("1e3", 0, 0), ("in 600 s", 590, 600), ("600 s ago", 0, 0)])
+def test_retry_after_is_a_number_or_a_date(value: str, least_s: float, most_s: float) -> None:
+    at = time.time() + (600 if value == "in 600 s" else -600)
+    given = formatdate(at, usegmt=True) if value.endswith(("600 s", "ago")) else value
+    assert least_s <= _after_s(given) <= most_s
 
 
 def test_a_receiver_that_is_gone_is_left_alone(rounds: Any) -> None:
