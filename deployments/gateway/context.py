@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Annotated, Any
+from functools import cached_property, partial
+from typing import Annotated, Any, ParamSpec, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
 
 from deployments.gateway.catalogue import Catalogue
@@ -22,6 +23,9 @@ from infra.storage.store import Store
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """MLflow's client would ask a server that is away for minutes."""
 AWAY_S = 5.0
+SLOW_THREADS = 8
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Gateway:
@@ -40,6 +44,15 @@ class Gateway:
     def store(self) -> Store:
         """The store, where files and events lie."""
         return Store(self.settings)
+
+    @cached_property
+    def slow(self) -> CapacityLimiter:
+        """The threads of requests that take seconds."""
+        return CapacityLimiter(SLOW_THREADS)
+
+    async def slowly(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As run_in_threadpool, beside the threads that short requests need."""
+        return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.slow)
 
     @contextmanager
     def registry(self) -> Iterator[Registry]:

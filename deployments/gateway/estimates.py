@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 
 from deployments.gateway.context import Base, Gateway, Here
 from deployments.gateway.errors import DATA_BODY_BYTES, Refusal, read_json
@@ -67,7 +66,7 @@ async def estimate(
 ) -> dict[str, Any]:
     """What such a training would take."""
     body = await read_json(request, DATA_BODY_BYTES)
-    return await run_in_threadpool(_estimate, f"{owner}/{name}", version, body, caller, here, base)
+    return await here.slowly(_estimate, f"{owner}/{name}", version, body, caller, here, base)
 
 
 def estimate_of(here: Gateway, spec: TrainingSpec) -> Estimate:

@@ -28,6 +28,7 @@ from deployments.gateway.ids import moment, new_id, page_of
 from deployments.gateway.keys import Caller, Reader, Trainer
 from deployments.gateway.tables import File
 from deployments.gateway.uploads import receive_bare, receive_form, safe_name, too_large
+from infra.storage.http_client import number_in
 from tasks.data.datasets import UPLOADS
 
 router = APIRouter()
@@ -98,7 +99,7 @@ async def put(identity: str, token: str, request: Request, here: Here) -> dict[s
     with here.store.scratch() as folder:
         upload = await receive_bare(request.stream(), folder, limit)
         upload.name, upload.content_type = row.name, row.content_type
-        await run_in_threadpool(keep, here, upload, row)
+        await here.slowly(keep, here, upload, row)
     return {"status": "received"}
 
 
@@ -113,7 +114,7 @@ async def uploaded(request: Request, caller: Caller, here: Gateway, file_part: s
         upload.content_type = upload.fields.get("type", "") or upload.content_type
         row = File(id=new_id(), owner=caller.owner, name=safe_name(upload.name), about=upload.metadata,
                    purpose=upload.fields.get("purpose", "input")[:40], created_at=time.time())
-        await run_in_threadpool(keep, here, upload, row)
+        await here.slowly(keep, here, upload, row)
     return row
 
 
@@ -156,7 +157,7 @@ def view(row: File, base: str) -> dict[str, Any]:
 def _refuse_announced(request: Request, limit: int) -> None:
     """Before anything is read of it."""
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit + (1 << 20):
+    if (number_in(length) or 0) > limit + (1 << 20):
         raise too_large(limit)
 
 

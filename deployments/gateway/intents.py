@@ -27,6 +27,7 @@ from deployments.gateway.tables import Model, Training
 from infra.errors import shown
 from infra.files import digest_of
 from infra.spec import FIELDS, TrainingSpec
+from infra.storage.http_client import number_in
 
 DATA = ("train_data", "validation_data")
 NOT_INPUTS = ("base_model", "destination", "base_version")
@@ -136,7 +137,7 @@ def _earlier(here: Gateway, caller: Caller, wanted: Wanted, key: str | None, ret
                 raise Refusal(422, "The Idempotency-Key was used for another request. Take a new one.",
                               headers={"x-should-retry": "false"})
             return row
-        if not retries.isdecimal() or int(retries) == 0:
+        if not number_in(retries):
             return None
         return session.scalar(own.where(
             Training.request_hash == wanted.digest, Training.created_at > time.time() - RETRY_S).order_by(

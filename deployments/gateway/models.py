@@ -69,7 +69,7 @@ def models(caller: Reader, here: Here, base: Base, cursor: str | None = None) ->
 async def search(request: Request, caller: Reader, here: Here, base: Base) -> dict[str, Any]:
     """Models whose name or description has the text of the body."""
     wanted = (await read_body(request, SEARCH_BYTES)).decode("utf-8", "replace").strip().lower()
-    return await run_in_threadpool(_search, wanted, caller, here, base)
+    return await here.slowly(_search, wanted, caller, here, base)
 
 
 @router.get("/models/{owner}/{name}")

@@ -141,3 +141,8 @@ def trusted() -> ssl.SSLContext:
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
     return context
+
+
+def number_in(header: str) -> int | None:
+    """The whole number that a header holds; None for anything else, and for more than 18 digits."""
+    return int(header) if header.isascii() and header.isdigit() and len(header) <= 18 else None

@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.storage.addresses import form_of
 from infra.storage.clouds import in_object_store
 from infra.storage.host_guard import parsed, reachable
-from infra.storage.http_client import Answer, request
+from infra.storage.http_client import Answer, number_in, request
 from infra.storage.timeouts import Patience, Tries
 
 PATIENCE = Patience()
@@ -74,7 +74,7 @@ def open_https(address: str, settings: Settings, patience: Patience = PATIENCE) 
 def bytes_of(body: BinaryIO) -> int | None:
     """How many bytes the server of an `open_https` has announced; None if it has not, or for another stream."""
     raw = body.raw if isinstance(body, io.BufferedReader) else None
-    return int(raw.announced) if isinstance(raw, _Body) and raw.announced.isdecimal() else None
+    return number_in(raw.announced) if isinstance(raw, _Body) else None
 
 
 def headers_of(address: str, settings: Settings) -> dict[str, str]:

@@ -24,6 +24,7 @@ from infra.settings import Settings
 from infra.spec import TrainingSpec
 from infra.storage.addresses import form_of
 from infra.storage.clouds import in_object_store
+from infra.storage.http_client import number_in
 from infra.storage.https import headers_of, without_secrets
 from infra.storage.store import Store
 from tasks.data.sources import SourceFile, find_shards
@@ -146,5 +147,4 @@ def _seen(settings: Settings, one: SourceFile) -> SourceFile:
     if not mark:
         raise DataError("the server tells neither ETag nor Last-Modified", where=one.name,
                         fix="It cannot be watched; put a schedule on retrain/retrain, which reads the data.")
-    size = headers.get("content-length", "")
-    return dataclasses.replace(one, mark=mark, bytes=int(size) if size.isdecimal() else None)
+    return dataclasses.replace(one, mark=mark, bytes=number_in(headers.get("content-length", "")))

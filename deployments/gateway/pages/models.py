@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 from sqlalchemy import or_, select
 
@@ -59,7 +58,7 @@ async def delete(owner: str, name: str, request: Request, caller: Visitor, here:
     """Remove one version."""
     check_scope(caller, "train")
     form = await form_of(request)
-    await run_in_threadpool(remove_version, here, caller, f"{owner}/{name}", form.get("version", ""))
+    await here.slowly(remove_version, here, caller, f"{owner}/{name}", form.get("version", ""))
     return see_other(f"/models/{owner}/{name}")
 
 

@@ -13,7 +13,6 @@ from collections import defaultdict
 from typing import Any, get_args, get_origin
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -62,7 +61,7 @@ async def sent(request: Request, caller: Visitor, here: Here, base: Base) -> Res
     """Estimate, or start."""
     check_scope(caller, "train")
     form = await form_of(request)
-    return await run_in_threadpool(_sent, here, caller, form, base)
+    return await here.slowly(_sent, here, caller, form, base)
 
 
 def _sent(here: Gateway, caller: Caller, form: dict[str, str], base: str) -> Response:

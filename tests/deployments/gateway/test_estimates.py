@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 
 from deployments.gateway import estimates as module
+from tests.conftest import wait_for
 from tests.support.gateway import Running
 
 
@@ -42,6 +45,19 @@ def test_an_estimate_does_not_wait_long_for_another(gateway: Running) -> None:
         busy = estimated(gateway, file, max_steps=5)
     assert busy.status_code == 503 and busy.headers["retry-after"] == "5"
     assert "Another estimate is being made" in busy.json()["detail"]
+
+
+@pytest.mark.slow
+def test_estimates_that_wait_leave_threads_for_others(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gateway.upload()["urls"]["get"]
+    monkeypatch.setattr(module, "WAIT_S", 5.0)
+    with ThreadPoolExecutor(60) as pool, module._one_at_a_time:
+        asked = [pool.submit(estimated, gateway, file) for _ in range(60)]
+        wait_for(lambda: gateway.here.slow.statistics().tasks_waiting > 40)
+        assert gateway.http.get("/v1/account").status_code == 200
+        assert not all(one.done() for one in asked)
+        monkeypatch.setattr(module, "WAIT_S", 0.0)
+        assert {one.result().status_code for one in asked} == {503}
 
 
 def test_who_waits_knows_his_place_and_for_what(gateway: Running) -> None:

@@ -78,6 +78,13 @@ def test_a_key_does_what_its_scopes_say_and_no_more(gateway: Running) -> None:
     assert answer.status_code == 403 and "scope train" in answer.json()["detail"]
 
 
+def test_a_count_of_retries_that_is_no_number_is_none(gateway: Running) -> None:
+    body = {"destination": "acme/notes", "input": {"train_data": "https://data.example/x"}}
+    for count in ("9" * 5000, "-1", "x"):
+        answer = gateway.http.post(gateway.base(), json=body, headers={"x-stainless-retry-count": count})
+        assert answer.status_code == 201, answer.text
+
+
 @pytest.mark.parametrize("header", [{"Host": "attack.example"}, {"Origin": "https://attack.example"}])
 def test_pages_and_names_of_others_are_refused(gateway: Running, header: dict[str, str]) -> None:
     assert gateway.http.get("/v1/account", headers=header).status_code == 403
