@@ -25,6 +25,7 @@ from prefect.logging import get_run_logger
 from infra.crashpoints import crashpoint
 from infra.errors import DataError, UserError, shown
 from infra.files import digest_of
+from infra.models.base_tokens import special_tokens_of
 from infra.records import METRICS, Base, Comparison, Evaluation, Pack, RowKind, Scores, Split, Trained
 from infra.settings import Settings
 from infra.spec import PromptFormat, TrainingSpec
@@ -44,11 +45,10 @@ from tasks.scoring.tokens import needs_unicode, tokenizer_for
 from tasks.scoring.verdict import Standing, judge
 from tasks.ui import reports
 
-FORMAT = 1
+FORMAT: dict[PromptFormat, int] = {"plain": 1, "templated": 2}
 """Raised when the same weights would be scored differently."""
 SHOWN_ROWS = 5
-END_MARK = re.compile(r"\s*<[^<>\s]+>\s*$")
-"""The token with which a template ends an answer, such as `</s>` or `<|im_end|>`; models answer without it."""
+AROUND_JSON = re.compile(r"^[^{\[]*|[^}\]]*$")
 COMPARED = ("tuned", "base", "lead3", metrics.MOST_FREQUENT, "champion")
 """Whose answers are compared; the tuned model's with each other."""
 
@@ -61,7 +61,9 @@ def refuse_unscorable(store: Store, spec: TrainingSpec, split: Split) -> None:
     if spec.task_type == "extraction":
         with (store.fetch(split.folder) / rows_name("validation")).open(encoding="utf-8", newline="\n") as file:
             for line in islice(file, spec.num_evaluation_samples):
-                reference = prompt_and_reference(split.kind, json.loads(line), spec.prompt_format)[1]
+                reference = prompt_and_reference(split.kind, json.loads(line))[1]
+                if spec.prompt_format == "templated":  # with the marks of a base that is not known yet
+                    reference = AROUND_JSON.sub("", reference)
                 if metrics.fields_of(reference) is None:
                     raise DataError(f"task_type is extraction and a held-out answer is {shown(reference)}",
                                     allowed="JSON", fix="Write the fields as a JSON object, or use another task_type.")
@@ -78,8 +80,9 @@ def evaluate(
     found = {name: answers.kept(one) for name, one in asked.items()}
     folder = store.fetch(split.folder)
     rows, classifies = folder / rows_name("validation"), spec.task_type == "classification"
-    labels = labels_of(folder / rows_name("train"), split.kind, spec) if classifies else Counter()
-    table = list(table_of(rows, split, spec, found, labels)) if split.kind != "text" else []
+    marks = marks_of(spec, base)
+    labels = labels_of(folder / rows_name("train"), split.kind, marks) if classifies else Counter()
+    table = list(table_of(rows, split, spec, found, labels, marks)) if split.kind != "text" else []
     losses = {name: one.losses_N3 for name, one in found.items()}
     by_rouge = spec.task_type in metrics.BY_ROUGE
     rouge_rows = rows_by_rouge(table) if by_rouge else {}
@@ -149,7 +152,8 @@ def beside_champion(
             answers.generate([one])
     found = {name: answers.kept(one, whole=False) for name, one in both.items()}
     rows = store.fetch(split.folder) / rows_name("validation")
-    table = list(table_of(rows, split, spec, found, Counter())) if split.kind != "text" else []
+    marks = marks_of(spec, base)
+    table = list(table_of(rows, split, spec, found, Counter(), marks)) if split.kind != "text" else []
     compared = compared_with(metric, table, {name: one.losses_N3 for name, one in found.items()}, {})
     evaluation = replace(evaluation, compared={**evaluation.compared, **compared})
     return judged(evaluation, spec, split, Standing(number))
@@ -199,32 +203,38 @@ def judged(evaluation: Evaluation, spec: TrainingSpec, split: Split, champion: S
     return replace(evaluation, passed=passed, verdict=verdict)
 
 
-def prompt_and_reference(
-    kind: RowKind, row: dict[str, Any], prompt_format: PromptFormat = "plain",
-) -> tuple[str, str]:
-    """Prompt and reference of a row; of a conversation, all before the last answer that is learned, and that."""
+def marks_of(spec: TrainingSpec, base: Base) -> re.Pattern[str] | None:
+    """Finds the special tokens that a template wrote into the rows. Models answer without them: `</s>` and `<|im_end|>`
+    are none of an answer's words, while `</b>` is."""
+    return special_tokens_of(Path(base.path)) if spec.prompt_format == "templated" else None
+
+
+def prompt_and_reference(kind: RowKind, row: dict[str, Any], marks: re.Pattern[str] | None = None) -> tuple[str, str]:
+    """Prompt and reference of a row, without the marks; of a conversation, all before the last answer that is learned,
+    and that."""
     if kind == "prompt":
-        answer = row["completion"]
-        return row["prompt"], END_MARK.sub("", answer) if prompt_format == "templated" else answer
+        both = row["prompt"], row["completion"]
+        return both if marks is None else (marks.sub("", both[0]), marks.sub("", both[1]))
     last = max(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant" and m.get("weight", 1))
     prompt = "\n".join(f"{m['role']}: {said_by(m)}" for m in row["messages"][:last])
     return prompt, said_by(row["messages"][last])
 
 
-def labels_of(rows: Path, kind: RowKind, spec: TrainingSpec) -> Counter[str]:
+def labels_of(rows: Path, kind: RowKind, marks: re.Pattern[str] | None) -> Counter[str]:
     """The labels of the training rows, with their number."""
     with rows.open(encoding="utf-8", newline="\n") as file:
-        return Counter(metrics.label_of(prompt_and_reference(kind, json.loads(line), spec.prompt_format)[1])
+        return Counter(metrics.label_of(prompt_and_reference(kind, json.loads(line), marks)[1])
                        for line in file)
 
 
 def table_of(
     rows: Path, split: Split, spec: TrainingSpec, answers: Mapping[str, Answered], labels: Counter[str],
+    marks: re.Pattern[str] | None,
 ) -> Iterator[dict[str, str]]:
     """Prompt, reference, every model's answer and the baseline's, row by row."""
     with rows.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(islice(file, spec.num_evaluation_samples)):
-            prompt, reference = prompt_and_reference(split.kind, json.loads(line), spec.prompt_format)
+            prompt, reference = prompt_and_reference(split.kind, json.loads(line), marks)
             found = {"prompt": prompt, "reference": reference.strip(),
                      **{name: one.texts[number].strip() for name, one in answers.items()}}
             if spec.task_type in metrics.BY_ROUGE and "champion" not in answers:
@@ -255,7 +265,7 @@ def _key(spec: TrainingSpec, trained: Trained, split: Split) -> str:
     knobs = {name: value for name, value in spec.numbers("scores").items() if name not in ("gate", "run_validation")}
     if spec.task_type == "auto":  # what was evaluated before there were task types is found again
         del knobs["task_type"]
-    return digest_of([FORMAT, knobs, trained.digest, split.digest])
+    return digest_of([FORMAT[spec.prompt_format], knobs, trained.digest, split.digest])
 
 
 @step("scorable", timeout_s=HOUR_S)

@@ -1,4 +1,7 @@
-"""prompt_format=templated: rows that a chat template wrote already (tasks/distributed/codec.py, tasks/pack.py)."""
+"""prompt_format=templated: rows that a chat template wrote already.
+
+tasks/distributed/codec.py, tasks/pack.py, infra/models/base_tokens.py
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pytest
 
 from deployments.predictor.loading import load_codecs
 from infra.errors import UserError
+from infra.models.base_tokens import special_tokens_of
 from infra.records import Split
 from infra.spec import TrainingSpec
 from tasks.distributed.codec import Codec
@@ -20,6 +24,7 @@ from tasks.distributed.encode import encode
 from tasks.distributed.examples import UNTEMPLATED, flatten
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packs import PackedRows
+from tasks.distributed.special_tokens import pattern_of
 from tasks.evaluate import prompt_and_reference
 from tasks.pack import as_formatted
 
@@ -113,11 +118,24 @@ def test_mlflow_reads_them_alike(llama_2: Codec, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("answer", "wanted"), [
-    (" Four. </s>", " Four."), ("<b>Four</b><|im_end|>\n", "<b>Four</b>"), ("1 < 2 > 0", "1 < 2 > 0")])
-def test_an_answer_is_scored_without_the_token_that_ends_it(answer: str, wanted: str) -> None:
-    row = {"prompt": "p", "completion": answer}
-    assert prompt_and_reference("prompt", row, "templated")[1] == wanted
+    (" Four. </s>", " Four. "), ("<b>Four</b></s>\n", "<b>Four</b>\n"), ("1 < 2 > 0", "1 < 2 > 0"),
+    ("<b>Four</b>", "<b>Four</b>"), ("<answer>4</answer>", "<answer>4</answer>"), ("4<|im_end|>", "4<|im_end|>")])
+def test_an_answer_is_scored_without_the_bases_own_special_tokens(
+    llama_2: Codec, stories: Path, answer: str, wanted: str,
+) -> None:
+    row = {"prompt": "<s>[INST] How many? [/INST]", "completion": answer}
+    marks = special_tokens_of(stories)
+    assert prompt_and_reference("prompt", row, marks) == ("[INST] How many? [/INST]", wanted)
     assert prompt_and_reference("prompt", row)[1] == answer
+    assert llama_2.decode(ids_of(llama_2, "prompt", row)[1]).strip() == wanted.strip(), "as a model's answer is decoded"
+
+
+def test_the_special_tokens_are_those_of_the_loaded_tokenizers(shared: Path, stories: Path) -> None:
+    folders = {stories, *(path.parent for path in shared.glob("cases/**/tokenizer_config.json"))}
+    for folder in sorted(folders):
+        marks, wanted = special_tokens_of(folder), pattern_of(load_tokenizer(folder))
+        assert marks is not None and wanted is not None, folder
+        assert set(marks.pattern.split("|")) == set(wanted.pattern.split("|")), folder
 
 
 def a_split(kind: Any) -> Split:
