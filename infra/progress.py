@@ -52,6 +52,11 @@ class ProgressLog:
             self._say(f"{so_far} ({done / self._total:.0%})")
 
 
+def price_in_words(usd: float) -> str:
+    """US dollars, as every page, terminal and artifact writes them."""
+    return f"{usd:.2f} USD" if usd >= 0.005 or usd == 0 else "less than 0.01 USD"
+
+
 def seconds_in_words(seconds: float) -> str:
     """0.8 s | 41 s | 3 min 20 s | 25 min | 2 h 5 min."""
     if seconds < 9.95:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from infra.progress import price_in_words
 from infra.records import Base, Dataset, Deployment, Evaluation, Pack, Record, Split, Trained, Version
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -12,7 +13,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 def money(usd: float | None) -> str:
     """The price so far, after two spaces; nothing where it is not known."""
-    return "" if usd is None else f"  ${usd:.2f}" if usd >= 0.005 or usd == 0 else "  below $0.01"
+    return "" if usd is None else f"  {price_in_words(usd)}"
 
 
 def size_in_words(size: float) -> str:

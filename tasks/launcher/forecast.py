@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from infra.progress import seconds_in_words
+from infra.progress import price_in_words, seconds_in_words
 from infra.records import Base, Pack, Record, Trained
 from infra.settings import Settings
 from infra.spec import TrainingSpec
@@ -96,7 +96,7 @@ class Forecast(Record):
             **{f"memory of {name}": f"{size:.2f} GiB" for name, size in self.memory_later_gib.items()},
             "time": self._whole_time(),
             **{f"time of {phase}": in_words(span) for phase, span in self.phases.items()},
-            "price": "unknown" if self.usd is None else f"{self.usd:.2f} USD"}
+            "price": "unknown" if self.usd is None else price_in_words(self.usd)}
 
     def _active(self) -> str:
         return f"a token goes through {self.active:,}, " if 0 < self.active < self.parameters else ""
@@ -132,7 +132,7 @@ class Forecast(Record):
         """The same of a finished training, as far as it is known; `times`: seconds of the steps of this run."""
         taken = taken_by(trained, times or {})
         price = {} if self.usd_per_hour is None else {
-            "price": f"{trained.seconds / 3600 * self.usd_per_hour * self.paid:.2f} USD"}
+            "price": price_in_words(trained.seconds / 3600 * self.usd_per_hour * self.paid)}
         # Of a GPU's memory tensors are counted, of a CPU's the whole process.
         beside = ", Python and its libraries included" if self.device == "CPU" else ""
         memory = f"{trained.peak_memory_bytes / GIB:.2f} GiB{beside}"

@@ -18,7 +18,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from infra.progress import Throttle
+from infra.progress import Throttle, price_in_words
 from infra.run_listener import listener
 from tasks.data.streams import ProgressListener, ReadProgress
 from tasks.distributed.events import Event, StepEvent
@@ -171,6 +171,6 @@ def standing(event: StepEvent) -> str:
     """Where a training is, in a line: step, loss, learning rate, speed, time left, price so far."""
     minutes, seconds = divmod(round(event["eta_s"]), 60)
     left = f"{minutes} min" if minutes >= 10 else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    price = f", ${event['usd']:.2f} so far" if event.get("usd") else ""
+    price = f", {price_in_words(event['usd'])} so far" if event.get("usd") else ""
     return (f"step {event['step']} of {event['total']}, loss {event['loss']:.4f}, learning rate {event['lr']:.3g}, "
             f"{event['tokens_per_s']:.0f} tokens/s, {left} left{price}")

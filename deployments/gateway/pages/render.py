@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from deployments.gateway.errors import BODY_BYTES, Refusal, missing, read_body
 from deployments.gateway.keys import Caller
 from infra.errors import AnnealError, Transient, UserError
-from infra.progress import seconds_in_words
+from infra.progress import price_in_words, seconds_in_words
 
 FOLDER = Path(__file__).parent
 STATIC = {"pages.css": "text/css", "live.js": "text/javascript"}
@@ -47,7 +47,7 @@ def _ago(seconds: float | None) -> str:
 
 
 def _usd(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f} USD" if value >= 0.005 or not value else "less than 0.01 USD"
+    return "" if value is None else price_in_words(value)
 
 
 def _size(count: float) -> str:

@@ -48,9 +48,9 @@ def test_the_training_line_has_step_loss_speed_time_and_price(terminal: Terminal
     listener().step_begins("train")
     listener().trains({**STEP, "step": 1})
     assert terminal._training_line({**STEP, "step": 1}) == (
-        "step 1/4  loss 1.5000  90 tokens/s  1 min 1 s left  $0.25")
+        "step 1/4  loss 1.5000  90 tokens/s  1 min 1 s left  0.25 USD")
     if not terminal.console.is_terminal:
-        assert "  train       step 1/4  loss 1.5000  90 tokens/s  1 min 1 s left  $0.25" in told(terminal)
+        assert "  train       step 1/4  loss 1.5000  90 tokens/s  1 min 1 s left  0.25 USD" in told(terminal)
 
 
 def test_without_a_terminal_steps_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,4 +21,5 @@ def test_sizes(size: float, words: str) -> None:
 
 
 def test_a_price_that_is_not_known_is_not_told() -> None:
-    assert (money(None), money(0.0), money(0.001), money(2.5)) == ("", "  $0.00", "  below $0.01", "  $2.50")
+    assert (money(None), money(0.0), money(0.001), money(2.5)) == (
+        "", "  0.00 USD", "  less than 0.01 USD", "  2.50 USD")

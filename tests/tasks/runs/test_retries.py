@@ -145,7 +145,8 @@ def test_a_split_and_a_pack_of_an_earlier_release_can_be_reported(past: Past) ->
 
 
 @pytest.mark.parametrize(("eta_s", "usd", "end"), [
-    (9.4, 0.0, "9 s left"), (61.0, 0.126, "1 min 1 s left, $0.13 so far"), (7190.0, 3.0, "119 min left, $3.00 so far")])
+    (9.4, 0.0, "9 s left"), (61.0, 0.126, "1 min 1 s left, 0.13 USD so far"),
+    (7190.0, 3.0, "119 min left, 3.00 USD so far")])
 def test_progress_says_where_the_training_is(eta_s: float, usd: float, end: str) -> None:
     event: Any = {
         "step": 7, "total": 90, "loss": 1.23456, "lr": 1e-4, "tokens_per_s": 812.6, "eta_s": eta_s, "usd": usd}
