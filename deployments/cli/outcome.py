@@ -83,7 +83,7 @@ def version_page(mlflow: str, version: Version) -> str:
 
 def curl(settings: Settings, version: Version, prompt: str) -> str:
     """A line for a shell that asks the model."""
-    body = json.dumps({"model": version.destination, "input": {"prompt": shortened(prompt)}})
+    body = json.dumps({"model": version.destination, "input": {"prompt": prompt}})
     key = ""
     if settings.api_key:
         key = ' -H "Authorization: Bearer $ANNEAL_API_KEY"'

@@ -29,6 +29,7 @@ def status_of(settings: Settings) -> Answer:
                 for name, one in found.items()}
     wrong = [*stack.missing(settings), *(name for name, one in found.items() if one.state == "not answering")]
     models, runs = models_of(settings), runs_of(settings)
+    lines = {"home": str(settings.home_path), **lines}
     text = [*table(lines), *_part("models", models, _model), *_part("trainings", runs, _run)]
     if wrong:
         text += ["", f"Not running: {', '.join(sorted(set(wrong)))}. `anneal up` starts what is missing."]

@@ -46,6 +46,13 @@ def _ago(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds_in_words(max(0.0, time.time() - seconds))} ago"
 
 
+def _time_left(progress: dict[str, Any]) -> str:
+    """Of the steps; what comes after them is not told by the trainer."""
+    if progress["total"] and progress["step"] >= progress["total"]:
+        return "trained; evaluating, registering, deploying"
+    return "not known yet" if progress["eta_s"] is None else seconds_in_words(progress["eta_s"])
+
+
 def _usd(value: float | None) -> str:
     return "" if value is None else price_in_words(value)
 
@@ -67,8 +74,8 @@ def _word(status: str) -> str:
 
 templates = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
-templates.filters |= {"when": _when, "ago": _ago, "usd": _usd, "size": _size, "duration": seconds_in_words,
-                      "word": _word}
+templates.filters |= {"when": _when, "ago": _ago, "usd": _usd, "size": _size, "time_left": _time_left,
+                      "duration": seconds_in_words, "word": _word}
 
 
 def page(name: str, caller: Caller | None, status: int = 200, /, **values: Any) -> HTMLResponse:

@@ -65,7 +65,7 @@ def test_the_curl_line_can_be_pasted(settings: Settings) -> None:
     line = curl(served, VERSION, "It's \"five\"\n o'clock")
     words = shlex.split(line)
     assert json.loads(words[words.index("-d") + 1]) == {
-        "model": "acme/summarizer", "input": {"prompt": "It's \"five\" o'clock"}}
+        "model": "acme/summarizer", "input": {"prompt": "It's \"five\"\n o'clock"}}
     assert re.search(r"Bearer \$ANNEAL_API_KEY", line) and served.api_key not in words
 
 

@@ -77,9 +77,12 @@ def test_a_link_brings_the_key_and_the_address_forgets_it(tmp_path: Path, versio
     with running(tmp_path, versions, api_key="secret-key") as predictor:
         predictor.http.headers["Authorization"] = "Bearer secret-key"
         assert predictor.deploy(predictor.put("a")).status_code == 200
-        browser.get(f"{predictor.url}/?model=acme/tales#key=secret-key")
+        browser.get(f"{predictor.url}/?model=acme/tales")
+        see(browser, "//*[@id='error'][contains(., 'API key is missing or wrong')]")
+        browser.get(f"{predictor.url}/?model=acme/tales#key=secret-key")  # into a page that is open already
         see(browser, "//option[starts-with(., 'acme/tales')]")
         assert browser.current_url == f"{predictor.url}/?model=acme/tales"
+        assert at(browser, "error") == ""
         browser.get("about:blank")
 
 
