@@ -68,6 +68,7 @@ def test_an_owner_may_follow_so_many_trainings_and_closing_one_makes_room(
             assert next(pieces)
             refused = client.get(path)
             assert refused.status_code == 429 and "Close one of them" in refused.text
+            assert refused.headers["retry-after"] == "10"
         other = create_key(gateway.here.database, "acme", ["read"])
         with browser(gateway, other) as again:
             def opens() -> bool:

@@ -124,7 +124,9 @@ class Page(APIRoute):
                 asked = request.url.path if request.method == "GET" else "/"
                 return see_other(f"/sign-in?next={quote(asked)}")
             except Refusal as error:
-                return page("error", None, error.status, status=error.status, sentence=error.detail)
+                answer = page("error", None, error.status, status=error.status, sentence=error.detail)
+                answer.headers.update(error.headers)
+                return answer
             except HTTPException as error:
                 return page("error", None, error.status_code, status=error.status_code, sentence=str(error.detail))
             except AnnealError as error:
