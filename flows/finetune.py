@@ -92,6 +92,8 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to:
     name = spec.destination
     base = base_task(spec.base_model, subject=name)
     check_same_base(Store(settings), spec, base)
+    if spec.prompt_format == "templated":
+        refuse_unscorable(Store(settings), spec, split, base)
     about = {"model": base.name.rstrip("/").rsplit("/", 1)[-1], "destination": name, "data": split.digest[:12]}
     reports.tag(**about)
     packed = pack_task(split, base, spec, subject=name)
@@ -155,7 +157,7 @@ def estimated(
     split = as_formatted(validate(
         store, data, held_out, spec.num_validation_samples, spec.drop, processes=settings.threads_for(1)), spec)
     tell(split, spec.drop, note)
-    refuse_unscorable(store, spec, split)
+    refuse_unscorable(store, spec, split, base)
     packed = find_pack(store, split, base, spec) or pack(settings, store, split, base, spec)
     for said in notes_of(packed, spec):
         note(said)

@@ -40,7 +40,7 @@ from tasks.runs.retries import HOUR_S, found_done, step
 from tasks.scoring import metrics
 from tasks.scoring.bootstrap import Floats
 from tasks.scoring.paired import compare
-from tasks.scoring.rouge import lead, score_rows, summarize
+from tasks.scoring.rouge import lead, longest_turn, score_rows, summarize
 from tasks.scoring.tokens import needs_unicode, tokenizer_for
 from tasks.scoring.verdict import Standing, judge
 from tasks.ui import reports
@@ -48,22 +48,22 @@ from tasks.ui import reports
 FORMAT: dict[PromptFormat, int] = {"plain": 1, "templated": 2}
 """Raised when the same weights would be scored differently."""
 SHOWN_ROWS = 5
-AROUND_JSON = re.compile(r"^[^{\[]*|[^}\]]*$")
+END_MARKS = re.compile(r"(\s*<[^<>\s]+>)+\s*$")
 COMPARED = ("tuned", "base", "lead3", metrics.MOST_FREQUENT, "champion")
 """Whose answers are compared; the tuned model's with each other."""
 
 
-def refuse_unscorable(store: Store, spec: TrainingSpec, split: Split) -> None:
-    """Refuse a task type that these rows cannot be scored by, before anything is trained. Raises DataError."""
+def refuse_unscorable(store: Store, spec: TrainingSpec, split: Split, base: Base | None = None) -> None:
+    """Refuse a task type that these rows cannot be scored by, before anything is trained. Without the base, any last
+    tag of a templated answer counts as its end token. Raises DataError."""
     if split.kind == "text" and spec.task_type not in ("auto", "style"):
         raise DataError(f"task_type is {spec.task_type} and the rows are of the kind text", where="train_data",
                         allowed="prompt or messages rows", fix="Use task_type auto or style for text rows.")
     if spec.task_type == "extraction":
+        marks = marks_of(spec, base) if base else END_MARKS if spec.prompt_format == "templated" else None
         with (store.fetch(split.folder) / rows_name("validation")).open(encoding="utf-8", newline="\n") as file:
             for line in islice(file, spec.num_evaluation_samples):
-                reference = prompt_and_reference(split.kind, json.loads(line))[1]
-                if spec.prompt_format == "templated":  # with the marks of a base that is not known yet
-                    reference = AROUND_JSON.sub("", reference)
+                reference = prompt_and_reference(split.kind, json.loads(line), marks)[1]
                 if metrics.fields_of(reference) is None:
                     raise DataError(f"task_type is extraction and a held-out answer is {shown(reference)}",
                                     allowed="JSON", fix="Write the fields as a JSON object, or use another task_type.")
@@ -234,11 +234,12 @@ def table_of(
     """Prompt, reference, every model's answer and the baseline's, row by row."""
     with rows.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(islice(file, spec.num_evaluation_samples)):
-            prompt, reference = prompt_and_reference(split.kind, json.loads(line), marks)
+            row = json.loads(line)
+            prompt, reference = prompt_and_reference(split.kind, row, marks)
             found = {"prompt": prompt, "reference": reference.strip(),
                      **{name: one.texts[number].strip() for name, one in answers.items()}}
             if spec.task_type in metrics.BY_ROUGE and "champion" not in answers:
-                found["lead3"] = lead(prompt)
+                found["lead3"] = lead(longest_turn(row["prompt"], marks) if marks else prompt)
             if labels:
                 found[metrics.MOST_FREQUENT] = labels.most_common(1)[0][0]
             yield found

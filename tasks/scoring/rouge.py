@@ -21,6 +21,8 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f\uff61\u0964\u0
 """After a full stop, an exclamation or a question mark; those of Chinese, Japanese, Hindi, Urdu, Arabic, Burmese and
 Khmer need no space after them."""
 LEAD = 3
+AROUND_TURN = re.compile(
+    r"^\s*(?:(?:system|developer|user|human|assistant|model|tool)\s*\n)?(?:\s*\[INST\])?|\[/INST\]\s*$")
 
 
 def score_rows(
@@ -40,6 +42,12 @@ def summarize(values: NDArray[np.float64], seed: int = 0) -> Scores:
     """Mean of each metric with its interval: (low, mean, high)."""
     bounds = intervals(len(values), mean_of(values), seed)
     return Scores(**{metric: tuple(row) for metric, row in zip(METRICS, bounds.tolist(), strict=True)})
+
+
+def longest_turn(prompt: str, marks: re.Pattern[str]) -> str:
+    """The longest text between the special tokens of a prompt that a template wrote, without the role before it and
+    Llama 2's [INST]: in it is the document."""
+    return max((AROUND_TURN.sub("", turn).strip() for turn in marks.split(prompt)), key=len)
 
 
 def lead(prompt: str, count: int = LEAD) -> str:

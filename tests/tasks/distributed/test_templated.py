@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,22 @@ from typing import Any
 import pytest
 
 from deployments.predictor.loading import load_codecs
-from infra.errors import UserError
+from infra.errors import DataError, UserError
 from infra.models.base_tokens import special_tokens_of
 from infra.records import Split
 from infra.spec import TrainingSpec
+from infra.storage.store import Store
 from tasks.distributed.codec import Codec
-from tasks.distributed.contract import EncodeJob
+from tasks.distributed.contract import EncodeJob, rows_name
 from tasks.distributed.encode import encode
 from tasks.distributed.examples import UNTEMPLATED, flatten
 from tasks.distributed.model import load_tokenizer
 from tasks.distributed.packs import PackedRows
 from tasks.distributed.special_tokens import pattern_of
-from tasks.evaluate import prompt_and_reference
+from tasks.evaluate import prompt_and_reference, refuse_unscorable
 from tasks.pack import as_formatted
+from tasks.scoring.rouge import lead, longest_turn
+from tests.support.past import Past
 
 LLAMA_2 = {"prompt": "<s>[INST] How many plates? [/INST]", "completion": " Four plates. </s>"}
 
@@ -128,6 +132,39 @@ def test_an_answer_is_scored_without_the_bases_own_special_tokens(
     assert prompt_and_reference("prompt", row, marks) == ("[INST] How many? [/INST]", wanted)
     assert prompt_and_reference("prompt", row)[1] == answer
     assert llama_2.decode(ids_of(llama_2, "prompt", row)[1]).strip() == wanted.strip(), "as a model's answer is decoded"
+
+
+DOCUMENT = "One came. Two saw it! Three left? Four stayed. Five slept."
+MARKS = re.compile(r"<s>|</s>|<\|im_start\|>|<\|im_end\|>|<\|start_header_id\|>|<\|end_header_id\|>|<start_of_turn>")
+
+
+@pytest.mark.parametrize("prompt", [
+    f"<s>[INST] {DOCUMENT} [/INST]", f"<|im_start|>user\n{DOCUMENT}<|im_end|>\n<|im_start|>assistant\n",
+    f"<s>[INST] <<SYS>>\nBe short.\n<</SYS>>\n\n{DOCUMENT} [/INST]", f"<start_of_turn>user\n{DOCUMENT}",
+    f"<|start_header_id|>user<|end_header_id|>\n\n{DOCUMENT}<|start_header_id|>assistant<|end_header_id|>\n\n"])
+def test_lead_3_reads_the_document_and_not_the_template(prompt: str) -> None:
+    assert lead(longest_turn(prompt, MARKS)) == lead(DOCUMENT) == "One came. Two saw it! Three left?"
+
+
+@pytest.mark.parametrize(("answer", "is_scored"), [
+    ('{"a": "1"}</s>', True), (' {"a": "1"} </s>\n', True), ('The answer: {"a": "1"} I hope.</s>', False),
+    ('{"a": "1"}</b>', False)])
+def test_answers_that_are_no_json_are_refused_before_training(
+    store: Store, past: Past, stories: Path, answer: str, is_scored: bool,
+) -> None:
+    with store.draft() as draft:
+        row = {"prompt": "<s>[INST] q [/INST]", "completion": answer}
+        (draft.path / rows_name("validation")).write_text(json.dumps(row) + "\n")
+        draft.commit("splits/x", {})
+    split = dataclasses.replace(past.split, folder="splits/x")
+    spec = dataclasses.replace(past.spec, task_type="extraction", prompt_format="templated")
+    base = dataclasses.replace(past.base, path=str(stories))
+    if is_scored:
+        refuse_unscorable(store, spec, split, base)
+        refuse_unscorable(store, spec, split)  # while the base is not known
+    else:
+        with pytest.raises(DataError, match="task_type is extraction and a held-out answer is"):
+            refuse_unscorable(store, spec, split, base)
 
 
 def test_the_special_tokens_are_those_of_the_loaded_tokenizers(shared: Path, stories: Path) -> None:
