@@ -31,6 +31,7 @@ from deployments.gateway.progress import Logs
 from deployments.gateway.tables import Lease, Prediction, Training
 from deployments.gateway.trainings import OPEN, PAUSED, view
 from deployments.gateway.webhooks import Sender, enqueue
+from infra import errors
 from infra.errors import AnnealError, Transient, UserError
 
 EVERY_S, LEASE_S = 1.0, 15.0
@@ -45,6 +46,8 @@ LOST_S = 90.0
 SUBMITTED_AT_ONCE = 50
 SAY_AGAIN_S = 300.0
 LEASE = "projector"
+PREFIX = "Flow run encountered an exception: "
+"""What Prefect writes before the error of a flow."""
 log = logging.getLogger(__name__)
 
 
@@ -245,6 +248,10 @@ def status_of(run: FlowRun) -> str:
 def error_of(run: FlowRun) -> str:
     """Why a run failed, in a sentence."""
     said = (run.state.message if run.state else "") or "The run failed without a reason; its page in Prefect may tell."
+    said = said.removeprefix(PREFIX)
+    kind, _, sentence = said.partition(": ")
+    found = getattr(errors, kind, None)
+    said = sentence if isinstance(found, type) and issubclass(found, AnnealError) else said  # a user knows no classes
     return said if run.state and run.state.is_failed() else f"The run made no version: {said}"
 
 

@@ -23,6 +23,7 @@ from deployments.gateway.errors import BODY_BYTES, Refusal, missing, read_body
 from deployments.gateway.keys import Caller
 from infra.errors import AnnealError, Transient, UserError
 from infra.progress import price_in_words, seconds_in_words
+from infra.spec import FIELDS
 
 FOLDER = Path(__file__).parent
 STATIC = {"pages.css": "text/css", "live.js": "text/javascript"}
@@ -72,10 +73,16 @@ def _word(status: str) -> str:
     return WORDS.get(status, status)
 
 
+def _chosen(inputs: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Parameters of a training without those at their defaults: a run that others started has all of them."""
+    defaults = {field.name: field.default for field in FIELDS}
+    return [(name, value) for name, value in inputs.items() if value not in ("", defaults.get(name))]
+
+
 templates = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
 templates.filters |= {"when": _when, "ago": _ago, "usd": _usd, "size": _size, "time_left": _time_left,
-                      "duration": seconds_in_words, "word": _word}
+                      "chosen": _chosen, "duration": seconds_in_words, "word": _word}
 
 
 def page(name: str, caller: Caller | None, status: int = 200, /, **values: Any) -> HTMLResponse:

@@ -133,6 +133,11 @@ def test_the_same_again_has_the_same_files_and_says_what_it_cannot_show(
     assert "The file of validation_data is not here any more." in visit.get(f"/new?like={identity}").text
 
 
+def test_a_trainings_page_names_what_is_not_at_its_default(gateway: Running, visit: httpx.Client) -> None:
+    said = visit.get(f"/trainings/{started(gateway, max_steps=7, seed=42, validation_prompt='')}").text
+    assert "<th>max_steps</th>" in said and "<th>seed</th>" not in said and "<th>validation_prompt</th>" not in said
+
+
 def test_a_wrong_form_comes_back_with_its_values_and_a_sentence(gateway: Running, visit: httpx.Client) -> None:
     base = gateway.here.catalogue.bases[0]
     form = {"base": f"{base.model}:{base.version}", "train_data": gateway.upload()["id"],
