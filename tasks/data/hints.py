@@ -18,6 +18,27 @@ BARE_KEY = re.compile(r"\s*\{\s*\w+\s*:")
 COMMENT = re.compile(r"\s*(//|/\*|#)")
 
 
+def _by_jq(program: str) -> str:
+    return f"jq -c '{program}' writes the rows."
+
+
+PARTS = 'content: ([.parts[].text] | join(""))'
+BEDROCK = "It looks like Bedrock: " + _by_jq(
+    '{messages: [((.system // []) | select(length > 0) | {role: "system", content: ([.[].text] | join(""))}), '
+    '(.messages[] | {role, content: ([.content[].text] | join(""))})]}')
+OTHER_FORMS = {
+    "conversations": "It looks like ShareGPT: put sharegpt: in front of the address.",
+    "contents": "It looks like Gemini: " + _by_jq(
+        '{messages: [((.systemInstruction // .system_instruction // empty) | {role: "system", ' + PARTS + '}), '
+        '(.contents[] | {role: (if .role == "model" then "assistant" else "user" end), ' + PARTS + '})]}'),
+    "preferred_output": "Preferences cannot be learned here, preferred answers can: " + _by_jq(
+        "{messages: (.input.messages + .preferred_output)}"),
+    "segments": "It looks like axolotl's input_output. Where the learned segments are the last ones, " + _by_jq(
+        '{prompt: ([.segments[] | select(.label | not) | .text] | join("")), '
+        'completion: ([.segments[] | select(.label) | .text] | join(""))}')}
+"""What to do about files of other programs, by a key that only they have."""
+
+
 def remedy(text: str, shapes: str) -> str:
     """What to do about `text`; `shapes` says how a row looks."""
     text = text[:GUESSED_CHARACTERS]

@@ -17,7 +17,7 @@ import orjson
 from infra.errors import DataError, shown
 from infra.records import RowKind
 from tasks.data.chat import MESSAGE_KEYS, REASONING, conversational, messages_of, said_by, tools_of
-from tasks.data.hints import remedy
+from tasks.data.hints import BEDROCK, OTHER_FORMS, remedy
 from tasks.data.values import WRAP_MESSAGES, is_message_list, kind_name, text_of
 
 KEYS: dict[RowKind, tuple[str, ...]] = {
@@ -37,7 +37,8 @@ MEANINGS: dict[RowKind, dict[str, str]] = {
     "text": {**COMMON, **BESIDE_TEXT, "label": CLASSES},
     "messages": {
         **COMMON, "functions": 'Write them as "tools": [{"type": "function", "function": {...}}].',
-        "system": AS_MESSAGES, "system_prompt": AS_MESSAGES, "label": "Leave out the rows whose label is false.",
+        "schemaVersion": BEDROCK, "system": AS_MESSAGES, "system_prompt": AS_MESSAGES,
+        "label": "Leave out the rows whose label is false.",
         "documents": "Write them into the messages.",
         "chat_template_kwargs": "Leave it out: the template is asked with its defaults, as in prediction."}}
 """Keys beside those of a row that change what it means, and what to do about them."""
@@ -186,8 +187,9 @@ def answer_of(row: dict[str, Any]) -> str:
 def other_form(names: Iterable[str]) -> str:
     """What to do about a file in another program's form, by the keys of a row or the columns of a table."""
     names = set(names)
-    if "conversations" in names:
-        return "It looks like ShareGPT: put sharegpt: in front of the address."
+    for key, fix in OTHER_FORMS.items():
+        if key in names:
+            return fix
     if {"instruction", "output"} <= names:
         return "It looks like Alpaca: put alpaca: in front of the address."
     pairs = [(a, b) for a in ASKS for b in ANSWERS if a in names and b in names and a != b]
