@@ -48,7 +48,7 @@ VARIABLES = {
 CHILDREN = ("tasks.distributed.train", "tasks.distributed.generate",
             "tasks.distributed.encode", "tasks.data.quality", "tasks.distributed.torchrun")
 """Modules of processes that read and write files alone."""
-COMMAND_TIMEOUT_S = 200
+COMMAND_TIMEOUT_S = 600
 WITH_SECRETS = (
     "https://me:{password}@data.example/d.jsonl", "s3://key:{password}@bucket/d.jsonl",
     "https://me:{password}/x@data.example/d.jsonl", "https://data.example/d.jsonl?X-Amz-Signature={signature}",
@@ -164,7 +164,7 @@ class Watched(threading.Thread):
         self._world, self.over = world, threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(0.05):
+        while not self.over.wait(0.2):
             for process in psutil.process_iter():
                 with suppress(psutil.Error, OSError):
                     self._look(process.pid)
