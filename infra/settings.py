@@ -24,6 +24,8 @@ from infra.secret import USER, secret_of
 UNFIT = re.compile(r"[?\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """In the home's path: SQLAlchemy, and so MLflow and Prefect, end a database's path at a question mark, however it is
 escaped; control characters, and bytes that are not UTF-8, do not come whole through logs and JSON."""
+OF_TRAINING = "workflowType=machine_learning"
+"""In an address of MLflow's pages: the half about training models. Without it they open in the one about agents."""
 
 
 class Settings(BaseSettings):

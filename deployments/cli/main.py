@@ -177,7 +177,8 @@ def _train_here(settings: Settings, spec: TrainingSpec, *, verbose: bool) -> Ans
     except CancelledRun as error:
         raise UserError("the run was cancelled in Prefect", where=spec.destination,
                         fix="Run the same command again to go on at the last checkpoint.") from error
-    from deployments.cli.outcome import outcome, version_page
+    from deployments.cli.outcome import outcome
+    from infra.models.registry import version_page
 
     links = links_of(settings)
     if "mlflow" in links:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deployments.cli.console import links_of, signed_in, table
 from deployments.cli.words import money
-from infra.models.registry import Registry, mlflow_name
+from infra.models.registry import Registry, run_page_of, version_page
 from infra.progress import seconds_in_words
 from infra.records import Deployment, Evaluation, Trained, Version
 from infra.redaction import redacted
@@ -71,14 +71,9 @@ def pages(settings: Settings, version: Version, seen: Terminal, *, served: bool)
         found["Prefect run"] = seen.run_page
     if "mlflow" in links:
         experiment, run = Registry(settings).run_of(version.destination, version.number)
-        found["MLflow run"] = f"{links['mlflow']}/#/experiments/{experiment}/runs/{run}"
+        found["MLflow run"] = run_page_of(links["mlflow"], experiment, run)
         found["MLflow model"] = version_page(links["mlflow"], version)
     return found
-
-
-def version_page(mlflow: str, version: Version) -> str:
-    """A version's page in MLflow."""
-    return f"{mlflow}/#/models/{mlflow_name(version.destination)}/versions/{version.number}"
 
 
 def curl(settings: Settings, version: Version, prompt: str) -> str:

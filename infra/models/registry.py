@@ -22,7 +22,7 @@ from infra.models.pyfunc_files import write_model
 from infra.models.tracking import TRAINING_TAG, VALUE_CHARACTERS, Runs
 from infra.models.version_names import VersionName, choose, read_name, which_exist
 from infra.records import Version
-from infra.settings import Settings
+from infra.settings import OF_TRAINING, Settings
 from infra.storage.store import scratch_folder
 
 if TYPE_CHECKING:
@@ -270,3 +270,13 @@ def mlflow_name(destination: str) -> str:
 def uri_of(destination: str, number: int) -> str:
     """MLflow's address of a version."""
     return f"models:/{mlflow_name(destination)}/{number}"
+
+
+def version_page(mlflow: str, version: Version) -> str:
+    """A version's page below MLflow's address, in the half of MLflow that is about training models."""
+    return f"{mlflow}/#/models/{mlflow_name(version.destination)}/versions/{version.number}?{OF_TRAINING}"
+
+
+def run_page_of(mlflow: str, experiment: str, run: str) -> str:
+    """The page of a version's run, likewise."""
+    return f"{mlflow}/#/experiments/{experiment}/runs/{run}?{OF_TRAINING}"

@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 from infra.secret import USER
 from infra.security.door import SIGN_IN, SIGNED_IN
+from infra.settings import OF_TRAINING
 
-TRAININGS = "/#/experiments?workflowType=machine_learning"
-"""Of MLflow's two halves the one about training models; its front page is about agents and prompts."""
+TRAININGS = f"/#/experiments?{OF_TRAINING}"
+"""MLflow's front page is about agents and prompts."""
 STORES = {
     "prefect": """const password = btoa(secret);
   fetch("/api/admin/version", { headers: { Authorization: `Basic ${password}` } }).then((answer) => {

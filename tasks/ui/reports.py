@@ -11,7 +11,7 @@ from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 
-from infra.models.registry import Registry, mlflow_name
+from infra.models.registry import Registry, run_page_of, version_page
 from infra.records import METRICS, Deployment, Evaluation, Pack, PackCounts, Split, Trained, Version
 from infra.settings import Settings
 from infra.storage.https import without_secrets
@@ -202,11 +202,10 @@ def _tag(run: UUID, tags: set[str]) -> None:
 def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:
     """Links to the registered version, its MLflow run, the training's folder, and to what answers with the version."""
     if settings.tracking_uri.startswith("http"):
-        pages = f"{without_secrets(settings.tracking_uri).rstrip('/')}/#"
+        mlflow = without_secrets(settings.tracking_uri).rstrip("/")
         show_link("model-version", f"{version.destination} version {version.number}",
-             f"{pages}/models/{mlflow_name(version.destination)}/versions/{version.number}",
-             "In MLflow's registry: lineage, files, aliases")
-        if_it_can(lambda: _link_run(settings, version, pages))
+             version_page(mlflow, version), "In MLflow's registry: lineage, files, aliases")
+        if_it_can(lambda: _link_run(settings, version, mlflow))
     show_report("files", training_place(settings, version))
     if deployment.url:
         show_link("playground", f"Playground: ask {version.destination}, version {version.id[:12]}",
@@ -216,10 +215,10 @@ def show_links(settings: Settings, version: Version, deployment: Deployment) -> 
         show_report("playground", f"Not deployed: {deployment.reason}.")
 
 
-def _link_run(settings: Settings, version: Version, pages: str) -> None:
+def _link_run(settings: Settings, version: Version, mlflow: str) -> None:
     experiment, run = Registry(settings).run_of(version.destination, version.number)
     show_link("mlflow-run", f"MLflow run of {version.destination} version {version.number}",
-         f"{pages}/experiments/{experiment}/runs/{run}", "Its parameters and metrics")
+         run_page_of(mlflow, experiment, run), "Its parameters and metrics")
 
 
 def show_link(key: str, text: str, address: str, about: str) -> None:

@@ -143,9 +143,10 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     assert "| lead3 |" in found["verdict"]
     assert {row["model"] for row in json.loads(found["evaluation"])} == {"tuned", "base", "lead3"}
     assert "| tuned | reference | base | prompt |" in found["samples"]
-    assert "/#/models/acme--notes/versions/1" in found["model-version"]
+    assert "/#/models/acme--notes/versions/1?workflowType=machine_learning)" in found["model-version"]
     (version,) = stack.versions("acme/notes")
-    assert f"/runs/{version.run_id})" in found["mlflow-run"] and "/#/experiments/" in found["mlflow-run"]
+    assert f"/runs/{version.run_id}?workflowType=machine_learning)" in found["mlflow-run"]
+    assert "/#/experiments/" in found["mlflow-run"]
     assert f"`s3://{BUCKET}/e2e/trainings/{first.version['training_id']}`" in found["files"]
 
 

@@ -46,7 +46,8 @@ def test_the_end_has_verdict_version_price_sample_and_links(
     for words in ("new model  <b>|x", "base       c", "reference  a", "Trained for 1.0 s on 1 x "):
         assert words in text
     for link in (f"{PREDICTOR}/?model=acme/summarizer", "http://127.0.0.1:4200/v2/runs/flow-run/abc",
-                 "http://127.0.0.1:5000/#/experiments/1/runs/r"):
+                 "http://127.0.0.1:5000/#/experiments/1/runs/r?workflowType=machine_learning",
+                 "http://127.0.0.1:5000/#/models/acme--summarizer/versions/3?workflowType=machine_learning"):
         assert link in text
     assert f"  curl -s {PREDICTOR}/predictions" in text
 
