@@ -113,14 +113,17 @@ def pipeline(settings: Settings, spec: TrainingSpec, split: Split, hand_over_to:
     reports.show_report("forecast", reports.forecast_report(placement.forecast))
     with ends_in_mlflow(settings, name, about["training"]):
         trained = train_task(placement, packed, base, split, subject=name)
-        with measuring(settings, placement.forecast, trained):
-            evaluation = evaluate_task(placement, trained, split, packed, base, subject=name)
-            reports.show_evaluation(evaluation)
+    if trained.training_id != about["training"]:  # a person finished it before its end
+        about["training"] = trained.training_id
+        reports.tag(**about)
+    with ends_in_mlflow(settings, name, trained.training_id), measuring(settings, placement.forecast, trained):
+        evaluation = evaluate_task(placement, trained, split, packed, base, subject=name)
+        reports.show_evaluation(evaluation)
 
-            version = register_task(spec, trained, evaluation, split, packed, base, subject=name)
-            reports.tag(**about, version=version.id)
-            deployment = deploy_task(spec, version, evaluation, base, subject=name)
-            reports.show_links(settings, version, deployment)
+        version = register_task(spec, trained, evaluation, split, packed, base, subject=name)
+        reports.tag(**about, version=version.id)
+        deployment = deploy_task(spec, version, evaluation, base, subject=name)
+        reports.show_links(settings, version, deployment)
     return version
 
 

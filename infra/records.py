@@ -1,7 +1,6 @@
 """What the steps hand over: small frozen records that name folders in the store.
 
-Rows, packs and weights stay in the store; a record is a few hundred bytes of JSON with a
-`folder` (a name in the store), digests and counts. Standard library only.
+What is large stays in the store; a record is a little JSON with a `folder` there, digests and counts. Standard library.
 """
 
 from __future__ import annotations
@@ -181,7 +180,8 @@ class Trained(Record):
     loss_last: float
     peak_memory_bytes: int
     resumed_from: int = 0
-    """Step of the checkpoint that the last launch started from."""
+    steps_asked: int = 0
+    """The step that the last launch started from; all steps, where a person finished the training before them."""
     loss_validation: float | None = None
     """The last validation's; None where nothing was validated, and in a record of an earlier release."""
     loss_best: float | None = None

@@ -113,7 +113,7 @@ def lineage_of(
                     "training": trained.curve, **({"scores": evaluation.scores} if evaluation.scores else {}),
                     "compared": {name: one.to_json() for name, one in evaluation.compared.items()
                                  if name != "champion"}},  # that one is of the moment, and a version is not
-        "steps": trained.steps,
+        "steps": trained.steps, **({"steps_asked": trained.steps_asked} if trained.steps_asked else {}),
         "made_from": [
             *map(folder_at, addresses), *filter(None, [split.data]), split.folder, pack.folder, trained.folder]}
 

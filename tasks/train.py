@@ -30,11 +30,12 @@ from tasks.launcher.relaunch import Launches
 from tasks.launcher.watchdog import StallWatchdog
 from tasks.runs.attempt import reached
 from tasks.runs.fence import is_cancelled
+from tasks.runs.finish import FinishWatch, asked_to_finish, finished_before, note_finished
 from tasks.runs.locks import exclusive_lock
 from tasks.runs.retries import HOUR_S, found_done, step
 from tasks.runs.start import start_machines
 from tasks.ui.progress import RunProgress
-from tasks.ui.tracking import RunWriter, tracked
+from tasks.ui.tracking import RunWriter, goes_on_as, tracked
 
 TRAINER = 4
 """Raised when the trainer would give other weights for the same spec."""
@@ -52,8 +53,7 @@ def training_id(spec: TrainingSpec, pack: Pack, base: Base) -> str:
     """26 lower-case base-32 characters: the same for the same weights, wherever they are trained. The precision of
     `spec` is settled."""
     assert spec.precision != "auto"
-    key = digest_of([TRAINER, spec.numbers("weights"), pack.digest, base.digest])
-    return base64.b32encode(bytes.fromhex(key)).decode().lower()[:ID_CHARACTERS]
+    return _id_of(digest_of([TRAINER, spec.numbers("weights"), pack.digest, base.digest]))
 
 
 def train(settings: Settings, store: Store, placement: Placement, pack: Pack, base: Base, watch: Watch) -> Trained:
@@ -74,20 +74,23 @@ def train(settings: Settings, store: Store, placement: Placement, pack: Pack, ba
     # The lock lies beside the folder, which is removed at the end.
     with exclusive_lock(run.with_suffix(".lock"), f"training {identity}"):
         done = find_trained(store, spec, pack, base)
-        if done is not None:  # somebody finished it while we waited for the lock
+        if done is not None:  # somebody ended it while we waited for the lock
             return done
         ended = ended_before(run)
-        if ended is None:
+        if ended is None or (ended.get("steps_asked") and not asked_to_finish(store)):
             result = _launched(settings, store, placement, pack, base, identity, watch)
             ended = {**result, "digest": _model_digest(run / "model")}
             write_atomic(run / ENDED, json.dumps(ended))
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model", copy_function=link_weights)
             shutil.copy(run / EVENTS, draft.path / EVENTS)
+            made = _id_of(digest_of([identity, ended["steps"]])) if ended.get("steps_asked") else identity
             trained = Trained.of({
-                **ended, "folder": f"trainings/{identity}", "training_id": identity,
+                **ended, "folder": f"trainings/{made}", "training_id": made,
                 "method": "full" if spec.peft_method == "full" else "lora"})
             draft.commit(trained.folder, trained.to_json())
+        if made != identity:
+            note_finished(store, made)
         for name in in_store(store, identity):
             store.remove(name)
         shutil.rmtree(run, ignore_errors=True)
@@ -118,7 +121,8 @@ def _launched(
     launches = Launches(settings, pace, seen.look,
                         call=lambda launch: start_machines(settings, launch.id, launch.nodes))
     try:
-        return launches.run_while_it_gets_on(job)
+        with FinishWatch(store, run):
+            return launches.run_while_it_gets_on(job)
     finally:
         seen.look()
         if not is_cancelled():  # then the copy goes on without the GPUs; the process waits for its thread
@@ -136,9 +140,12 @@ def ended_before(run: Path) -> dict[str, Any] | None:
 
 
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:
-    """The weights trained earlier from the same spec, if they still verify."""
-    manifest = store.find(f"trainings/{training_id(spec, pack, base)}")
-    return Trained.kept(manifest.record if manifest else None)
+    """The weights trained earlier from the same spec, or by this run until it was asked to finish, if they still
+    verify."""
+    for identity in filter(None, (training_id(spec, pack, base), finished_before(store))):
+        if (manifest := store.find(f"trainings/{identity}")) is not None:
+            return Trained.kept(manifest.record)
+    return None
 
 
 class _Seen:
@@ -154,6 +161,10 @@ class _Seen:
             self._pace.see(event)
             self._watch(event)
         self.copies.look(new=any(event["event"] == "checkpoint" for event in events))
+
+
+def _id_of(digest: str) -> str:
+    return base64.b32encode(bytes.fromhex(digest)).decode().lower()[:ID_CHARACTERS]
 
 
 def _model_digest(folder: Path) -> str:
@@ -179,4 +190,7 @@ def train_task(placement: Placement, pack: Pack, base: Base, split: Split, subje
             if event["event"] == "start" or event["event"] == "resume" or event["event"] == "checkpoint":
                 reached(f"train step {event['step']}", wait=False)
 
-        return train(settings, store, placement, pack, base, watch)
+        trained = train(settings, store, placement, pack, base, watch)
+    if trained.training_id != identity:
+        goes_on_as(settings, about, trained.training_id)
+    return trained

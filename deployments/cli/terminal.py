@@ -136,6 +136,8 @@ class Terminal(RunListener):
             self.tell(f"stopped; checkpoint of step {event['step']} saved")
         elif name == "stopped_early":
             self.tell(f"stopped early at step {event['step']}; best step {event['best_step']}")
+        elif name == "finished_early":
+            self.tell(f"finished at step {event['step']}, as asked for")
         elif name in ("non_finite", "checkpoint_passed_over", "not_repeatable"):
             details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("event", "time"))
             self.warn(f"{name.replace('_', ' ')}: {details}")

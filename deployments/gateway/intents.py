@@ -94,7 +94,8 @@ def begun() -> dict[str, Any]:
     return {
         "flow_run_id": None, "content_id": "", "status": "starting", "waits_for": "", "error": None,
         "output_version": "", "created_at": time.time(), "started_at": None, "completed_at": None, "told_step": 0,
-        "hold": "", "attempt": 0, "cancel_requested": False, "cancel_delivered": False, "missing_since": None}
+        "hold": "", "attempt": 0, "finish_requested": False, "cancel_requested": False, "cancel_delivered": False,
+        "missing_since": None}
 
 
 def check_destination_of(here: Gateway, caller: Caller, destination: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, Index, LargeBinary, String, Text, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -118,6 +118,8 @@ class Training(Table):
     """pausing, paused, or empty. A paused training has no run; its checkpoints stay."""
     attempt: Mapped[int]
     """How often it was paused: each time it goes on, it is a new run of Prefect's."""
+    finish_requested: Mapped[bool] = mapped_column(server_default=false())
+    """A person asks for the weights so far."""
     cancel_requested: Mapped[bool]
     cancel_delivered: Mapped[bool]
     missing_since: Mapped[float | None]

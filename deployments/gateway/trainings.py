@@ -1,7 +1,7 @@
 """Routes of trainings, in Replicate's dialect.
 
     POST /models/{owner}/{name}/versions/{version}/trainings      GET /trainings      GET /trainings/{id}
-    POST /trainings/{id}/cancel, /pause, /resume      GET /trainings/{id}/weights.zip
+    POST /trainings/{id}/cancel, /pause, /resume, /finish      GET /trainings/{id}/weights.zip
     GET /webhooks/default/secret
 What was accepted is never 404 to its owner, whatever became of Prefect.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, or_, select, update
 
 from deployments.gateway.catalogue import BaseVersion
 from deployments.gateway.context import Base, Gateway, Here
@@ -33,6 +33,7 @@ from deployments.gateway.versions import SEEDED
 from deployments.gateway.webhooks import enqueue, read_targets, secrets_of
 from infra.errors import shown
 from infra.files import MANIFEST, READ_BYTES
+from tasks.runs.finish import ask_to_finish
 
 router = APIRouter()
 PAGE = 100
@@ -107,6 +108,14 @@ def resume(identity: str, request: Request, caller: Trainer, here: Here, base: B
     return view(row, base, request.app.state.logs.of(row))
 
 
+@router.post("/trainings/{identity}/finish")
+def finish(identity: str, request: Request, caller: Trainer, here: Here, base: Base) -> dict[str, Any]:
+    """End it after the step under way; the weights so far become a version, evaluated as any other."""
+    logs: Logs = request.app.state.logs
+    row = finish_now(here, logs, identity, caller)
+    return view(row, base, logs.of(row))
+
+
 @router.get("/trainings/{identity}/weights.zip")
 def weights(identity: str, caller: Reader, here: Here) -> StreamingResponse:
     """The files of the version that a training made: a PEFT adapter, or the whole model, with checksums."""
@@ -135,12 +144,29 @@ def held(here: Gateway, identity: str, caller: Caller, *, pausing: bool) -> Trai
         if pausing and not row.hold:
             row.hold = "pausing" if row.flow_run_id else "paused"
             row.attempt += 0 if row.flow_run_id else 1
-            row.waits_for = PAUSED
+            row.waits_for, row.finish_requested = PAUSED, False
         elif not pausing and row.hold == "pausing":
             raise Refusal(422, "The training is being paused. Resume it once it is paused.")
         elif not pausing and row.hold:
             row.hold, row.waits_for, row.status = "", "Waiting for a worker.", "starting"
     return row
+
+
+def finish_now(here: Gateway, logs: Logs, identity: str, caller: Caller) -> Training:
+    """Ask a training to finish; one that was asked before stays so. Raises Refusal 404 and 422, and Transient."""
+    row = find_training(here, identity, caller)
+    known = logs.known(row)
+    if row.status != "processing" or row.hold or not row.flow_run_id:
+        state = row.hold or row.status
+        raise Refusal(422, f"The training is {state}; only one that is at its steps can be finished.")
+    if known.step == 0:
+        raise Refusal(422, "The training has not done its first step; nothing is to be kept yet. Cancel it, or wait.")
+    if known.step >= known.total:
+        raise Refusal(422, "The training has done its last step already; it is being evaluated.")
+    ask_to_finish(here.store, row.flow_run_id)
+    with here.database.session() as session:
+        session.execute(update(Training).where(Training.id == row.id).values(finish_requested=True))
+    return find_training(here, identity, caller)
 
 
 def find_training(here: Gateway, identity: str, caller: Caller) -> Training:

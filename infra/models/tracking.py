@@ -97,6 +97,12 @@ class Runs:
             if run is not None and run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, ending)
 
+    def rename(self, destination: str, training_id: str, becomes: str) -> None:
+        """Let a training's run be that of another id: it was finished before its end, and has other weights."""
+        with translate_mlflow_errors(self._uri):
+            if (run := self._find(destination, training_id)) is not None:
+                self._client.set_tag(run.info.run_id, TRAINING_TAG, becomes)
+
     def finish(self, version: ModelVersion, name: str) -> None:
         """Let the run of a version end well, under the name that the version gives it."""
         with translate_mlflow_errors(self._uri):

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from tasks.distributed.contract import EVENTS
 
 EventName = Literal[
-    "start", "resume", "proven", "not_repeatable", "step", "pause", "validation", "stopped_early", "checkpoint",
-    "checkpoint_passed_over", "non_finite", "preempted", "done", "tokenised", "answered", "evaluated"]
+    "start", "resume", "proven", "not_repeatable", "step", "pause", "validation", "stopped_early", "finished_early",
+    "checkpoint", "checkpoint_passed_over", "non_finite", "preempted", "done", "tokenised", "answered", "evaluated"]
 Pause = Literal["validation", "checkpoint", "weights"]
 
 
@@ -89,10 +89,10 @@ class CheckpointEvent(TypedDict):
 
 
 class StateEvent(TypedDict):
-    """The held-out loss has not become lower for long enough, a checkpoint was saved before the end, or the weights are
-    written."""
+    """The held-out loss has not become lower for long enough, a person asked for the weights so far, a checkpoint was
+    saved before the end, or the weights are written."""
 
-    event: Literal["stopped_early", "preempted", "done"]
+    event: Literal["stopped_early", "finished_early", "preempted", "done"]
     time: float
     step: int
     best_step: NotRequired[int]

@@ -34,7 +34,7 @@ from infra.spec import TrainingSpec
 from tasks.distributed.batches import BatchPlan, Feed
 from tasks.distributed.build import build_model, flops_of, save_trained
 from tasks.distributed.checkpoint import Checkpoints
-from tasks.distributed.contract import TrainJob, main_of
+from tasks.distributed.contract import FINISH, TrainJob, main_of
 from tasks.distributed.events import Events
 from tasks.distributed.optimizer import make_optimizer, update
 from tasks.distributed.packs import PackedRows
@@ -58,7 +58,8 @@ def train_rank(job: TrainJob) -> int:
             trainer.look_back()
             if trainer.validates_after(done) and trainer.validate(done):
                 break
-            if last:
+            if last or trainer.wants_finish:
+                trainer.finished_early = not last
                 break
             if trainer.wants_stop or done % spec.checkpoint_steps == 0:
                 trainer.save(done)
@@ -108,6 +109,8 @@ class Trainer:
         self.figures: deque[tuple[int, Later]] = deque()
         self.wants_stop = False
         """Some rank was told to stop, as the figures read so far say on all ranks alike."""
+        self.wants_finish = self.finished_early = False
+        """The first rank has seen that a person asks for the weights so far; the steps ended for that."""
 
     # ------------------------------------------------------------------ one step
 
@@ -119,14 +122,15 @@ class Trainer:
         loss = self._gradients(step, labels)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        summed = self.ranks.sum(torch.stack([loss.float(), loss.new_full((), float(stop.is_set))]))
+        told = (stop.is_set, self.ranks.is_first and (self.run / FINISH).exists())
+        summed = self.ranks.sum(torch.stack([loss.float(), *(loss.new_full((), float(one)) for one in told)]))
         # From the first figure that is not finite on, the fused kernel skips every update.
         self.bad = torch.maximum(self.bad, 1.0 - torch.isfinite(summed[0] + norm).float())
         # The same as clip_grad_norm_, without a pass over the gradients of its own.
         most = self.spec.max_grad_norm
         scale = ((norm + 1e-6) / most).clamp(min=1.0) if most else None
         update(self.optimizer, learning_rate(self.spec, step, self.plan.steps), self.bad, scale)
-        self.figures.append((step, Later(torch.stack([summed[0], norm.float(), summed[1]]))))
+        self.figures.append((step, Later(torch.stack([summed[0], norm.float(), *summed[1:]]))))
         self.progress.steps = step + 1
 
     def _gradients(self, step: int, labels: int) -> Tensor:
@@ -151,8 +155,9 @@ class Trainer:
         """
         while len(self.figures) > (0 if all_of_them else 1):
             step, figures = self.figures.popleft()
-            loss, norm, stops = figures.get()
+            loss, norm, stops, finishes = figures.get()
             self.wants_stop |= stops > 0
+            self.wants_finish |= finishes > 0
             self._tell(step, loss, norm)
 
     def _tell(self, step: int, loss: float, norm: float) -> None:
@@ -178,10 +183,10 @@ class Trainer:
     # ------------------------------------------------------------------ beside the steps
 
     def validates_after(self, done: int) -> bool:
-        """Every validation_steps, or after every epoch; always at the end."""
+        """Every validation_steps, or after every epoch; always at the end, also at one that a person asks for."""
         every = self.spec.validation_steps or self.plan.steps_per_epoch
         wanted = self.spec.run_validation and len(self.held_out) > 0
-        return wanted and (done % every == 0 or done == self.plan.steps)
+        return wanted and (done % every == 0 or done == self.plan.steps or self.wants_finish)
 
     def validate(self, done: int) -> bool:
         """Mean cross-entropy at the labelled held-out tokens. True when it is time to stop early."""
@@ -237,6 +242,8 @@ class Trainer:
     def finish(self, started: int) -> None:
         """Write the trained weights, then the result."""
         self.look_back(all_of_them=True)
+        if self.finished_early:
+            self.events.emit("finished_early", step=self.progress.steps)
         self.events.emit("pause", step=self.progress.steps, what="weights")
         self.checkpoints.wait()
         if self.spec.keep_weights == "best" and self.progress.best_step:
@@ -255,7 +262,7 @@ class Trainer:
             **curve, "ranks": self.ranks.world, "seconds": round(self._seconds(), 3),
             "tokens_per_s": round(self.events.tokens_per_s, 1),
             "trainable": sum(p.numel() for p in self.trainable), "peak_memory_bytes": self._peak_memory(),
-            "resumed_from": started}
+            "resumed_from": started, "steps_asked": self.plan.steps if self.finished_early else 0}
 
     def _peak_memory(self) -> int:
         """The most bytes that this rank has held: on its GPU, or in the process."""

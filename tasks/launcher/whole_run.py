@@ -96,8 +96,9 @@ def taken_by(trained: Trained, times: Mapping[str, float]) -> dict[Phase, float]
 
 
 def to_keep(works: Mapping[Phase, Work], trained: Trained, times: Mapping[str, float]) -> list[Measured]:
-    """What the next forecast learns of this run. A training that was resumed took the time of several processes."""
+    """What the next forecast learns of this run. A training that was resumed took the time of several processes,
+    one that a person finished did less."""
     taken = taken_by(trained, times)
-    skipped: tuple[Phase, ...] = ("start-up", "train") if trained.resumed_from else ()
+    skipped: tuple[Phase, ...] = ("start-up", "train") if trained.resumed_from or trained.steps_asked else ()
     return [Measured(step=phase, like=works[phase].like, work=works[phase].amount, seconds=seconds)
             for phase, seconds in taken.items() if phase in works and phase not in skipped]

@@ -103,12 +103,13 @@ def _origin(lineage: dict[str, Any], base: dict[str, Any], form: Form) -> list[s
     """What it came from."""
     rows, spec, parent = lineage["rows"], lineage["spec"], lineage.get("base_version")
     commit = f", commit `{base['revision']}`" if base["revision"] else ""
+    asked = f" of {lineage['steps_asked']}" if "steps_asked" in lineage else ""  # finished by a person before the end
     knobs = [f"{name} {spec[name]}" for name in KNOBS if name in spec and (form != "full" or name not in ADAPTER_KNOBS)]
     return [
         "| | |", "|---|---|", f"| base model | {_base_name(base)}{commit}, sha256 `{base['digest']}` |",
         *([f"| continued from | {parent['name']}, id `{parent['id']}` |"] if parent else []),
         f"| data | sha256 `{lineage['data_digest']}`, {rows['train']} training rows, {rows['validation']} held out |",
-        f"| training | {lineage['steps']} steps: {', '.join(knobs)} |", f"| code | {lineage['code_revision']} |"]
+        f"| training | {lineage['steps']}{asked} steps: {', '.join(knobs)} |", f"| code | {lineage['code_revision']} |"]
 
 
 def _table(scores: dict[str, dict[str, list[float]]], lineage: dict[str, Any]) -> list[str]:

@@ -190,7 +190,8 @@ def tag(**about: str) -> None:
     """Tags of the run by which the UI finds it, such as model:llama; a colon and a value each."""
     run = runtime.flow_run.id
     if run:
-        tags = {*runtime.flow_run.tags, *(f"{name}:{value}" for name, value in about.items() if value)}
+        others = (tag for tag in runtime.flow_run.tags if tag.partition(":")[0] not in about)
+        tags = {*others, *(f"{name}:{value}" for name, value in about.items() if value)}
         if_it_can(lambda: _tag(UUID(run), tags))
 
 

@@ -155,7 +155,6 @@ class RunWriter(threading.Thread):
         with self._guard:
             del self._events[:len(events)]
 
-
     def _sample(self, began_ms: int) -> list[Point]:
         """Over the seconds since the run began; none where MLflow's own switch is off."""
         from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as SWITCH
@@ -165,6 +164,13 @@ class RunWriter(threading.Thread):
         self._machine = self._machine or SystemMetrics()
         now_ms = round(time.time() * 1000)
         return self._machine.sample(now_ms, (now_ms - began_ms) // 1000)
+
+
+def goes_on_as(settings: Settings, about: Tracked, training_id: str) -> None:
+    """A training that was finished before its end goes on under the id of its weights, and so does its run. With MLflow
+    away it has a new one; the whole training takes the first."""
+    _tracked.add((about.destination, training_id))
+    if_it_can(lambda: Registry(settings).runs.rename(about.destination, about.training_id, training_id))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The page of one training: where it is, what it costs, its curves, what happened, and what can be done with it.
 
     GET /trainings/{id}      GET /trainings/{id}/live, the part that changes, as events
-    POST /trainings/{id}/cancel, /pause, /resume      GET /trainings/{id}/weights
+    POST /trainings/{id}/cancel, /pause, /resume, /finish      GET /trainings/{id}/weights
 """
 
 from __future__ import annotations
@@ -26,14 +26,22 @@ from deployments.gateway.pages.render import HEADERS, Page, SignIn, page, part, 
 from deployments.gateway.pages.session import Visitor, check_scope, signed_in
 from deployments.gateway.progress import Known, Logs
 from deployments.gateway.tables import Training
-from deployments.gateway.trainings import OPEN, cancel, find_training, held, queue_of, weights
+from deployments.gateway.trainings import (
+    OPEN,
+    cancel,
+    find_training,
+    finish_now,
+    held,
+    queue_of,
+    weights,
+)
 from infra.errors import AnnealError
 
 router = APIRouter(route_class=Page, include_in_schema=False)
 LINES = 30
 LOOK_EVERY_S, COMMENT_S = 1.0, 10.0
 WIDTH, HEIGHT, MARGIN = 440, 170, 34
-ACTIONS = ("cancel", "pause", "resume")
+ACTIONS = ("cancel", "finish", "pause", "resume")
 
 
 @router.get("/trainings/{identity}")
@@ -74,12 +82,14 @@ def download(identity: str, caller: Visitor, here: Here) -> Response:
 
 @router.post("/trainings/{identity}/{action}")
 def act(identity: str, action: str, request: Request, caller: Visitor, here: Here, base: Base) -> Response:
-    """Cancel, pause or resume it."""
+    """Cancel, finish, pause or resume it."""
     check_scope(caller, "train")
     if action not in ACTIONS:
         raise missing()
     if action == "cancel":
         cancel(identity, request, caller, here, base)
+    elif action == "finish":
+        finish_now(here, request.app.state.logs, identity, caller)
     else:
         held(here, identity, caller, pausing=action == "pause")
     return see_other(f"/trainings/{identity}")

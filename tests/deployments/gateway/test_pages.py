@@ -115,6 +115,39 @@ def test_a_training_is_started_once_from_the_form_and_its_page_leads_on(gateway:
         assert word in visit.get(f"/trainings/{row.id}").text
 
 
+def test_a_training_is_finished_from_its_first_step_on(gateway: Running, visit: httpx.Client) -> None:
+    identity, run = started(gateway), "11111111-2222-4333-8444-555555555555"
+    folder = gateway.settings.home_path / "trainings" / ("f" * 26)
+
+    def refused(why: str) -> None:
+        answer = gateway.http.post(f"/v1/trainings/{identity}/finish")
+        assert answer.status_code == 422 and why in answer.json()["detail"]
+
+    def tell(event: str, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"event": event, "step": step, "total": 9, "time": 1.0, "loss": 2.0, "eta_s": 1.0,
+                                   "tokens_per_s": 1.0}) + "\n")
+
+    refused("The training is starting; only one that is at its steps can be finished.")
+    with gateway.here.database.session() as session:
+        row = session.get_one(Training, identity)
+        row.status, row.flow_run_id, row.content_id = "processing", run, folder.name
+    tell("start", 0)
+    refused("has not done its first step")
+    tell("step", 1)
+    assert "Finish now" in visit.get(f"/trainings/{identity}").text
+    assert visit.post(f"/trainings/{identity}/finish").status_code == 303
+    page = visit.get(f"/trainings/{identity}").text
+    assert "It finishes after the step under way" in page and "Finish now" not in page
+    assert gateway.http.post(f"/v1/trainings/{identity}/finish").json()["status"] == "processing"
+    assert gateway.here.store.read(f"runs/{run}.finish") == "asked"
+    tell("step", 9)
+    refused("done its last step already")
+    assert gateway.http.post(f"/v1/trainings/{identity}/pause").status_code == 200
+    refused("The training is pausing")
+
+
 def test_the_same_again_has_the_same_files_and_says_what_it_cannot_show(
     gateway: Running, visit: httpx.Client, monkeypatch: pytest.MonkeyPatch,
 ) -> None:

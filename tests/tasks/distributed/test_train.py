@@ -22,7 +22,7 @@ from infra.errors import EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_USER_ERROR, Diver
 from infra.records import Trained
 from infra.spec import TrainingSpec
 from tasks.distributed import train as trainer
-from tasks.distributed.contract import TrainJob
+from tasks.distributed.contract import FINISH, TrainJob
 from tasks.distributed.packs import PackedRows
 from tests.support import ranks
 from tests.tasks.distributed.conftest import MakeJob, events_of, losses
@@ -170,6 +170,24 @@ def test_the_best_weights_are_kept_and_training_stops_when_they_get_no_better(ma
     load({"model": {f"model.{name}": weight for name, weight in last.items()}},
          checkpoint_id=Path(reached.out) / f"step-{step:06d}")
     assert all(torch.equal(weights[name], last[name]) for name in weights)
+
+
+def test_a_training_that_a_person_finishes_has_the_weights_of_that_step(make_job: MakeJob) -> None:
+    knobs = {"peft_method": "full", "num_train_epochs": 10, "validation_steps": 1000}
+    job, reached = make_job("finished", **knobs), make_job("reached", **knobs)
+    (Path(job.out) / FINISH).touch()
+    assert ranks.run(job, 2) == [0, 0]
+    result = json.loads((Path(job.out) / "result.json").read_text())
+    assert (result["steps"], result["steps_asked"]) == (2, events_of(job, "start")[0]["total"])
+    assert [event["step"] for event in events_of(job, "validation")] == [2], "the weights that are kept are validated"
+    assert [event["step"] for event in events_of(job, "finished_early")] == [2] and not events_of(job, "checkpoint")
+    ranks.run(reached, 2, ANNEAL_CRASH_AT="train.after_backward:SIGTERM:1", ANNEAL_CRASH_FIRED=f"{reached.out}/fired")
+    assert events_of(reached, "preempted")[0]["step"] == 2
+    weights = load_file(Path(job.out) / "model" / "model.safetensors")
+    then = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    load({"model": {f"model.{name}": weight for name, weight in then.items()}},
+         checkpoint_id=Path(reached.out) / "step-000002")
+    assert all(torch.equal(weights[name], then[name]) for name in weights)
 
 
 def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJob, tmp_path: Path) -> None:
