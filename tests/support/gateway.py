@@ -17,6 +17,13 @@ from deployments.gateway.app import create_app
 from infra.settings import Settings
 
 ROWS = '{"prompt": "Why? ", "completion": "Because."}\n' * 20
+LINEAGE: dict[str, Any] = {"metrics": {
+    "rouge": {"tuned": {"rouge1": [0.5, 0.561, 0.62], "rougeL": [0.4, 0.512, 0.6]},
+              "base": {"rouge1": [0.3, 0.352, 0.41], "rougeL": [0.2, 0.301, 0.4]}},
+    "loss": {"tuned": 1.25, "base": 2.5},
+    "compared": {"base": {"metric": "rougeL", "value": 0.512, "other": 0.301, "difference": [0.15, 0.211, 0.27],
+                          "outcome": "better", "rows": 50, "won": 40, "lost": 6, "tied": 4}}}}
+"""What a version's training.json says of its scores."""
 
 
 class Running:

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.gateway.context import Base, Gateway, Here
 from deployments.gateway.errors import Refusal, missing
 from deployments.gateway.openai_events import checkpoints_of
+from deployments.gateway.pages.outcome import outcome_of
 from deployments.gateway.pages.overview import progress_of
 from deployments.gateway.pages.render import HEADERS, Page, SignIn, page, part, see_other
 from deployments.gateway.pages.session import Visitor, check_scope, signed_in
@@ -104,7 +105,8 @@ def _live(here: Gateway, logs: Logs, row: Training) -> dict[str, Any]:
         away = str(error)
     lines = [one.line for one in list(known.told)[-LINES:]]
     return {"row": row, "is_open": row.status in OPEN, "queue": queue_of(here, row), "progress": progress_of(known),
-            "chart": chart(known), "lines": lines, "checkpoints": checkpoints_of(row, known), "away": away}
+            "chart": chart(known), "lines": lines, "checkpoints": checkpoints_of(row, known), "away": away,
+            "outcome": outcome_of(here, row.output_version) if row.output_version and row.status not in OPEN else None}
 
 
 async def _changes(here: Gateway, request: Request, identity: str) -> AsyncIterator[bytes]:

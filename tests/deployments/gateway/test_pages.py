@@ -14,7 +14,7 @@ import pytest
 from deployments.gateway.keys import create_key
 from deployments.gateway.pages import new
 from deployments.gateway.tables import ApiKey, Delivery, Training
-from tests.support.gateway import ROWS, Running, browser
+from tests.support.gateway import LINEAGE, ROWS, Running, browser
 
 HOSTILE = "<script>alert(1)</script>"
 PATHS = ("/", "/new", "/models", "/files", "/keys", "/webhooks")
@@ -221,3 +221,19 @@ def test_a_form_of_another_origin_is_refused(visit: httpx.Client) -> None:
 
 def test_programs_get_the_addresses_at_the_root(gateway: Running) -> None:
     assert httpx.get(gateway.url, trust_env=False).json()["openai"] == "/openai/v1"
+
+
+def test_a_finished_trainings_page_shows_its_scores_beside_the_base(gateway: Running, visit: httpx.Client) -> None:
+    identity, version = started(gateway), "cd" * 32
+    with gateway.here.database.session() as session:
+        row = session.get_one(Training, identity)
+        row.status, row.output_version, row.completed_at = "succeeded", version, row.created_at + 60
+    shown = visit.get(f"/trainings/{identity}")
+    assert shown.status_code == 200 and "Scores on held-out rows" not in shown.text, "its files are not to be had"
+    gateway.here.store.write(f"versions/{version}/training.json", json.dumps(LINEAGE))
+    text = html.unescape(visit.get(f"/trainings/{identity}").text)
+    assert "Better than the base: ROUGE-L 0.512 against 0.301 (difference 0.211, 95 % interval 0.150 to 0.270" in text
+    for said in ("ROUGE-L", "held-out loss", "0.512 (0.400 to 0.600)", "0.301 (0.200 to 0.400)", "1.2500", "2.5000"):
+        assert said in text
+    gateway.here.store.write(f"versions/{version}/training.json", '{"metrics": 3}')
+    assert visit.get(f"/trainings/{identity}").status_code == 200

@@ -16,7 +16,7 @@ import pytest
 
 from deployments.gateway.intents import begun
 from deployments.gateway.tables import Delivery, Model, Training
-from tests.support.gateway import Running
+from tests.support.gateway import LINEAGE, Running
 from tests.support.pages import click, complaints, see
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ def test_every_page_is_legible_wide_and_narrow(gateway: Running, walker: Chrome,
     told(gateway, "f" * 26, 20, status="failed", completed_at=time.time() - 400,
          error='data.jsonl line 4811: "completion" is a number (17); expected a string. Quote it.')
     told(gateway, "s" * 26, STEPS, status="succeeded", completed_at=time.time() - 4000, output_version="ab" * 32)
+    gateway.here.store.write(f"versions/{'ab' * 32}/training.json", json.dumps(LINEAGE))
     told(gateway, "w" * 26, 0, waits_for="Waiting for another training to end.", created_at=time.time() - 20)
     gateway.upload(ROWS, "cats.jsonl")
     bad = gateway.upload('{"prompt": 3}\n{"prompt": "a", "completion": "b"}\nx\n', "bad.jsonl")
