@@ -26,8 +26,9 @@ from tasks.distributed import attention
 from tasks.distributed.adapters import ADAPTER_WEIGHTS, check_adapter
 from tasks.distributed.checkpoint import error_of_writing
 from tasks.distributed.contract import TrainJob
+from tasks.distributed.lora import add_adapter, freeze_other_parts
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import add_adapter, dtype_of, freeze_other_parts, load_base, precision, save_model
+from tasks.distributed.model import dtype_of, load_base, precision, save_model
 from tasks.distributed.process_group import Group
 from tasks.distributed.sharding import Spread, empty_base, fill, layers_of, load_shards, replicate, shard
 

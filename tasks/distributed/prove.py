@@ -12,8 +12,9 @@ from pathlib import Path
 
 from infra.spec import TrainingSpec
 from tasks.distributed.contract import ProveJob, main_of
+from tasks.distributed.lora import add_adapter
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import add_adapter, dtype_of, load_base, torch_device
+from tasks.distributed.model import dtype_of, load_base, torch_device
 from tasks.distributed.preflight import prove
 
 

@@ -29,8 +29,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from infra.spec import TrainingSpec
+from tasks.distributed.lora import adapter_config
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import adapter_config, dtype_of, torch_device
+from tasks.distributed.model import dtype_of, torch_device
 from tasks.distributed.packs import PackedRows
 from tests.benchmarks.data import validation_loss
 from tests.benchmarks.windows import Windows

@@ -26,8 +26,9 @@ from infra.spec import TrainingSpec
 from tasks.distributed.batches import Batch
 from tasks.distributed.build import start_adapter
 from tasks.distributed.decode import Sampling, decode_all
+from tasks.distributed.lora import add_adapter
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import add_adapter, load_base
+from tasks.distributed.model import load_base
 from tasks.distributed.preflight import Proof, prove
 from tests.support.families import FAMILIES, NOT_BUILT, VOCABULARY, tiny
 

@@ -19,7 +19,8 @@ from infra.models.version_folder import complete_for_others, name_base, version_
 from infra.records import Base
 from infra.spec import TrainingSpec
 from tasks.distributed.build import start_adapter
-from tasks.distributed.model import add_adapter, load_base, save_model
+from tasks.distributed.lora import add_adapter
+from tasks.distributed.model import load_base, save_model
 from tests.conftest import ROOT
 
 DEMO = ROOT / "deployments" / "examples" / "base"

@@ -1,4 +1,4 @@
-"""Mixtures of experts: adapters on the experts, and what PEFT says where it cannot."""
+"""tasks/distributed/lora.py: adapters on experts, and layers beside which none may stand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import nn
 from infra.errors import UserError
 from infra.spec import TrainingSpec
 from tasks.distributed.decode import BARE_BASE, Sampling, decode_all
+from tasks.distributed.lora import add_adapter
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import add_adapter, load_base, load_tuned, save_model
+from tasks.distributed.model import load_base, load_tuned, save_model
 from tasks.distributed.preflight import prove
 from tests.support.families import tiny
 
@@ -36,8 +37,22 @@ def test_all_linear_reaches_the_experts_and_leaves_dropout_to_the_others(shared:
 
 
 def test_pefts_own_reason_is_told() -> None:
-    with pytest.raises(UserError, match=r"PEFT says: .*incompatible with Mamba"):
-        add_adapter(tiny("mamba"), TrainingSpec(**NEEDED, lora_targets="in_proj,out_proj"))
+    with pytest.raises(UserError, match=r"PEFT says: .*not found in the base model.*some of .*in_proj"):
+        add_adapter(tiny("mamba"), TrainingSpec(**NEEDED, lora_targets="q_proj"))
+
+
+@pytest.mark.parametrize(("family", "targets", "vain"), [
+    ("mamba", "in_proj,out_proj,x_proj", "out_proj, x_proj"), ("mamba", "mixer.dt_proj", "mixer.dt_proj"),
+    ("falcon_mamba", "in_proj, out_proj", "out_proj"), ("falcon_h1", "q_proj,in_proj,out_proj", "out_proj"),
+    ("nemotron_h", "out_proj", "out_proj"), ("llama4_text", "q_proj,router", "router")])
+def test_a_named_layer_whose_adapter_would_do_nothing_is_refused(family: str, targets: str, vain: str) -> None:
+    with pytest.raises(UserError) as caught:
+        add_adapter(tiny(family), TrainingSpec(**NEEDED, lora_targets=targets))
+    assert caught.value.found.startswith(f"lora_targets names {vain}, past which")
+    allowed = str(caught.value.allowed).removeprefix("all-linear, or some of ").split(", ")
+    assert allowed and not {"out_proj", "x_proj", "dt_proj", "router"} & set(allowed)
+    named = TrainingSpec(**NEEDED, lora_targets=allowed[0])
+    assert any("lora_" in name for name, _ in add_adapter(tiny(family), named).named_parameters())
 
 
 def test_two_adapters_of_experts_answer_in_one_batch(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from peft import get_peft_model
 
 from infra.spec import TrainingSpec
-from tasks.distributed.model import adapter_config, load_base, save_model
+from tasks.distributed.lora import adapter_config
+from tasks.distributed.model import load_base, save_model
 from tests.invariants.conftest import BASE
 
 

@@ -17,8 +17,9 @@ from infra.spec import TrainingSpec
 from tasks.distributed import merge
 from tasks.distributed.batches import Batch
 from tasks.distributed.contract import MergeJob
+from tasks.distributed.lora import add_adapter, freeze_other_parts
 from tasks.distributed.loss import PackedLoss
-from tasks.distributed.model import add_adapter, freeze_other_parts, load_base, save_model
+from tasks.distributed.model import load_base, save_model
 from tasks.distributed.preflight import prove
 from tests.support.families import tiny
 from tests.support.family_table import _batch as a_batch

@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 
 from infra.spec import TrainingSpec
-from tasks.distributed.model import adapter_config, add_adapter
+from tasks.distributed.lora import adapter_config, add_adapter
 from tasks.launcher.weights import weights_of
 from tests.conftest import ROOT
 from tests.support.families import tiny
