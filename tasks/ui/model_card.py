@@ -6,6 +6,7 @@ Names no path of this machine, so that the card may be published as it is. Its s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.records import RowKind
@@ -26,10 +27,18 @@ from transformers import AutoTokenizer
 
 folder = "."  # this folder, or its name on the hub
 model = AutoPeftModelForCausalLM.from_pretrained(folder)"""
-LOAD_WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+LOAD_BESIDE = """from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
 
 folder = "."  # this folder, or its name on the hub
-model = AutoModelForCausalLM.from_pretrained(folder)"""
+base = {auto}.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, folder)"""
+"""Of a base that peft has no class for."""
+LOAD_WHOLE = """from transformers import {auto}, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+model = {auto}.from_pretrained(folder)"""
+CAUSAL, WRAPPER = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 ASK = """tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer({prompt}, return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=128, do_sample=False)
@@ -56,10 +65,18 @@ def model_card(lineage: dict[str, Any], form: Form, kind: RowKind, separator: st
         data.base_model_relation = "adapter" if adapter else "finetune"
     what = {"lora": "A LoRA adapter for {}", "full": "All weights of {}, fine-tuned",
             "merged": "A LoRA adapter merged into {}"}[form].format(_base_name(base))
+    auto = lineage.get("auto_class", CAUSAL)
     prompt = "" if kind == "messages" else _prompt(separator if kind == "prompt" else "")
     return "\n".join([
         "---", data.to_yaml().strip(), "---", "", f"# {name}", "", f"{what}, trained with Anneal.", "",
-        *_origin(lineage, base, form), "", *_table(scores, lineage), "", *_usage(name, base, form, prompt), ""])
+        *_origin(lineage, base, form), "", *_table(scores, lineage), "", *_usage(name, base, form, prompt, auto), ""])
+
+
+def auto_class_of(config: Mapping[str, Any]) -> str:
+    """The class of transformers that loads a base with that config.json: wrappers around a language model, which take
+    pictures beside text, have one of their own."""
+    names = config.get("architectures") or [""]
+    return WRAPPER if str(names[0]).endswith("ForConditionalGeneration") else CAUSAL
 
 
 def scores_of(lineage: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -132,9 +149,13 @@ def _prompt(separator: str) -> str:
     return f'"Your prompt" + {separator!r}' if separator else '"Your prompt"'
 
 
-def _usage(name: str, base: dict[str, Any], form: Form, prompt: str) -> list[str]:
+def _usage(name: str, base: dict[str, Any], form: Form, prompt: str, auto: str) -> list[str]:
     """How to load and ask it. `prompt`: an expression; empty: through the chat template."""
-    load, ask = LOAD_ADAPTER if form == "lora" else LOAD_WHOLE, ASK.replace("{prompt}", prompt) if prompt else CHAT
+    ask = ASK.replace("{prompt}", prompt) if prompt else CHAT
+    load = LOAD_WHOLE.format(auto=auto)
+    if form == "lora":
+        load = LOAD_ADAPTER if auto == CAUSAL else LOAD_BESIDE.format(
+            auto=auto, base=base["name"] if base["revision"] else "the base model's folder")
     lines = ["## Use", "", "```python", load, ask, "```", ""]
     if form == "lora":
         if not base["revision"]:

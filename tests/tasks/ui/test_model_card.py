@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
+from infra.spec import TrainingSpec
+from tasks.distributed.lora import add_adapter
+from tasks.distributed.model import load_base, save_model
 from tasks.register import lineage_of
 from tasks.ui.model_card import Form, model_card
+from tests.support.families import tiny
 from tests.support.past import Past
 
 
@@ -52,3 +59,24 @@ def test_all_weights_are_loaded_by_transformers(past: Past) -> None:
 def test_without_held_out_rows_there_are_no_scores(past: Past) -> None:
     past.evaluation = dataclasses.replace(past.evaluation, rouge={}, loss={})
     assert card_of(past).data.eval_results is None and "there are no scores" in card_of(past).text
+
+
+@pytest.mark.parametrize("form", ["lora", "full"])
+@pytest.mark.parametrize("family", ["mistral3", "qwen2_5_vl", "gemma3"])
+def test_the_lines_of_a_wrappers_card_load_it(
+    past: Past, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, form: Form,
+) -> None:
+    folder = tmp_path / "base" if form == "full" else tmp_path / "adapter"
+    tiny(family).save_pretrained(tmp_path / "base")
+    base = load_base(tmp_path / "base", dtype=torch.float32, device=torch.device("cpu"))
+    if form == "lora":
+        spec = TrainingSpec(train_data="d", base_model="m", destination="a/b")
+        save_model(add_adapter(base, spec), folder)
+    past.base = dataclasses.replace(past.base, path=str(tmp_path / "base"), name="../base", revision="c0ffee")
+    code = card_of(past, form).text.partition("```python\n")[2].partition("tokenizer =")[0]
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {}
+    exec(code, found)  # what a reader of the card would paste
+    names = {name for name, _ in found["model"].named_parameters()}
+    assert any("vision" in name or "visual" in name for name in names)
+    assert any("lora_" in name for name in names) == (form == "lora")
