@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 Kind = Literal["markdown", "table", "image", "progress"]
 ORDER: tuple[tuple[str, ...], ...] = (
     ("verdict",), ("evaluation",), ("training-curves", "training-progress"), ("samples",), ("data", "data-lengths"),
-    ("forecast",), ("model-version", "mlflow-run", "playground", "files"))
+    ("forecast",), ("links",))
 """Keys that stand together have the same place. Any other key stands anywhere."""
 TRIES = 60
 """A tenth of a thousandth of all artifacts then stands in a wrong place."""

@@ -201,38 +201,32 @@ def _tag(run: UUID, tags: set[str]) -> None:
 
 
 def show_links(settings: Settings, version: Version, deployment: Deployment) -> None:
-    """Links to the registered version, its MLflow run, the training's folder, and to what answers with the version."""
+    """Where to ask the version, its page and run in MLflow, and where its files lie."""
+    if not deployment.url:
+        get_run_logger().warning("registered, not deployed: %s", deployment.reason)
+    in_mlflow: list[str] = []
     if settings.tracking_uri.startswith("http"):
         mlflow = without_secrets(settings.tracking_uri).rstrip("/")
-        show_link("model-version", f"{version.destination} version {version.number}",
-             version_page(mlflow, version), "In MLflow's registry: lineage, files, aliases")
-        if_it_can(lambda: _link_run(settings, version, mlflow))
-    show_report("files", training_place(settings, version))
-    if deployment.url:
-        show_link("playground", f"Playground: ask {version.destination}, version {version.id[:12]}",
-             f"{deployment.url}/?model={version.destination}", "What answers with the version")
-    else:
-        get_run_logger().warning("registered, not deployed: %s", deployment.reason)
-        show_report("playground", f"Not deployed: {deployment.reason}.")
+        in_mlflow = [f"- [In MLflow's registry]({version_page(mlflow, version)}): lineage, files, aliases",
+                     *filter(None, [if_it_can(lambda: _run_in(settings, version, mlflow))])]
+    asked = (f"- [Playground]({deployment.url}/?model={version.destination}): ask it" if deployment.url
+             else f"- Not deployed: {deployment.reason}.")
+    show_report("links", "\n".join([
+        f"## {version.destination} version {version.number} ({version.id[:12]})", "", asked, *in_mlflow,
+        f"- {training_place(settings, version)}"]))
 
 
-def _link_run(settings: Settings, version: Version, mlflow: str) -> None:
+def _run_in(settings: Settings, version: Version, mlflow: str) -> str:
     experiment, run = Registry(settings).run_of(version.destination, version.number)
-    show_link("mlflow-run", f"MLflow run of {version.destination} version {version.number}",
-         run_page_of(mlflow, experiment, run), "Its parameters and metrics")
-
-
-def show_link(key: str, text: str, address: str, about: str) -> None:
-    """Put a link on the run's Artifacts page."""
-    if_it_can(lambda: put(key, "markdown", f"[{text}]({address})", about))
+    return f"- [Its run in MLflow]({run_page_of(mlflow, experiment, run)}): parameters and metrics"
 
 
 def training_place(settings: Settings, version: Version) -> str:
     """Where weights and events.jsonl of the training lie: an s3:// address, or a folder that no browser opens."""
     root = settings.store_root
     where = "In the store" if root.startswith("s3://") else "In the store, a folder"
-    return (f"## Training {version.training_id}\n\n{where}: `{root}/trainings/{version.training_id}` has the weights "
-            f"and `events.jsonl`, `{root}/{version.folder}` the version's files.")
+    return (f"{where}: `{root}/trainings/{version.training_id}` has the weights and `events.jsonl`, "
+            f"`{root}/{version.folder}` the version's files")
 
 
 def _loss(value: float) -> str:

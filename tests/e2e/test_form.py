@@ -105,7 +105,7 @@ def test_form_starts_a_training(stack: Stack, first: Training, browser: Chrome, 
     album.take("filled")
     run = started(stack, browser, before)
     assert stack.wait_until_over(run)["type"] == "COMPLETED"
-    assert first.version["id"][:12] in stack.artifacts(run)["playground"]
+    assert first.version["id"][:12] in stack.artifacts(run)["links"]
 
 
 @pytest.mark.timeout(600)

@@ -126,11 +126,11 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     shown = stack.prefect("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}}, sort="ID_DESC")
     assert [one["key"] for one in shown if not one["description"]] == []
     places = [rank_of_key(one["key"]) for one in shown]
-    assert places == sorted(places, key=str) and len(places) == 12, "the page's order, each key once"
+    assert places == sorted(places, key=str) and len(places) == 9, "the page's order, each key once"
     found = stack.artifacts(run)
     assert set(found) == {
         "verdict", "evaluation", "training-curves", "training-progress", "samples", "data", "data-lengths", "forecast",
-        "model-version", "mlflow-run", "playground", "files"}
+        "links"}
     assert "60 training and 4 held-out rows" in found["data"]
     assert "| blank lines, left out | 1 | train.jsonl line 61 |" in found["data"]
     assert found["data-lengths"].startswith("data:image/svg+xml;base64,")
@@ -143,11 +143,11 @@ def test_run_shows_data_forecast_progress_loss_rouge_and_links(stack: Stack, fir
     assert "| lead3 |" in found["verdict"]
     assert {row["model"] for row in json.loads(found["evaluation"])} == {"tuned", "base", "lead3"}
     assert "| tuned | reference | base | prompt |" in found["samples"]
-    assert "/#/models/acme--notes/versions/1?workflowType=machine_learning)" in found["model-version"]
+    assert "/#/models/acme--notes/versions/1?workflowType=machine_learning)" in found["links"]
     (version,) = stack.versions("acme/notes")
-    assert f"/runs/{version.run_id}?workflowType=machine_learning)" in found["mlflow-run"]
-    assert "/#/experiments/" in found["mlflow-run"]
-    assert f"`s3://{BUCKET}/e2e/trainings/{first.version['training_id']}`" in found["files"]
+    assert f"/runs/{version.run_id}?workflowType=machine_learning)" in found["links"]
+    assert "/#/experiments/" in found["links"]
+    assert f"`s3://{BUCKET}/e2e/trainings/{first.version['training_id']}`" in found["links"]
 
 
 def test_no_step_waits_for_limits_of_tags(stack: Stack, first: Training) -> None:
@@ -170,7 +170,7 @@ def test_run_is_found_by_its_model_destination_and_data(stack: Stack, first: Tra
 def test_run_of_the_deployment_by_the_worker_gives_the_same_version(stack: Stack, first: Training) -> None:
     run = stack.start_run(first.parameters)
     assert stack.wait_until_over(run)["type"] == "COMPLETED"
-    assert first.version["id"][:12] in stack.artifacts(run)["playground"]
+    assert first.version["id"][:12] in stack.artifacts(run)["links"]
     assert len(stack.versions("acme/notes")) == 1
 
 

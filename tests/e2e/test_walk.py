@@ -49,7 +49,7 @@ def test_walk_from_the_form_to_an_answer(stack: Stack, browser: Chrome, tmp_path
     browser.get(f"{ui(stack)}/runs/flow-run/{run}")
     see(browser, "//*[normalize-space(text())='Completed']")
     tab(browser, "Artifacts")
-    see(browser, "//h3[.='playground']")
+    see(browser, "//h3[.='links']")
     album.take("run-done")
     shown = {"data": "//h2", "forecast": "//h2[contains(., 'what it was')]", "verdict": "//td[.='lead3']",
              "training-curves": "//img[starts-with(@src, 'data:image/svg')]"}
@@ -58,14 +58,14 @@ def test_walk_from_the_form_to_an_answer(stack: Stack, browser: Chrome, tmp_path
         see(browser, part)
         album.take(key)
 
-    open_artifact(browser, stack, run, "model-version")
-    album.take("version-link")
-    click(browser, f"//a[contains(., '{DESTINATION} version 1')]")
+    open_artifact(browser, stack, run, "links")
+    album.take("links")
+    click(browser, "//a[contains(., 'registry')]")
     browser.switch_to.window(browser.window_handles[-1])
     see(browser, "//*[text()[contains(., 'challenger') or contains(., 'champion')]]")
     album.take("mlflow-version")
 
-    open_artifact(browser, stack, run, "playground")
+    open_artifact(browser, stack, run, "links")
     click(browser, "//a[contains(., 'Playground')]")
     browser.switch_to.window(browser.window_handles[-1])
     asked = json.loads(test.read_text(encoding="utf-8").splitlines()[0])
