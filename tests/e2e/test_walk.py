@@ -59,6 +59,7 @@ def test_walk_from_the_form_to_an_answer(stack: Stack, browser: Chrome, tmp_path
         album.take(key)
 
     open_artifact(browser, stack, run, "links")
+    see(browser, "//a[contains(., 'registry')]")
     album.take("links")
     click(browser, "//a[contains(., 'registry')]")
     browser.switch_to.window(browser.window_handles[-1])
