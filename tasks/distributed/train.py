@@ -59,7 +59,6 @@ def train_rank(job: TrainJob) -> int:
             if trainer.validates_after(done) and trainer.validate(done):
                 break
             if last or trainer.wants_finish:
-                trainer.finished_early = not last
                 break
             if trainer.wants_stop or done % spec.checkpoint_steps == 0:
                 trainer.save(done)
@@ -109,8 +108,8 @@ class Trainer:
         self.figures: deque[tuple[int, Later]] = deque()
         self.wants_stop = False
         """Some rank was told to stop, as the figures read so far say on all ranks alike."""
-        self.wants_finish = self.finished_early = False
-        """The first rank has seen that a person asks for the weights so far; the steps ended for that."""
+        self.wants_finish = False
+        """The first rank has seen that a person asks for the weights so far."""
 
     # ------------------------------------------------------------------ one step
 
@@ -255,6 +254,11 @@ class Trainer:
                 shutil.rmtree(part, ignore_errors=True)
             self.job.finish(self._result(started))
             self.events.emit("done", step=self.progress.steps)
+
+    @property
+    def finished_early(self) -> bool:
+        """The steps ended for a person; also where the validation that comes before such an end lost patience."""
+        return self.wants_finish and self.progress.steps < self.plan.steps
 
     def _result(self, started: int) -> dict[str, Any]:
         curve = {name: value for name, value in asdict(self.progress).items() if name != "not_better"}

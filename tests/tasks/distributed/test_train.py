@@ -190,6 +190,24 @@ def test_a_training_that_a_person_finishes_has_the_weights_of_that_step(make_job
     assert all(torch.equal(weights[name], then[name]) for name in weights)
 
 
+def test_a_finish_whose_validation_loses_patience_is_no_whole_training(
+    one_rank: None, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = make_job("impatient", peft_method="full", num_train_epochs=10, validation_steps=1, early_stopping_patience=1,
+                   learning_rate=0.05, warmup_ratio=0.0)
+    tell = trainer.Trainer._tell
+
+    def asked(self: trainer.Trainer, step: int, loss: float, norm: float) -> None:
+        (Path(job.out) / FINISH).touch()  # while the first step is validated
+        tell(self, step, loss, norm)
+
+    monkeypatch.setattr(trainer.Trainer, "_tell", asked)
+    assert trainer.train_rank(job) == 0
+    assert [event["step"] for event in events_of(job, "stopped_early")] == [2]
+    result = json.loads((Path(job.out) / "result.json").read_text())
+    assert result["steps_asked"] == events_of(job, "start")[0]["total"] > result["steps"] == 2
+
+
 def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJob, tmp_path: Path) -> None:
     base = tmp_path / "untied"
     LlamaForCausalLM(LlamaConfig(
