@@ -11,11 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from deployments.cli import main as cli
 from deployments.cli.rollout import ROLLED_BACK_TAG, promote, rollback
+from deployments.gateway.keys import create_key
 from infra.errors import AnnealError, GateError, UserError
 from infra.models.registry import GATE_TAG, Registry
 from infra.settings import Settings
 from tests.deployments.cli.conftest import Make
 from tests.deployments.predictor.conftest import Predictor, running
+from tests.support.gateway import browser
+from tests.support.gateway import running as gateway_running
 
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.slow]
 NAME = "acme/summarizer"
@@ -61,6 +64,33 @@ def test_promote_and_rollback_choose_what_a_model_answers_with(
     assert rollback(here, NAME).version == one and (served(predictor), aliases()) == (one.id, (1, 2))
     assert ROLLED_BACK_TAG in Registry(here).tags(NAME, 2)
     assert rollback(here, NAME).version == two and (served(predictor), aliases()) == (two.id, (2, 1))
+
+
+def test_the_gateways_page_promotes_and_rolls_back(
+    here: Settings, make: Make, predictor: Predictor, aliases: Aliases,
+) -> None:
+    one, two = make(0), make(1)
+    with gateway_running(here.model_copy(update={"api_key": "the-key"}), projecting=False) as gateway:
+        gateway.model(*NAME.split("/"))
+        page = f"/models/{NAME}"
+        with browser(gateway, "the-key") as visit:
+            for version in (one, two):
+                assert visit.post(f"{page}/promote", data={"version": version.id}).status_code == 303
+            assert (served(predictor), aliases()) == (two.id, (2, 1))
+            shown = visit.get(page).text
+            assert shown.count(">Promote<") == shown.count(">Roll back<") == 1
+            assert visit.post(f"{page}/rollback").status_code == 303
+            assert (served(predictor), aliases()) == (one.id, (1, 2))
+            for wrong, why in (("", "404"), ("champion", "404"), ("ab" * 32, "there is no version")):
+                refused = visit.post(f"{page}/promote", data={"version": wrong})
+                assert refused.status_code in (404, 422) and why in refused.text
+            Registry(here).tag(NAME, 2, {GATE_TAG: "failed"})
+            assert "not good enough" in visit.post(f"{page}/promote", data={"version": two.id}).text
+        for owner, scopes, status in (("other", ["read", "train"], 404), ("acme", ["read"], 403)):
+            with browser(gateway, create_key(gateway.here.database, owner, scopes)) as visit:
+                assert visit.post(f"{page}/promote", data={"version": two.id}).status_code == status
+                assert visit.post(f"{page}/rollback").status_code == status
+        assert (served(predictor), aliases()) == (one.id, (1, 2))
 
 
 def test_promote_takes_the_challenger_and_keeps_to_the_gate(

@@ -13,7 +13,9 @@ import pytest
 
 from deployments.gateway.keys import create_key
 from deployments.gateway.pages import new
+from deployments.gateway.pages.models import changes
 from deployments.gateway.tables import ApiKey, Delivery, Training
+from infra.spec import TrainingSpec
 from tests.support.gateway import LINEAGE, ROWS, Running, browser
 
 HOSTILE = "<script>alert(1)</script>"
@@ -237,3 +239,9 @@ def test_a_finished_trainings_page_shows_its_scores_beside_the_base(gateway: Run
         assert said in text
     gateway.here.store.write(f"versions/{version}/training.json", '{"metrics": 3}')
     assert visit.get(f"/trainings/{identity}").status_code == 200
+
+
+def test_versions_differ_in_what_was_given_and_in_no_default() -> None:
+    before, after = {"lora_rank": 8, "seed": 1}, {"lora_rank": 16, "train_data": "x", "num_train_epochs": 1}
+    assert changes(before, after) == [("lora_rank", 8, 16), ("seed", 1, TrainingSpec.seed)]
+    assert changes({}, {"lora_rank": TrainingSpec.lora_rank}) == []
