@@ -170,18 +170,17 @@ class Trained(Record):
     method: str
     steps: int
     ranks: int
-    seconds: float
-    """Training time over all launches, warm-up included."""
-    tokens_per_s: float
-    """Real tokens, no padding, over all ranks."""
-    trainable: int
-    """Trained parameters."""
+    seconds: float  # training time over all launches, warm-up included
+    tokens_per_s: float  # real tokens, no padding, over all ranks
+    trainable: int  # parameters
     loss_first: float
     loss_last: float
     peak_memory_bytes: int
     resumed_from: int = 0
-    steps_asked: int = 0
-    """The step that the last launch started from; all steps, where a person finished the training before them."""
+    """Step of the checkpoint that the last launch started from."""
+    planned_steps: int = 0
+    """All steps, where a person finished the training before them; else 0."""
+    auto_class: str = "AutoModelForCausalLM"  # of transformers, which loaded the base
     loss_validation: float | None = None
     """The last validation's; None where nothing was validated, and in a record of an earlier release."""
     loss_best: float | None = None

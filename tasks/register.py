@@ -22,7 +22,6 @@ from typing import Any
 from infra.crashpoints import crashpoint
 from infra.files import MANIFEST, link_weights, sha256_of
 from infra.models.base_versions import parent_of
-from infra.models.model_folder import CONFIG, read_object
 from infra.models.registry import NewVersion, Registry
 from infra.models.version_folder import BASE_FILE, LINEAGE_FILE, SERVE_FILE, SUMS, complete_for_others, version_id
 from infra.process import ROOT
@@ -35,7 +34,7 @@ from tasks.data.datasets import IN_STORE, folder_at
 from tasks.distributed.contract import EVENTS
 from tasks.distributed.events import whole_events
 from tasks.runs.retries import HOUR_S, found_done, step
-from tasks.ui.model_card import CAUSAL, Form, auto_class_of, model_card
+from tasks.ui.model_card import CAUSAL, Form, model_card
 from tasks.ui.tracking import EventLog, curves_of, tracked
 
 TOKENIZER_FILES = (
@@ -104,19 +103,18 @@ def lineage_of(
     """What the version came from: data, base, spec, code, measurements."""
     # File names only: an address may carry a signature, a path says where this machine keeps its files.
     names = {field: Path(without_secrets(getattr(spec, field))).name for field in ("train_data", "validation_data")}
-    auto = auto_class_of(read_object(Path(base.path) / CONFIG, f"base model {base.name}"))
     public = {**dataclasses.asdict(spec), **names, "base_model": base.name}
     addresses = (address for address in (spec.train_data, spec.validation_data) if address.startswith(IN_STORE))
     return {
         "training_id": trained.training_id, "spec": public, "data_digest": split.digest, "pack_digest": pack.digest,
         "base": {"name": base.name, "digest": base.digest, "revision": base.revision}, "code_revision": code_revision(),
-        **({"auto_class": auto} if auto != CAUSAL else {}),
+        **({"auto_class": trained.auto_class} if trained.auto_class != CAUSAL else {}),
         "rows": {"train": split.train_rows, "validation": split.validation_rows, "dropped": split.dropped},
         "metrics": {"loss": evaluation.loss, "rouge": evaluation.rouge, "train_loss_last": trained.loss_last,
                     "training": trained.curve, **({"scores": evaluation.scores} if evaluation.scores else {}),
                     "compared": {name: one.to_json() for name, one in evaluation.compared.items()
                                  if name != "champion"}},  # that one is of the moment, and a version is not
-        "steps": trained.steps, **({"steps_asked": trained.steps_asked} if trained.steps_asked else {}),
+        "steps": trained.steps, **({"planned_steps": trained.planned_steps} if trained.planned_steps else {}),
         "made_from": [
             *map(folder_at, addresses), *filter(None, [split.data]), split.folder, pack.folder, trained.folder]}
 

@@ -4,7 +4,8 @@ In:   packs/<key>, the base model, the spec     Out: trainings/<id>/model/*, eve
 On disk meanwhile: <home>/trainings/<id>/ with step-NNNNNN/, events.jsonl, log.txt
 Dies half-way: run the same training again; it goes on at the last checkpoint. On a remote store
 the checkpoints are copied there as they appear, so another machine can go on.
-The training id is a function of everything the weights depend on, and of nothing else.
+The training id is a function of everything the weights depend on, and of nothing else. Where a person finishes the
+training before its end, the step at which it ended is a part of that.
 """
 
 from __future__ import annotations
@@ -56,9 +57,14 @@ def training_id(spec: TrainingSpec, pack: Pack, base: Base) -> str:
     return _id_of(digest_of([TRAINER, spec.numbers("weights"), pack.digest, base.digest]))
 
 
-def train(settings: Settings, store: Store, placement: Placement, pack: Pack, base: Base, watch: Watch) -> Trained:
-    """Train to the end, from the last checkpoint if there is one. `watch` sees every event, those of earlier
-    launches that belong to the curve again.
+def train(
+    settings: Settings, store: Store, placement: Placement, pack: Pack, base: Base, watch: Watch,
+    becomes: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train to the end, or until a person finishes it, from the last checkpoint if there is one.
+
+    `watch` sees every event, those of earlier launches that belong to the curve again; `becomes` hears the id under
+    which the weights of a training that a person finished are stored.
 
     Raises:
         UserError: another process is at the same training, or the spec cannot be trained.
@@ -77,20 +83,24 @@ def train(settings: Settings, store: Store, placement: Placement, pack: Pack, ba
         if done is not None:  # somebody ended it while we waited for the lock
             return done
         ended = ended_before(run)
-        if ended is None or (ended.get("steps_asked") and not asked_to_finish(store)):
+        if ended is None or (ended.get("planned_steps") and not asked_to_finish(store)):
+            (run / ENDED).unlink(missing_ok=True)  # of another run, which was asked to finish
             result = _launched(settings, store, placement, pack, base, identity, watch)
             ended = {**result, "digest": _model_digest(run / "model")}
             write_atomic(run / ENDED, json.dumps(ended))
+        made = identity
+        if ended.get("planned_steps"):  # other weights, so another id
+            made = _id_of(digest_of([identity, ended["steps"]]))
+            note_finished(store, made)
+            if becomes is not None:
+                becomes(made)
         with store.draft() as draft:
             shutil.copytree(run / "model", draft.path / "model", copy_function=link_weights)
             shutil.copy(run / EVENTS, draft.path / EVENTS)
-            made = _id_of(digest_of([identity, ended["steps"]])) if ended.get("steps_asked") else identity
             trained = Trained.of({
                 **ended, "folder": f"trainings/{made}", "training_id": made,
                 "method": "full" if spec.peft_method == "full" else "lora"})
             draft.commit(trained.folder, trained.to_json())
-        if made != identity:
-            note_finished(store, made)
         for name in in_store(store, identity):
             store.remove(name)
         shutil.rmtree(run, ignore_errors=True)
@@ -110,6 +120,7 @@ def _launched(
             watch(event)
     pace = StallWatchdog(settings)
     seen = _Seen(store, identity, run, offset, watch, pace)
+    seen.step = max((event["step"] for event in earlier if event["event"] == "step"), default=0)
     device, expected = placement.device, placement.forecast
     base_version = placement.spec.base_version.rpartition(":")[2]
     start = str(store.fetch(f"versions/{base_version}")) if base_version else ""
@@ -121,7 +132,7 @@ def _launched(
     launches = Launches(settings, pace, seen.look,
                         call=lambda launch: start_machines(settings, launch.id, launch.nodes))
     try:
-        with FinishWatch(store, run):
+        with FinishWatch(store, run, lambda: seen.step):
             return launches.run_while_it_gets_on(job)
     finally:
         seen.look()
@@ -142,7 +153,7 @@ def ended_before(run: Path) -> dict[str, Any] | None:
 def find_trained(store: Store, spec: TrainingSpec, pack: Pack, base: Base) -> Trained | None:
     """The weights trained earlier from the same spec, or by this run until it was asked to finish, if they still
     verify."""
-    for identity in filter(None, (training_id(spec, pack, base), finished_before(store))):
+    for identity in filter(None, (finished_before(store), training_id(spec, pack, base))):
         if (manifest := store.find(f"trainings/{identity}")) is not None:
             return Trained.kept(manifest.record)
     return None
@@ -154,11 +165,14 @@ class _Seen:
     def __init__(self, store: Store, identity: str, run: Path, offset: int, watch: Watch, pace: StallWatchdog) -> None:
         self._run, self._offset, self._watch, self._pace = run, offset, watch, pace
         self.copies = Copies(store, identity, run)
+        self.step = 0  # the newest
 
     def look(self) -> None:
         events, self._offset = read_events(self._run, self._offset)
         for event in events:
             self._pace.see(event)
+            if event["event"] == "step":
+                self.step = event["step"]
             self._watch(event)
         self.copies.look(new=any(event["event"] == "checkpoint" for event in events))
 
@@ -190,7 +204,5 @@ def train_task(placement: Placement, pack: Pack, base: Base, split: Split, subje
             if event["event"] == "start" or event["event"] == "resume" or event["event"] == "checkpoint":
                 reached(f"train step {event['step']}", wait=False)
 
-        trained = train(settings, store, placement, pack, base, watch)
-    if trained.training_id != identity:
-        goes_on_as(settings, about, trained.training_id)
-    return trained
+        return train(settings, store, placement, pack, base, watch,
+                     becomes=lambda made: goes_on_as(settings, about, made))

@@ -154,8 +154,7 @@ def step_of(client: SyncPrefectClient, task: UUID | None, known: dict[UUID, str]
 
 
 def shown_version(client: SyncPrefectClient, run: UUID) -> str:
-    """The version that the run's page links to, or an empty string."""
+    """The version that the run's links are of, such as "acme/notes version 1", or an empty string."""
     found: list[Any] = client.read_artifacts(artifact_filter=ArtifactFilter(
-        key=ArtifactFilterKey(any_=["model-version"]), flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
-    texts = [str(artifact.data).split("]")[0].lstrip("[") for artifact in found]
-    return texts[-1] if texts else ""
+        key=ArtifactFilterKey(any_=["links"]), flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+    return str(found[-1].description).partition(" (")[0] if found else ""

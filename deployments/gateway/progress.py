@@ -25,6 +25,7 @@ KEPT = 256
 POINTS = 500
 """Of a curve."""
 LEFT_OUT = ("pause",)
+ENDS = ("stopped_early", "finished_early", "done")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Known:
 
     def __init__(self) -> None:
         self.offset, self.step, self.total, self.count = 0, 0, 0, 0
+        self.is_trained = False  # its steps are over
         self.is_whole = False  # read from the store, where only finished ones are
         self.newest: dict[str, Any] = {}
         """The last event about a step."""
@@ -58,11 +60,13 @@ class Known:
         for event in cast(list[dict[str, Any]], events):
             name = event["event"]
             if name in ("start", "resume"):
-                self._begun, self.total = event["time"], event["total"]
+                self._begun, self.total, self.is_trained = event["time"], event["total"], False
             elif name == "step":
                 self._add_step(event)
             elif name == "validation":
                 self.validations[event["step"]] = event["loss"]
+            elif name in ENDS:
+                self.is_trained = True
             elif name == "checkpoint":
                 self.checkpoints.append((event["step"], event["time"]))
             if name not in LEFT_OUT:
@@ -71,6 +75,7 @@ class Known:
 
     def _add_step(self, event: dict[str, Any]) -> None:
         self.step, self.total, self.newest = event["step"], event["total"], event
+        self.is_trained = self.step >= self.total
         if event["step"] % self._every == 0:
             self.losses.append((event["step"], event["loss"]))
         if len(self.losses) > 2 * POINTS:

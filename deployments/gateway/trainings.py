@@ -110,7 +110,7 @@ def resume(identity: str, request: Request, caller: Trainer, here: Here, base: B
 
 @router.post("/trainings/{identity}/finish")
 def finish(identity: str, request: Request, caller: Trainer, here: Here, base: Base) -> dict[str, Any]:
-    """End it after the step under way; the weights so far become a version, evaluated as any other."""
+    """End its steps within seconds; the weights so far become a version, evaluated as any other."""
     logs: Logs = request.app.state.logs
     row = finish_now(here, logs, identity, caller)
     return view(row, base, logs.of(row))
@@ -159,13 +159,17 @@ def finish_now(here: Gateway, logs: Logs, identity: str, caller: Caller) -> Trai
     if row.status != "processing" or row.hold or not row.flow_run_id:
         state = row.hold or row.status
         raise Refusal(422, f"The training is {state}; only one that is at its steps can be finished.")
-    if known.step == 0:
+    if row.finish_requested:
+        return row
+    if not row.content_id or (known.total and known.step == 0):  # workers elsewhere tell their steps at the end
         raise Refusal(422, "The training has not done its first step; nothing is to be kept yet. Cancel it, or wait.")
-    if known.step >= known.total:
+    if known.is_trained:
         raise Refusal(422, "The training has done its last step already; it is being evaluated.")
     ask_to_finish(here.store, row.flow_run_id)
     with here.database.session() as session:
-        session.execute(update(Training).where(Training.id == row.id).values(finish_requested=True))
+        session.execute(update(Training).where(
+            Training.id == row.id, Training.flow_run_id == row.flow_run_id, Training.hold == "").values(
+                finish_requested=True))
     return find_training(here, identity, caller)
 
 

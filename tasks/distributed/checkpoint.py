@@ -56,6 +56,26 @@ class SavedCheckpoint:
     record: Mapping[str, Any]
 
 
+@dataclass
+class TrainProgress:
+    """What a checkpoint remembers beside weights and optimizer."""
+
+    steps: int = 0
+    loss_first: float | None = None
+    loss_last: float | None = None
+    loss_validation: float | None = None
+    loss_best: float | None = None
+    best_step: int = 0
+    not_better: int = 0
+    """Validations since the best one."""
+    seconds: float = 0.0
+
+    def last_is_best(self) -> bool:
+        """Whether the last validation has a lower loss than the best one before it."""
+        last, best = self.loss_validation, self.loss_best
+        return last is not None and (best is None or last < best)
+
+
 class Checkpoints:
     """The checkpoints of one run. All ranks call its methods together."""
 

@@ -26,7 +26,7 @@ SPLITS = ("train", "validation")
 ANSWERS_FILE, LOSSES_FILE = "answers.jsonl", "losses.jsonl"
 """What generate.py says of each held-out row; every rank leaves its share under `share_name`."""
 FINISH = "finish"
-"""A file in a training's folder: the ranks end after the step under way, and keep its weights."""
+"""A file in a training's folder: from the step in it on, the ranks end and keep the weights."""
 BEST = "best"
 """The folder with the weights of the lowest validation loss so far."""
 ROOM, ROOM_BYTES = "room", 1 << 14

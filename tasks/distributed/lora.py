@@ -2,12 +2,13 @@
 
 In:   a base, the spec      Out: the base with adapters, everything else frozen
 An adapter stands only where the forward pass goes through it: not beside towers for pictures, routers with a forward
-pass of their own, or layers whose weights a scan's kernel takes past it.
+pass of their own, or layers whose weights the code of a mixer reads itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,21 +35,20 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     from peft.tuners.lora.layer import ParamWrapper
 
     config = adapter_config(spec)
-    untrained = other_parts(model)
-    passed_by = router_names(model) + scan_layers(model)
+    left_out = other_parts(model)
     if spec.lora_targets == "all-linear":
         config.target_parameters = expert_names(model) or None
-        untrained += passed_by
-    else:
-        check_targets(model, spec, passed_by)
-    config.exclude_modules = untrained or None
+        left_out += router_names(model) + scan_layers(model)
+    elif not spec.base_version:  # its adapters stand where they stand
+        check_targets(model, spec)
+    config.exclude_modules = left_out or None
     config.lora_dropout = 0.0  # put on below: peft refuses it where experts have adapters
     try:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UserError(
             f"lora_targets is {shown(spec.lora_targets)}, and PEFT says: {' '.join(str(error).split())[:WORDS]}",
-            allowed=_choice(model, passed_by)) from error
+            allowed=_choice(model)) from error
     for module in adapted.modules():
         if isinstance(module, LoraLayer):  # autocast makes the adapters narrow; peft would make their inputs wide first
             module.cast_input_dtype_enabled = False
@@ -62,30 +62,36 @@ def add_adapter(model: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
     return adapted
 
 
-def check_targets(model: PreTrainedModel, spec: TrainingSpec, passed_by: list[str]) -> None:
-    """Raise UserError for a target that an adapter would stand beside in vain: it would get no gradient, and what it
-    was worth nobody would know. `passed_by`: last names, or whole ones."""
-    ends = {name.rsplit(".", 1)[-1] for name in passed_by}
-    named = [target.strip() for target in spec.lora_targets.split(",")]
-    if vain := sorted({one for one in named if one.rsplit(".", 1)[-1] in ends and _hits(model, one, passed_by)}):
+def check_targets(model: PreTrainedModel, spec: TrainingSpec) -> None:
+    """Raise UserError for targets among the layers of `unadaptable`."""
+    named, layers = [target.strip() for target in spec.lora_targets.split(",")], unadaptable(model)
+    if refused := sorted({target for target in named if any(_matches(layer, target) for layer in layers)}):
         raise UserError(
-            f"lora_targets names {', '.join(vain)}, past which this base's own code takes the weights (a scan's "
-            "kernel, a router)", allowed=_choice(model, passed_by), fix="Leave it out of lora_targets.")
+            f"lora_targets names {', '.join(refused)}, whose weights this base's code reads itself: an adapter there "
+            "has no effect, or does not fit", allowed=_choice(model), fix="Leave it out of lora_targets.")
 
 
-def _hits(model: PreTrainedModel, target: str, passed_by: list[str]) -> bool:
-    """Whether a target, as peft matches it, is one of those layers."""
-    return any((name == target or name.endswith(f".{target}"))
-               and any(name == one or name.endswith(f".{one}") for one in passed_by)
-               for name, _ in model.named_modules())
+def unadaptable(model: PreTrainedModel) -> set[str]:
+    """The linear layers beside which no adapter can work: routers that return two tensors, and the layers of a mixer
+    whose class reads their weights, as those do that hand them to a kernel (`self.out_proj.weight`)."""
+    names, routers = dict(model.named_modules()), set(router_names(model))
+    read = {layer for layer in scan_layers(model)
+            if f"self.{layer.rpartition('.')[2]}.weight" in inspect.getsource(type(names[layer.rpartition(".")[0]]))}
+    return read | {name for name in names if name.rpartition(".")[2] in routers}
 
 
-def _choice(model: PreTrainedModel, passed_by: list[str]) -> str:
+def _matches(layer: str, target: str) -> bool:
+    """Whether peft would put an adapter of that target beside the layer."""
+    return layer == target or layer.endswith(f".{target}")
+
+
+def _choice(model: PreTrainedModel) -> str:
     """What lora_targets may name."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    names = {name.rsplit(".", 1)[-1] for name in layers
-             if not any(name == one or name.endswith(f".{one}") for one in passed_by)}
-    return "all-linear, or some of " + ", ".join(sorted(names))
+    left_out = unadaptable(model)
+    refused, others = {name.rpartition(".")[2] for name in left_out}, left_out | set(other_parts(model))
+    names = {name.rpartition(".")[2] for name, module in model.named_modules()
+             if isinstance(module, torch.nn.Linear) and name not in others}
+    return "all-linear, or some of " + ", ".join(sorted(names - refused))
 
 
 def other_parts(model: PreTrainedModel) -> list[str]:

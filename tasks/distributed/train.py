@@ -21,7 +21,7 @@ import shutil
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from infra.errors import EXIT_DONE, EXIT_PREEMPTED, Diverged, OutOfMemory, Preem
 from infra.spec import TrainingSpec
 from tasks.distributed.batches import BatchPlan, Feed
 from tasks.distributed.build import build_model, flops_of, save_trained
-from tasks.distributed.checkpoint import Checkpoints
+from tasks.distributed.checkpoint import Checkpoints, TrainProgress
 from tasks.distributed.contract import FINISH, TrainJob, main_of
 from tasks.distributed.events import Events
 from tasks.distributed.optimizer import make_optimizer, update
@@ -42,7 +42,7 @@ from tasks.distributed.preflight import check_loss, unrepeatable
 from tasks.distributed.process_group import Group, Later, StopFlag, group, repeatable
 from tasks.distributed.schedule import learning_rate, seed_of
 from tasks.distributed.validation import held_out_loss
-from tasks.distributed.weight_check import NO_MEMORY
+from tasks.distributed.weight_check import NO_MEMORY, auto_class
 
 
 def train_rank(job: TrainJob) -> int:
@@ -56,9 +56,8 @@ def train_rank(job: TrainJob) -> int:
             trainer.step(step, stop)
             done, last = step + 1, step + 1 == trainer.plan.steps
             trainer.look_back()
-            if trainer.validates_after(done) and trainer.validate(done):
-                break
-            if last or trainer.wants_finish:
+            stops_early = trainer.validates_after(done) and trainer.validate(done)
+            if stops_early or last or trainer.wants_finish:
                 break
             if trainer.wants_stop or done % spec.checkpoint_steps == 0:
                 trainer.save(done)
@@ -68,21 +67,6 @@ def train_rank(job: TrainJob) -> int:
                 return EXIT_PREEMPTED
         trainer.finish(started)
     return EXIT_DONE
-
-
-@dataclass
-class TrainProgress:
-    """What a checkpoint remembers beside weights and optimizer."""
-
-    steps: int = 0
-    loss_first: float | None = None
-    loss_last: float | None = None
-    loss_validation: float | None = None
-    loss_best: float | None = None
-    best_step: int = 0
-    not_better: int = 0
-    """Validations since the best one."""
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -106,10 +90,8 @@ class Trainer:
         self.began = time.monotonic()
         self.bad = torch.zeros((), device=ranks.device)
         self.figures: deque[tuple[int, Later]] = deque()
-        self.wants_stop = False
-        """Some rank was told to stop, as the figures read so far say on all ranks alike."""
-        self.wants_finish = False
-        """The first rank has seen that a person asks for the weights so far."""
+        self.wants_stop = self.wants_finish = False
+        """Some rank was told to stop; a person asks for the weights so far: as figures say that all ranks have read."""
 
     # ------------------------------------------------------------------ one step
 
@@ -121,7 +103,7 @@ class Trainer:
         loss = self._gradients(step, labels)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        told = (stop.is_set, self.ranks.is_first and (self.run / FINISH).exists())
+        told = (stop.is_set, self.ranks.is_first and self._is_asked_to_finish(step + 1))
         summed = self.ranks.sum(torch.stack([loss.float(), *(loss.new_full((), float(one)) for one in told)]))
         # From the first figure that is not finite on, the fused kernel skips every update.
         self.bad = torch.maximum(self.bad, 1.0 - torch.isfinite(summed[0] + norm).float())
@@ -181,14 +163,27 @@ class Trainer:
 
     # ------------------------------------------------------------------ beside the steps
 
+    def _is_asked_to_finish(self, done: int) -> bool:
+        """Whether a person wants the weights; ranks that were started again first come as far as they were then."""
+        try:
+            return done >= int((self.run / FINISH).read_text() or 0)
+        except FileNotFoundError:
+            return False
+
     def validates_after(self, done: int) -> bool:
-        """Every validation_steps, or after every epoch; always at the end, also at one that a person asks for."""
-        every = self.spec.validation_steps or self.plan.steps_per_epoch
+        """When it is due, and where a person ends the steps."""
         wanted = self.spec.run_validation and len(self.held_out) > 0
-        return wanted and (done % every == 0 or done == self.plan.steps or self.wants_finish)
+        return wanted and (self._is_due(done) or self.wants_finish)
+
+    def _is_due(self, done: int) -> bool:
+        """Every validation_steps, or after every epoch; always at the end."""
+        return done % (self.spec.validation_steps or self.plan.steps_per_epoch) == 0 or done == self.plan.steps
 
     def validate(self, done: int) -> bool:
-        """Mean cross-entropy at the labelled held-out tokens. True when it is time to stop early."""
+        """Mean cross-entropy at the labelled held-out tokens. True when it is time to stop early.
+
+        One that a person caused is told, and judges nothing: the whole training, which may go on here, has none there.
+        """
         self.look_back(all_of_them=True)
         self.events.emit("pause", step=done, what="validation")
         value = held_out_loss(
@@ -196,13 +191,15 @@ class Trainer:
         self.built.loss.train()
         progress = self.progress
         progress.loss_validation = value
-        if progress.loss_best is None or value < progress.loss_best:
+        self.events.emit("validation", step=done, loss=value, perplexity=math.exp(min(value, 700)))
+        if not self._is_due(done):
+            return False
+        if progress.last_is_best():
             progress.loss_best, progress.best_step, progress.not_better = value, done, 0
             if self.spec.keep_weights == "best":
                 self.checkpoints.save_best(done, self.built.loss, {"key": self.job.key}, time.monotonic())
         else:
             progress.not_better += 1
-        self.events.emit("validation", step=done, loss=value, perplexity=math.exp(min(value, 700)))
         patience = self.spec.early_stopping_patience
         if patience and progress.not_better >= patience and done < self.plan.steps:
             self.events.emit("stopped_early", step=done, best_step=progress.best_step)
@@ -245,7 +242,9 @@ class Trainer:
             self.events.emit("finished_early", step=self.progress.steps)
         self.events.emit("pause", step=self.progress.steps, what="weights")
         self.checkpoints.wait()
-        if self.spec.keep_weights == "best" and self.progress.best_step:
+        if self.finished_early and self.progress.last_is_best():
+            self.progress.loss_best, self.progress.best_step = self.progress.loss_validation, self.progress.steps
+        elif self.spec.keep_weights == "best" and self.progress.best_step:
             self.checkpoints.load_best(self.job.key, self.built.loss)
         save_trained(self.built, self.run / "model", self.ranks)
         crashpoint("train.final.before_commit")
@@ -257,7 +256,7 @@ class Trainer:
 
     @property
     def finished_early(self) -> bool:
-        """The steps ended for a person; also where the validation that comes before such an end lost patience."""
+        """The steps ended for a person."""
         return self.wants_finish and self.progress.steps < self.plan.steps
 
     def _result(self, started: int) -> dict[str, Any]:
@@ -266,7 +265,8 @@ class Trainer:
             **curve, "ranks": self.ranks.world, "seconds": round(self._seconds(), 3),
             "tokens_per_s": round(self.events.tokens_per_s, 1),
             "trainable": sum(p.numel() for p in self.trainable), "peak_memory_bytes": self._peak_memory(),
-            "resumed_from": started, "steps_asked": self.plan.steps if self.finished_early else 0}
+            "resumed_from": started, "planned_steps": self.plan.steps if self.finished_early else 0,
+            "auto_class": auto_class(self.built.causal.config).__name__}
 
     def _peak_memory(self) -> int:
         """The most bytes that this rank has held: on its GPU, or in the process."""

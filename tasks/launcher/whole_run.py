@@ -99,6 +99,6 @@ def to_keep(works: Mapping[Phase, Work], trained: Trained, times: Mapping[str, f
     """What the next forecast learns of this run. A training that was resumed took the time of several processes,
     one that a person finished did less."""
     taken = taken_by(trained, times)
-    skipped: tuple[Phase, ...] = ("start-up", "train") if trained.resumed_from or trained.steps_asked else ()
+    skipped: tuple[Phase, ...] = ("start-up", "train") if trained.resumed_from or trained.planned_steps else ()
     return [Measured(step=phase, like=works[phase].like, work=works[phase].amount, seconds=seconds)
             for phase, seconds in taken.items() if phase in works and phase not in skipped]

@@ -1,15 +1,17 @@
-"""Finish now: a person asks a run to end its training after the step under way, and to make a version of the weights.
+"""Finish now: a person asks a run to end its training, within seconds, and to make a version of the weights so far.
 
 In:   <store>/runs/<flow run id>.finish, written by whoever asks      Out: <training>/finish, which the ranks look for
 It counts for one run: the same training asked for again trains to its end. The weights are not those of the whole
 training, so they have an id of their own; the note then holds it, and a run that is started again finds them by it.
-Dies half-way: the note stays, and the next process of the run ends the training after its next step.
+Dies half-way: the note stays. The next process of the run goes on at the last checkpoint, comes as far as the one
+before it, and ends the training there.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ from types import TracebackType
 from prefect import runtime
 
 from infra.errors import AnnealError
+from infra.files import write_atomic
 from infra.storage.store import Store
 from tasks.distributed.contract import FINISH
 from tasks.runs.attempt import RUNS
@@ -46,15 +49,17 @@ def finished_before(store: Store) -> str:
 
 
 def note_finished(store: Store, training: str) -> None:
-    """Note it."""
+    """Write down which training this run finished, before it is stored."""
     store.write(_note(runtime.flow_run.id), training)
 
 
 class FinishWatch(threading.Thread):
     """Looks for the note while ranks train, in a thread: they do not wait for a store that hangs."""
 
-    def __init__(self, store: Store, training: Path) -> None:
+    def __init__(self, store: Store, training: Path, step: Callable[[], int]) -> None:
+        """`step`: the newest step that the ranks have told."""
         super().__init__(name="finish", daemon=True)
+        self._step = step
         self._store, self._run, self._mark = store, runtime.flow_run.id, training / FINISH
         self._over = threading.Event()
 
@@ -67,14 +72,16 @@ class FinishWatch(threading.Thread):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._over.set()
+        if self.is_alive():
+            self.join(LOOK_EVERY_S)
 
     def run(self) -> None:
         """Until it is there, or the training is over."""
         while not self._over.is_set():
-            with suppress(AnnealError):  # a store that is away is asked again
+            with suppress(AnnealError, OSError):  # a store that is away, or a full disk, is tried again
                 if self._store.read(_note(self._run)) is not None:
-                    log.info("asked to finish: the training ends after the step under way")
-                    self._mark.touch()
+                    write_atomic(self._mark, str(self._step()))
+                    log.info("asked to finish: the training ends within its next steps")
                     return
             self._over.wait(LOOK_EVERY_S)
 

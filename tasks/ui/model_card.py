@@ -6,7 +6,6 @@ Names no path of this machine, so that the card may be published as it is. Its s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.records import RowKind
@@ -38,7 +37,7 @@ LOAD_WHOLE = """from transformers import {auto}, AutoTokenizer
 
 folder = "."  # this folder, or its name on the hub
 model = {auto}.from_pretrained(folder)"""
-CAUSAL, WRAPPER = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+CAUSAL = "AutoModelForCausalLM"
 ASK = """tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer({prompt}, return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=128, do_sample=False)
@@ -70,13 +69,6 @@ def model_card(lineage: dict[str, Any], form: Form, kind: RowKind, separator: st
     return "\n".join([
         "---", data.to_yaml().strip(), "---", "", f"# {name}", "", f"{what}, trained with Anneal.", "",
         *_origin(lineage, base, form), "", *_table(scores, lineage), "", *_usage(name, base, form, prompt, auto), ""])
-
-
-def auto_class_of(config: Mapping[str, Any]) -> str:
-    """The class of transformers that loads a base with that config.json: wrappers around a language model, which take
-    pictures beside text, have one of their own."""
-    names = config.get("architectures") or [""]
-    return WRAPPER if str(names[0]).endswith("ForConditionalGeneration") else CAUSAL
 
 
 def scores_of(lineage: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -120,7 +112,7 @@ def _origin(lineage: dict[str, Any], base: dict[str, Any], form: Form) -> list[s
     """What it came from."""
     rows, spec, parent = lineage["rows"], lineage["spec"], lineage.get("base_version")
     commit = f", commit `{base['revision']}`" if base["revision"] else ""
-    asked = f" of {lineage['steps_asked']}" if "steps_asked" in lineage else ""  # finished by a person before the end
+    asked = f" of {lineage['planned_steps']}" if "planned_steps" in lineage else ""  # a person finished it
     knobs = [f"{name} {spec[name]}" for name in KNOBS if name in spec and (form != "full" or name not in ADAPTER_KNOBS)]
     return [
         "| | |", "|---|---|", f"| base model | {_base_name(base)}{commit}, sha256 `{base['digest']}` |",
@@ -155,7 +147,7 @@ def _usage(name: str, base: dict[str, Any], form: Form, prompt: str, auto: str) 
     load = LOAD_WHOLE.format(auto=auto)
     if form == "lora":
         load = LOAD_ADAPTER if auto == CAUSAL else LOAD_BESIDE.format(
-            auto=auto, base=base["name"] if base["revision"] else "the base model's folder")
+            auto=auto, base=base["name"] if base["revision"] else "/where/the/base/model/lies")
     lines = ["## Use", "", "```python", load, ask, "```", ""]
     if form == "lora":
         if not base["revision"]:

@@ -76,7 +76,10 @@ def forecast_report(
 ) -> str:
     """Steps, memory by parts, time and price of each step; the actual figures beside them once they are known."""
     actual = forecast.spent(trained, times) if trained else {}
-    title = f"Forecast{' and what it was' if trained else ''}: {forecast.ranks} x {forecast.device}"
+    what = " and what it was" if trained else ""
+    if trained and trained.planned_steps:
+        what += f", finished after {trained.steps} of {trained.planned_steps} steps"
+    title = f"Forecast{what}: {forecast.ranks} x {forecast.device}"
     losses = trained.curve if trained else {}
     return "\n".join([
         f"## {title}", "", "| | forecast | actual |", "|---|---|---|",
@@ -190,7 +193,7 @@ def tag(**about: str) -> None:
     """Tags of the run by which the UI finds it, such as model:llama; a colon and a value each."""
     run = runtime.flow_run.id
     if run:
-        others = (tag for tag in runtime.flow_run.tags if tag.partition(":")[0] not in about)
+        others = (tag for tag in runtime.flow_run.tags if not tag.startswith("training:"))
         tags = {*others, *(f"{name}:{value}" for name, value in about.items() if value)}
         if_it_can(lambda: _tag(UUID(run), tags))
 

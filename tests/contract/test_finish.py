@@ -33,8 +33,8 @@ def test_a_finished_training_is_a_version_with_the_steps_that_it_did(gateway: Ru
     assert found["status"] == "succeeded" and "finished_early" in found["logs"], found
     with zipfile.ZipFile(io.BytesIO(gateway.http.get(f"{address}/weights.zip").content)) as weights:
         lineage, card = json.loads(weights.read("training.json")), weights.read("README.md").decode()
-    assert 0 < lineage["steps"] < lineage["steps_asked"] and lineage["steps_asked"] >= EPOCHS
-    assert f"{lineage['steps']} of {lineage['steps_asked']} steps" in card
+    assert 0 < lineage["steps"] < lineage["planned_steps"] and lineage["planned_steps"] >= EPOCHS
+    assert f"{lineage['steps']} of {lineage['planned_steps']} steps" in card
     version = Registry(gateway.settings).named(f"acme/finished:{found['output']['version'].rpartition(':')[2]}")
     assert version.training_id == lineage["training_id"] and version.number == 1
     runs = Registry(gateway.settings).client.search_runs(

@@ -39,7 +39,7 @@ def outcome_of(here: Gateway, version: str) -> Outcome | None:
         scores = scores_of(lineage)
         compared = {name: Comparison.of(one) for name, one in lineage["metrics"].get("compared", {}).items()}
     except (AnnealError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("no scores of version %s: %s", version[:12], error)
+        log.debug("no scores of version %s: %s", version[:12], error)
         return None
     names = list(dict.fromkeys(name for values in scores.values() for name in values))
     if not names:

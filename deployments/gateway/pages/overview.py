@@ -69,7 +69,7 @@ def progress_of(known: Known) -> dict[str, Any]:
     """Step, steps in all, time left, cost so far and loss; zeros and None where nothing is known."""
     newest = known.newest
     return {"step": known.step, "total": known.total, "eta_s": newest.get("eta_s"), "usd": newest.get("usd"),
-            "loss": newest.get("loss")}
+            "loss": newest.get("loss"), "is_trained": known.is_trained}
 
 
 def _seen(caller: Caller, served: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ def _ago(seconds: float | None) -> str:
 
 def _time_left(progress: dict[str, Any]) -> str:
     """Of the steps; what comes after them is not told by the trainer."""
-    if progress["total"] and progress["step"] >= progress["total"]:
+    if progress["is_trained"]:
         return "trained; evaluating, registering, deploying"
     return "not known yet" if progress["eta_s"] is None else seconds_in_words(progress["eta_s"])
 

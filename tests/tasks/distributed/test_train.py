@@ -178,7 +178,7 @@ def test_a_training_that_a_person_finishes_has_the_weights_of_that_step(make_job
     (Path(job.out) / FINISH).touch()
     assert ranks.run(job, 2) == [0, 0]
     result = json.loads((Path(job.out) / "result.json").read_text())
-    assert (result["steps"], result["steps_asked"]) == (2, events_of(job, "start")[0]["total"])
+    assert (result["steps"], result["planned_steps"]) == (2, events_of(job, "start")[0]["total"])
     assert [event["step"] for event in events_of(job, "validation")] == [2], "the weights that are kept are validated"
     assert [event["step"] for event in events_of(job, "finished_early")] == [2] and not events_of(job, "checkpoint")
     ranks.run(reached, 2, ANNEAL_CRASH_AT="train.after_backward:SIGTERM:1", ANNEAL_CRASH_FIRED=f"{reached.out}/fired")
@@ -205,7 +205,7 @@ def test_a_finish_whose_validation_loses_patience_is_no_whole_training(
     assert trainer.train_rank(job) == 0
     assert [event["step"] for event in events_of(job, "stopped_early")] == [2]
     result = json.loads((Path(job.out) / "result.json").read_text())
-    assert result["steps_asked"] == events_of(job, "start")[0]["total"] > result["steps"] == 2
+    assert result["planned_steps"] == events_of(job, "start")[0]["total"] > result["steps"] == 2
 
 
 def test_an_untied_head_trains_on_two_ranks_with_a_row_left_over(make_job: MakeJob, tmp_path: Path) -> None:

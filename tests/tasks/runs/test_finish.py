@@ -43,7 +43,7 @@ class Ranks:
         (self._run / "events.jsonl").write_text("")
         known = {name: value for name, value in self._past.trained.to_json().items()
                  if name not in ("folder", "training_id", "method", "digest")}
-        return {**known, "steps": steps, "steps_asked": asked}
+        return {**known, "steps": steps, "planned_steps": asked}
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ def test_it_has_an_id_of_its_own_and_its_run_finds_it_again(
         with pytest.raises(Transient, match="away"):
             once(FIRST, asked=True)
     finished = once(FIRST, asked=True)
-    assert (finished.steps, finished.steps_asked, ranks.launches) == (3, past.trained.steps, 1)
+    assert (finished.steps, finished.planned_steps, ranks.launches) == (3, past.trained.steps, 1)
     assert finished_before(store) == finished.training_id
     ask_to_finish(store, FIRST)
     assert once(FIRST, asked=True) == finished and ranks.launches == 1
     whole = once(SECOND, asked=False)
     assert whole.training_id == training_id(past.spec, past.pack, past.base) != finished.training_id
-    assert (whole.steps, whole.steps_asked, ranks.launches) == (past.trained.steps, 0, 2)
+    assert (whole.steps, whole.planned_steps, ranks.launches) == (past.trained.steps, 0, 2)
     weights = [(store.fetch(one.folder) / "model" / "weights").read_text() for one in (finished, whole)]
     assert weights == ["after 3", f"after {past.trained.steps}"]
 
@@ -113,4 +113,4 @@ def test_another_run_does_not_take_what_was_finished_early_for_its_own(
     with pytest.raises(Transient, match="away"):
         once(FIRST, asked=True)
     whole = once(SECOND, asked=False)
-    assert (whole.steps, whole.steps_asked, ranks.launches) == (past.trained.steps, 0, 2)
+    assert (whole.steps, whole.planned_steps, ranks.launches) == (past.trained.steps, 0, 2)

@@ -48,11 +48,27 @@ def test_pefts_own_reason_is_told() -> None:
 def test_a_named_layer_whose_adapter_would_do_nothing_is_refused(family: str, targets: str, vain: str) -> None:
     with pytest.raises(UserError) as caught:
         add_adapter(tiny(family), TrainingSpec(**NEEDED, lora_targets=targets))
-    assert caught.value.found.startswith(f"lora_targets names {vain}, past which")
+    assert caught.value.found.startswith(f"lora_targets names {vain}, whose weights")
     allowed = str(caught.value.allowed).removeprefix("all-linear, or some of ").split(", ")
     assert allowed and not {"out_proj", "x_proj", "dt_proj", "router"} & set(allowed)
     named = TrainingSpec(**NEEDED, lora_targets=allowed[0])
     assert any("lora_" in name for name, _ in add_adapter(tiny(family), named).named_parameters())
+
+
+@pytest.mark.parametrize(("family", "target"), [("jamba", "out_proj"), ("jamba", "x_proj")])
+def test_a_mixer_that_calls_its_layers_takes_adapters_beside_them(family: str, target: str) -> None:
+    torch.manual_seed(0)
+    model = tiny(family)
+    adapted = add_adapter(model, TrainingSpec(**NEEDED, lora_targets=target))
+    ids = torch.arange(5, 21)[None]
+    adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    weights = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert weights and all(weight.grad is not None for weight in weights.values())
+
+
+def test_a_version_with_such_adapters_can_be_gone_on_from() -> None:
+    spec = TrainingSpec(**NEEDED, lora_targets="in_proj,out_proj", base_version="a/b:1")
+    assert any("out_proj.lora_A" in name for name, _ in add_adapter(tiny("bamba"), spec).named_parameters())
 
 
 def test_two_adapters_of_experts_answer_in_one_batch(tmp_path: Path) -> None:
