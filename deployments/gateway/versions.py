@@ -29,7 +29,6 @@ from infra.spec import FIELD_TYPES, FIELDS
 log = logging.getLogger(__name__)
 COG_VERSION = "0.22.0"
 """Whose conventions the schema follows; clients bend schemas of versions before 0.3.9."""
-"""The first two stand in a training's address and beside its input; a version may be another owner's."""
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
